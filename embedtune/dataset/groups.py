@@ -1,0 +1,113 @@
+"""What belongs together: near-duplicate chunks, and the documents that must not be split apart."""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from embedtune.types import Chunk, Question
+
+NEAR_DUPLICATE_JACCARD = 0.5
+"""Two texts that share half of their word triples say the same thing twice."""
+
+_WORD = re.compile(r"\w+")
+
+
+def normalised(text: str) -> str:
+    """Return the text as it is compared: case folded, white space collapsed."""
+    return " ".join(text.casefold().split())
+
+
+def shingles(text: str, size: int = 3) -> frozenset[str]:
+    """Return every run of ``size`` words of a text; a shorter text is one shingle."""
+    words = _WORD.findall(text.casefold())
+    return frozenset(" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1)))
+
+
+def near_duplicate_pairs(texts: Sequence[str], *, threshold: float = NEAR_DUPLICATE_JACCARD) -> list[tuple[int, int]]:
+    """Return the pairs of positions whose texts have a Jaccard similarity of word triples of at least ``threshold``.
+
+    MinHash with locality-sensitive hashing proposes the pairs (Broder 1997; Leskovec, Rajaraman and Ullman,
+    "Mining of Massive Datasets", chapter 3), and the exact similarity decides, so no pair is wrong; a pair close to the
+    threshold may be overlooked (at 0.5 about one in twenty).
+
+    Example:
+        >>> near_duplicate_pairs(["press the red button twice", "Press the red button twice!", "open the lid"])
+        [(0, 1)]
+    """
+    from datasketch import MinHash, MinHashLSH
+
+    sets = [shingles(text) for text in texts]
+    # crc32 is much faster than the default sha1 and good enough below a check of the exact similarity.
+    sketches = MinHash.bulk(
+        [[s.encode("utf-8", "replace") for s in one] for one in sets], num_perm=64, hashfunc=zlib.crc32
+    )
+    # Weighting false negatives nine to one makes bands that propose generously.
+    index = MinHashLSH(threshold=threshold, num_perm=64, weights=(0.1, 0.9))
+    pairs = []
+    for position, sketch in enumerate(sketches):
+        pairs += [
+            (other, position)
+            for other in index.query(sketch)
+            if len(sets[other] & sets[position]) >= threshold * len(sets[other] | sets[position])
+        ]
+        index.insert(position, sketch)
+    return sorted(pairs)
+
+
+def spans_overlap(first: Chunk, second: Chunk) -> bool:
+    """Say whether two chunks share characters of one document."""
+    return first.document_id == second.document_id and first.start < second.end and second.start < first.end
+
+
+def duplicate_groups(chunks: Sequence[Chunk]) -> list[str]:
+    """Return for each chunk the id of the first chunk that says (nearly) the same; its own id where none does.
+
+    Overlapping neighbours are left out: they share text by construction, and chaining them would make one group of a
+    whole document.
+    """
+    pairs = [
+        (i, j)
+        for i, j in near_duplicate_pairs([chunk.text for chunk in chunks])
+        if not spans_overlap(chunks[i], chunks[j])
+    ]
+    firsts = _first_members(len(chunks), pairs)
+    return [chunks[first].id for first in firsts]
+
+
+def document_groups(
+    chunks: Sequence[Chunk], questions: Iterable[Question], duplicates: Sequence[str]
+) -> dict[str, str]:
+    """Map each document to its group, named after the group's smallest document id.
+
+    Documents are joined when they hold near-duplicate chunks, when one question is answered in both, or when the same
+    question was asked of both: putting such documents on two sides of a split would leak.
+    """
+    documents = sorted({chunk.document_id for chunk in chunks})
+    position = {document: i for i, document in enumerate(documents)}
+    home = {chunk.id: position[chunk.document_id] for chunk in chunks}
+    pairs = [(home[chunk.id], home[first]) for chunk, first in zip(chunks, duplicates, strict=True)]
+    asked_at: dict[str, int] = {}
+    for question in questions:
+        anchor = asked_at.setdefault(normalised(question.text), home[question.chunk_ids[0]])
+        pairs += [(anchor, home[chunk_id]) for chunk_id in question.chunk_ids]
+    firsts = _first_members(len(documents), pairs)
+    return {document: documents[first] for document, first in zip(documents, firsts, strict=True)}
+
+
+def _first_members(size: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
+    """Return for each of ``size`` nodes the smallest node that it is connected to."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows, columns = np.array(pairs, dtype=np.int64).reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(size, size))
+    _, labels = connected_components(graph, directed=False)
+    _, first_of_label = np.unique(labels, return_index=True)
+    firsts: list[int] = first_of_label[labels].tolist()
+    return firsts

@@ -1,0 +1,168 @@
+"""Which question goes to which split: by hash, so that adding documents does not move the others."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Literal, get_args
+
+from embedtune.dataset.groups import normalised
+
+if TYPE_CHECKING:
+    from embedtune.types import Question
+
+logger = logging.getLogger(__name__)
+
+SplitBy = Literal["document", "question", "given"]
+SPLIT_BY: tuple[SplitBy, ...] = get_args(SplitBy)
+
+
+def check_sizes(*, test_size: float, dev_size: float, test_seen_size: float) -> None:
+    """Raise a ``ValueError`` unless each size is a share in [0, 1) and they leave something to train on."""
+    sizes = {"test_size": test_size, "dev_size": dev_size, "test_seen_size": test_seen_size}
+    for name, size in sizes.items():
+        if not 0 <= size < 1:
+            raise ValueError(
+                f"{name}={size} is no share of the questions. Give a number from 0 up to, not including, 1."
+            )
+    if test_size + dev_size >= 1:
+        raise ValueError(f"test_size={test_size} and dev_size={dev_size} leave nothing to train on. Lower one of them.")
+
+
+def split_by_document(
+    questions: Sequence[Question],
+    group_of: Mapping[str, str],
+    *,
+    test_size: float,
+    dev_size: float,
+    test_seen_size: float,
+    seed: int,
+) -> dict[str, str]:
+    """Map question ids to splits such that no document group stands on two sides of train, dev and test.
+
+    Each group is drawn by a hash of its name, so the shares are met on average, and a group keeps its side when others
+    are added. Where no group at all falls into a wanted side, the one that came closest is moved there.
+
+    Args:
+        questions: The questions.
+        group_of: The document group of each question id.
+        test_size: Share of the groups for ``test``.
+        dev_size: Share of the groups for ``dev``.
+        test_seen_size: Share of the training groups' questions held out as ``test_seen``: questions that were not
+            trained on, about chunks that were.
+        seed: Another seed draws another split.
+    """
+    groups = sorted(
+        {group_of[question.id] for question in questions}, key=lambda name: (_draw(seed, "group", name), name)
+    )
+    side_of = _sides(groups, test_size=test_size, dev_size=dev_size, seed=seed)
+    splits = {question.id: side_of[group_of[question.id]] for question in questions}
+    seen = [question for question in questions if splits[question.id] == "train"]
+    return splits | _hold_out_seen(seen, share=test_seen_size, seed=seed)
+
+
+def split_by_question(questions: Sequence[Question], *, test_size: float, dev_size: float, seed: int) -> dict[str, str]:
+    """Map question ids to splits such that every chunk with enough questions has some on each side.
+
+    The same chunk is trained on and tested with: right for asking "are the chunks I have found better?", too rosy for
+    "will new documents be found?". Of a chunk's n questions, at least one (and about ``test_size * n``) goes to ``test``,
+    likewise to ``dev``, and at least one stays in ``train``. Questions of equal text stay together.
+    """
+    texts = _by_text(questions)
+    num_questions: dict[str, int] = defaultdict(int)
+    for same in texts.values():
+        num_questions[same[0].chunk_ids[0]] += 1
+    room = {
+        "test": {chunk: _quota(n, test_size, leave=1) for chunk, n in num_questions.items()},
+        "dev": {
+            chunk: _quota(n, dev_size, leave=1 + _quota(n, test_size, leave=1)) for chunk, n in num_questions.items()
+        },
+    }
+    splits: dict[str, str] = {}
+    for text in sorted(texts, key=lambda text: (_draw(seed, "question", text), text)):
+        chunk = texts[text][0].chunk_ids[0]
+        side = next((name for name in ("test", "dev") if room[name][chunk] > 0), "train")
+        if side != "train":
+            room[side][chunk] -= 1
+        splits |= {question.id: side for question in texts[text]}
+    return splits
+
+
+def split_as_given(questions: Sequence[Question]) -> dict[str, str]:
+    """Map question ids to the splits that they carry; warns when one text stands in two of them."""
+    if unbound := [question.id for question in questions if not question.split]:
+        raise ValueError(
+            f"split_by='given' needs a split on every question, and {len(unbound)} have none (the first: {unbound[0]!r}). "
+            "Set Question.split, or choose split_by='document'."
+        )
+    shared = [text for text, same in _by_text(questions).items() if len({question.split for question in same}) > 1]
+    if shared:
+        logger.warning(
+            "%d question texts stand in more than one of the given splits: a leak, unless it is meant.", len(shared)
+        )
+    return {question.id: question.split for question in questions}
+
+
+def _draw(seed: int, what: str, name: str) -> float:
+    """Return a number in [0, 1) that depends on the seed and the name alone."""
+    digest = hashlib.sha256(f"{seed}\0{what}\0{name}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64
+
+
+def _sides(groups: Sequence[str], *, test_size: float, dev_size: float, seed: int) -> dict[str, str]:
+    """Cut groups, sorted by their draw, into test, dev and train; none that was asked for stays empty."""
+    wanted = 1 + (test_size > 0) + (dev_size > 0)
+    if len(groups) < wanted:
+        raise ValueError(
+            f"The questions fall into {len(groups)} document groups, too few for {wanted} splits. Add documents, set "
+            "dev_size=0, or hold single questions out with split_by='question'. (Documents that share near-duplicate "
+            "chunks or questions count as one group.)"
+        )
+    draws = [_draw(seed, "group", group) for group in groups]
+    num_test = sum(draw < test_size for draw in draws)
+    num_held_out = sum(draw < test_size + dev_size for draw in draws)
+    if test_size:
+        num_test = min(max(num_test, 1), len(groups) - wanted + 1)
+    if dev_size:
+        num_held_out = max(num_held_out, num_test + 1)
+    num_held_out = min(max(num_held_out, num_test), len(groups) - 1)
+    sides = ["test"] * num_test + ["dev"] * (num_held_out - num_test) + ["train"] * (len(groups) - num_held_out)
+    return dict(zip(groups, sides, strict=True))
+
+
+def _hold_out_seen(questions: Sequence[Question], *, share: float, seed: int) -> dict[str, str]:
+    """Draw questions as ``test_seen``, but leave every chunk its last question to train on."""
+    texts = _by_text(questions)
+    left: dict[str, int] = defaultdict(int)
+    for same in texts.values():
+        for chunk in _chunks(same):
+            left[chunk] += 1
+    held_out = {}
+    for text in sorted(texts, key=lambda text: (_draw(seed, "seen", text), text)):
+        chunks = _chunks(texts[text])
+        if _draw(seed, "seen", text) < share and all(left[chunk] > 1 for chunk in chunks):
+            held_out.update({question.id: "test_seen" for question in texts[text]})
+            for chunk in chunks:
+                left[chunk] -= 1
+    return held_out
+
+
+def _by_text(questions: Iterable[Question]) -> dict[str, list[Question]]:
+    """Group questions of equal text."""
+    texts: dict[str, list[Question]] = defaultdict(list)
+    for question in questions:
+        texts[normalised(question.text)].append(question)
+    return texts
+
+
+def _chunks(questions: Iterable[Question]) -> set[str]:
+    return {chunk_id for question in questions for chunk_id in question.chunk_ids}
+
+
+def _quota(num_questions: int, share: float, *, leave: int) -> int:
+    """Return how many of a chunk's questions to hold out: about the share, at least one, and ``leave`` stay behind."""
+    if share == 0:
+        return 0
+    return max(0, min(max(1, round(share * num_questions)), num_questions - leave))

@@ -1,0 +1,112 @@
+"""RetrievalDataset on disk and on the Hub: one layout (BEIR's, as Parquet) for both."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.parquet
+from datasets import Dataset
+
+from embedtune.files import replaced_folder
+
+if TYPE_CHECKING:
+    from embedtune.dataset.retrieval_dataset import RetrievalDataset
+
+SETTINGS = "embedtune.json"
+
+
+def save(data: RetrievalDataset, path: str | Path) -> None:
+    """Write the dataset to a folder, replacing an older one only when the new one is whole."""
+    target = Path(path)
+    if target.exists() and not (target / SETTINGS).exists() and (not target.is_dir() or any(target.iterdir())):
+        raise FileExistsError(f"{target} exists and is no saved dataset, so it is not replaced. Choose another path.")
+    with replaced_folder(target) as folder:
+        _write(data, folder)
+
+
+def load(path: str | Path) -> dict[str, Any]:
+    """Read what `save` wrote, as the arguments of ``RetrievalDataset``."""
+    folder = Path(path)
+    if not (folder / "corpus.parquet").exists():
+        raise FileNotFoundError(f"{folder} holds no saved dataset: there is no {folder / 'corpus.parquet'}.")
+    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    return {
+        "corpus": _read(folder / "corpus.parquet"),
+        "queries": _read(folder / "queries.parquet"),
+        "qrels": {split: _read(folder / "qrels" / f"{split}.parquet") for split in settings["splits"]},
+        "split_by": settings["split_by"],
+        "context": tuple(settings["context"]),
+    }
+
+
+def push(data: RetrievalDataset, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
+    """Upload the dataset in one commit and return its revision."""
+    from huggingface_hub import HfApi
+
+    api = HfApi(token=token)
+    with tempfile.TemporaryDirectory() as folder:
+        _write(data, Path(folder))
+        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+        commit = api.upload_folder(
+            repo_id=repo_id,
+            repo_type="dataset",
+            folder_path=folder,
+            commit_message=message,
+            delete_patterns=["qrels/*"],  # a split that is no longer there must not be read again
+        )
+    return str(commit.oid)
+
+
+def download(repo_id: str, *, revision: str | None, token: str | None) -> str:
+    """Download a pushed dataset and return the folder."""
+    from huggingface_hub import snapshot_download
+
+    return snapshot_download(repo_id, repo_type="dataset", revision=revision, token=token)
+
+
+def _write(data: RetrievalDataset, folder: Path) -> None:
+    (folder / "qrels").mkdir()
+    data.corpus.to_parquet(str(folder / "corpus.parquet"))
+    data.queries.to_parquet(str(folder / "queries.parquet"))
+    for split, judgements in data.qrels.items():
+        judgements.to_parquet(str(folder / "qrels" / f"{split}.parquet"))
+    settings = {"split_by": data.split_by, "context": list(data.context), "splits": list(data.qrels)}
+    (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(_card(data), encoding="utf-8")
+
+
+def _read(path: Path) -> Dataset:
+    # Not Dataset.from_parquet: it would leave a second copy in the user's cache folder.
+    return Dataset(pyarrow.parquet.read_table(path))
+
+
+def _card(data: RetrievalDataset) -> str:
+    """Return a dataset card by which ``datasets.load_dataset(repo, "corpus" | "queries" | "default")`` finds the files."""
+    files: Mapping[str, list[tuple[str, str]]] = {
+        "corpus": [("corpus", "corpus.parquet")],
+        "queries": [("queries", "queries.parquet")],
+        "default": [(split, f"qrels/{split}.parquet") for split in data.qrels],
+    }
+    lines = ["---", "task_categories:", "- text-retrieval", "tags:", "- embedtune", "configs:"]
+    for config, splits in files.items():
+        lines += [f"- config_name: {config}", "  data_files:"]
+        for split, path in splits:
+            lines += [f"  - split: {split}", f"    path: {path}"]
+    lines += [
+        "---",
+        "",
+        "# Questions and chunks",
+        "",
+        "`corpus` holds every chunk, `queries` every question, and the default configuration which chunk answers which",
+        "question, by split. The layout is BEIR's.",
+        "",
+        "```",
+        repr(data),
+        "```",
+        "",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,185 @@
+"""The tables that losses take, with exactly the columns they take: sentence-transformers trains on every other one too."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from embedtune.dataset.groups import normalised
+
+if TYPE_CHECKING:
+    from embedtune.dataset.retrieval_dataset import RetrievalDataset
+
+logger = logging.getLogger(__name__)
+
+View = Literal["pairs", "triplets", "labelled_pairs"]
+Role = Literal["query", "document"]
+
+COLUMN_ROLES: dict[View, dict[str, Role]] = {
+    "pairs": {"anchor": "query", "positive": "document"},
+    "triplets": {"anchor": "document", "positive": "query", "negative": "query"},
+    "labelled_pairs": {"anchor": "document", "candidate": "query"},
+}
+"""Whether a column of a view holds questions or chunks: it decides the prompt and the route."""
+
+# Arrow's plain string column holds 2 GB; tables are put together from pieces that stay below.
+_ROWS_PER_PIECE = 100_000
+
+
+def view_of(dataset: Dataset) -> View | None:
+    """Return which view a dataset is, or None for one that was not made here."""
+    name = dataset.info.config_name
+    return next((view for view in COLUMN_ROLES if view == name), None)
+
+
+def pairs(data: RetrievalDataset, split: str, *, with_ids: bool) -> Dataset:
+    """Build rows of a question and a chunk that answers it."""
+    query_texts, corpus_texts = data.query_texts, data.corpus_texts
+    judgements = [(q, c) for q, cs in data.relevant(split).items() for c in cs]
+    columns: dict[str, list[Any]] = {
+        "anchor": [query_texts[q] for q, _ in judgements],
+        "positive": [corpus_texts[c] for _, c in judgements],
+    }
+    if with_ids:
+        contents = Contents(data)
+        answers = contents.answers(split)
+        rows = [[contents.id_of[c], *sorted(answers[q] - {contents.id_of[c]})] for q, c in judgements]
+        width = max((len(row) for row in rows), default=1)
+        columns["label"] = [row + row[:1] * (width - len(row)) for row in rows]
+    return _table(columns, "pairs")
+
+
+def triplets(data: RetrievalDataset, split: str, *, num_negatives: int, seed: int) -> Dataset:
+    """Build rows of a chunk, a question that it answers and a question of the same split that it does not answer."""
+    rows = list(_with_negatives(data, split, num_negatives=num_negatives, seed=seed))
+    query_texts, corpus_texts = data.query_texts, data.corpus_texts
+    columns = {
+        "anchor": [corpus_texts[c] for c, _, _ in rows],
+        "positive": [query_texts[q] for _, q, _ in rows],
+        "negative": [query_texts[n] for _, _, n in rows],
+    }
+    return _table(columns, "triplets")
+
+
+def labelled_pairs(data: RetrievalDataset, split: str, *, num_negatives: int, seed: int) -> Dataset:
+    """Build rows of a chunk, a question and 1.0 where the chunk answers it, -1.0 where it does not."""
+    rows: dict[tuple[str, str, float], None] = {}  # a dict keeps the order and drops repetitions
+    for chunk, question, negative in _with_negatives(data, split, num_negatives=num_negatives, seed=seed):
+        rows[(chunk, question, 1.0)] = None
+        rows[(chunk, negative, -1.0)] = None
+    query_texts, corpus_texts = data.query_texts, data.corpus_texts
+    columns: dict[str, list[Any]] = {
+        "anchor": [corpus_texts[c] for c, _, _ in rows],
+        "candidate": [query_texts[q] for _, q, _ in rows],
+        "label": [label for _, _, label in rows],
+    }
+    return _table(columns, "labelled_pairs")
+
+
+class Contents:
+    """What each chunk says, as a number that near-duplicates share, and which of these answer a question.
+
+    A chunk that answers a question, its near-duplicates, and the neighbours that overlap it are no negatives of the
+    question: pushing them away would teach the model that right answers are wrong.
+
+    Args:
+        data: The dataset whose corpus is numbered.
+    """
+
+    def __init__(self, data: RetrievalDataset) -> None:
+        corpus = data.corpus
+        chunk_ids = corpus["_id"]
+        names = corpus["duplicate_group"] if "duplicate_group" in corpus.column_names else chunk_ids
+        number = {name: i for i, name in enumerate(dict.fromkeys(names))}
+        self.id_of: dict[str, int] = {chunk: number[name] for chunk, name in zip(chunk_ids, names, strict=True)}
+        self._neighbours = _overlapping_neighbours(corpus)
+        self._data = data
+
+    def answers(self, split: str) -> dict[str, set[int]]:
+        """Map each question of a split to the contents that answer it; questions of equal text share theirs."""
+        relevant = self._data.relevant(split)
+        by_text: dict[str, set[int]] = defaultdict(set)
+        texts = self._data.query_texts
+        for question, chunks in relevant.items():
+            for chunk in chunks:
+                related = [chunk, *self._neighbours.get(chunk, ())]
+                by_text[normalised(texts[question])].update(self.id_of[c] for c in related)
+        return {question: by_text[normalised(texts[question])] for question in relevant}
+
+
+def _overlapping_neighbours(corpus: Dataset) -> dict[str, list[str]]:
+    """Map each chunk to the chunks of its document that share characters with it."""
+    if not {"document_id", "start", "end"} <= set(corpus.column_names):
+        return {}
+    spans: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
+    for chunk, document, start, end in zip(
+        corpus["_id"], corpus["document_id"], corpus["start"], corpus["end"], strict=True
+    ):
+        spans[document].append((start, end, chunk))
+    neighbours: dict[str, list[str]] = defaultdict(list)
+    for chunks in spans.values():
+        chunks.sort()
+        for i, (_, end, chunk) in enumerate(chunks):
+            for start, _, other in chunks[i + 1 :]:
+                if start >= end:
+                    break
+                neighbours[chunk].append(other)
+                neighbours[other].append(chunk)
+    return neighbours
+
+
+def _with_negatives(
+    data: RetrievalDataset, split: str, *, num_negatives: int, seed: int
+) -> Iterable[tuple[str, str, str]]:
+    """Yield (chunk, question it answers, question it does not answer), ``num_negatives`` for each judgement."""
+    if num_negatives < 1:
+        raise ValueError(f"num_negatives={num_negatives}: a loss with negatives needs at least 1 for each question.")
+    relevant = data.relevant(split)
+    contents = Contents(data)
+    answers = contents.answers(split)
+    pool = list(relevant)
+    answered_by: dict[int, set[int]] = defaultdict(set)
+    for position, question in enumerate(pool):
+        for content in answers[question]:
+            answered_by[content].add(position)
+    rng = np.random.default_rng(seed)
+    for question, chunks in relevant.items():
+        for chunk in chunks:
+            excluded = answered_by[contents.id_of[chunk]]
+            for position in _draw(rng, len(pool), excluded, num_negatives, chunk=chunk, split=split):
+                yield chunk, question, pool[position]
+
+
+def _draw(rng: np.random.Generator, size: int, excluded: set[int], count: int, *, chunk: str, split: str) -> list[int]:
+    """Draw up to ``count`` different positions below ``size`` that are not excluded."""
+    if len(excluded) >= size:
+        raise ValueError(
+            f"Every question of split {split!r} is answered by chunk {chunk!r}, so it has no negative. Add questions about "
+            "other chunks, or train on data.pairs(...)."
+        )
+    if count + len(excluded) > size // 2:  # few are left: drawing until one fits would take long
+        allowed = [i for i in range(size) if i not in excluded]
+        return [allowed[i] for i in rng.permutation(len(allowed))[:count]]
+    drawn: dict[int, None] = {}
+    while len(drawn) < count:
+        position = int(rng.integers(size))
+        if position not in excluded:
+            drawn[position] = None
+    return list(drawn)
+
+
+def _table(columns: Mapping[str, list[Any]], view: View) -> Dataset:
+    """Make a Dataset that remembers which view it is."""
+    num_rows = len(next(iter(columns.values())))
+    pieces = [
+        Dataset.from_dict({name: values[start : start + _ROWS_PER_PIECE] for name, values in columns.items()})
+        for start in range(0, max(num_rows, 1), _ROWS_PER_PIECE)
+    ]
+    table = concatenate_datasets(pieces) if len(pieces) > 1 else pieces[0]
+    table.info.config_name = view
+    return table

@@ -1,0 +1,68 @@
+"""Writing to disk so that a crash leaves the old content, never half of the new one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def replaced_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty folder to fill, and put it in the place of ``path`` once the block ends without an error.
+
+    Until then whatever stands at ``path`` stays as it is.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "data"
+        >>> with replaced_folder(target) as folder:
+        ...     _ = (folder / "a.txt").write_text("whole")
+        >>> (target / "a.txt").read_text()
+        'whole'
+    """
+    target = Path(path).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # A sibling, because renaming is atomic only within one file system.
+    workspace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    new, old = workspace / "new", workspace / "old"
+    try:
+        new.mkdir()
+        yield new
+        if target.exists():
+            target.rename(old)
+        try:
+            new.rename(target)
+        except OSError:
+            if old.exists():
+                old.rename(target)
+            raise
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
+def replace_file(path: str | Path, text: str) -> None:
+    """Write ``text`` as UTF-8 in the place of ``path``; readers see the old content or the new one.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.txt"
+        >>> replace_file(target, "whole")
+        >>> target.read_text()
+        'whole'
+    """
+    target = Path(path).absolute()
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(temporary).replace(target)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,130 @@
+"""The records that travel between the stages, and the protocols a user may implement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+ContextPart = Literal["title", "headings", "keywords"]
+"""What may be put before a chunk's text when it is embedded."""
+
+CONTEXT_PARTS: tuple[ContextPart, ...] = ("title", "headings", "keywords")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A source text.
+
+    Attributes:
+        id: Unique in its collection; the path relative to the folder it was read from.
+        text: The whole text. Offsets of chunks point into it.
+        title: The title that the document came with, or an empty string.
+        keywords: Keywords that the document came with.
+    """
+
+    id: str
+    text: str
+    title: str = ""
+    keywords: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    r"""A span of a document: what is embedded, indexed and found.
+
+    Attributes:
+        id: ``"{document_id}#{position}"``, so that the same document gives the same ids again.
+        document_id: The document it was cut from.
+        text: Exactly ``document.text[start:end]``.
+        start: Offset of the first character in the document.
+        end: Offset behind the last character in the document.
+        headings: The headings that the span stands under, outermost first.
+        title: The document's title.
+        keywords: The document's keywords.
+
+    Example:
+        >>> chunk = Chunk("a.md#0", "a.md", "Press both.", 0, 11, headings=("Reset",), keywords=("pump",))
+        >>> chunk.text_with(["keywords", "headings"])
+        '#pump\nReset\nPress both.'
+    """
+
+    id: str
+    document_id: str
+    text: str
+    start: int
+    end: int
+    headings: tuple[str, ...] = ()
+    title: str = ""
+    keywords: tuple[str, ...] = ()
+
+    def text_with(self, context: Sequence[ContextPart] = ()) -> str:
+        """Return the text to embed: the chosen context, a line each, and then the chunk's own text.
+
+        A part that the chunk has nothing for gives no line, so an empty context leaves the text as it is.
+
+        Args:
+            context: Any of ``"title"``, ``"headings"`` (joined by ``" > "``) and ``"keywords"`` (``#`` and a
+                comma-separated list, the form that "Fine-tuning Embeddings for RAG applications" embeds), in the order wanted.
+        """
+        lines = {
+            "title": self.title,
+            "headings": " > ".join(self.headings),
+            "keywords": f"#{', '.join(self.keywords)}" if self.keywords else "",
+        }
+        return "\n".join([*(lines[part] for part in context if lines[part]), self.text])
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question and the chunks that answer it.
+
+    Attributes:
+        id: Unique in its collection; ``"{chunk_id}/{position}"`` where it was made from a chunk.
+        text: The question as a user would ask it.
+        chunk_ids: Every chunk that answers it on its own; the one it was written for comes first.
+        style: How it is asked (for instance ``"keyword"``), or an empty string.
+        split: The split it is bound to, or an empty string to let ``build_dataset`` choose.
+    """
+
+    id: str
+    text: str
+    chunk_ids: tuple[str, ...]
+    style: str = ""
+    split: str = ""
+
+
+@runtime_checkable
+class TokenCounter(Protocol):
+    """Says where tokens start; anything that has this method can bound chunks."""
+
+    def token_starts(self, text: str) -> NDArray[np.int64]:
+        """Return the character offset at which each token of ``text`` starts, ascending, of shape ``(num_tokens,)``.
+
+        No special tokens, no truncation, no padding.
+        """
+
+
+@runtime_checkable
+class Encoder(Protocol):
+    """Turns texts into vectors, queries and documents apart because many models treat them differently."""
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one vector a text, of shape ``(num_texts, dim)``."""
+
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one vector a text, of shape ``(num_texts, dim)``."""
+
+
+@runtime_checkable
+class Ranker(Protocol):
+    """Finds documents without vectors, as BM25 does."""
+
+    def rank(
+        self, queries: Sequence[str], documents: Sequence[str], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return positions in ``documents`` and their scores, both of shape ``(num_queries, k)``, best first."""

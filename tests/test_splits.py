@@ -1,0 +1,200 @@
+"""Splits and groups: no leak, and nothing moves when documents are added."""
+
+from __future__ import annotations
+
+import logging
+from collections import defaultdict
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from embedtune.dataset import build_dataset
+from embedtune.dataset.groups import near_duplicate_pairs, normalised, shingles
+from embedtune.types import Chunk, Question
+
+WORDS = [
+    "amber",
+    "birch",
+    "cedar",
+    "dune",
+    "ember",
+    "fjord",
+    "grove",
+    "heath",
+    "inlet",
+    "juniper",
+    "kelp",
+    "larch",
+    "moss",
+    "nettle",
+    "oak",
+    "pine",
+    "quarry",
+    "reed",
+]
+
+
+def sides_of(data):
+    """Map every question id to its side; ``test_seen`` questions are about training documents by design."""
+    return {q: "train" if split == "test_seen" else split for split in data.splits for q in data.relevant(split)}
+
+
+@st.composite
+def corpora(draw):
+    """Documents of one to three chunks over few words, so that near-duplicates and repeated questions are common."""
+    chunks, questions = [], []
+    for d in range(draw(st.integers(4, 14))):
+        start = 0
+        for i in range(draw(st.integers(1, 3))):
+            words = draw(st.lists(st.sampled_from(WORDS), min_size=4, max_size=12))
+            text = " ".join(words)
+            chunks.append(Chunk(f"d{d:02}#{i}", f"d{d:02}", text, start, start + len(text)))
+            start += len(text) + 1
+            asked = draw(st.lists(st.sampled_from(WORDS), min_size=0, max_size=4))
+            questions += [
+                Question(f"d{d:02}#{i}/{n}", f"Where is {w}?", (f"d{d:02}#{i}",)) for n, w in enumerate(asked)
+            ]
+    return chunks, questions
+
+
+@settings(max_examples=60, deadline=None)
+@given(corpora(), st.integers(0, 5))
+def test_no_question_text_document_or_near_duplicate_stands_on_two_sides(corpus, seed):
+    chunks, questions = corpus
+    try:
+        data = build_dataset(chunks, questions, test_size=0.3, dev_size=0.2, test_seen_size=0.2, seed=seed)
+    except ValueError as error:
+        assert "document groups, too few" in str(error) or "no questions" in str(error)  # noqa: PT017
+        return
+    side, by_id = sides_of(data), {chunk.id: chunk for chunk in chunks}
+    sides_of_document, sides_of_text = defaultdict(set), defaultdict(set)
+    for question in questions:
+        sides_of_text[normalised(question.text)].add(side[question.id])
+        for chunk_id in question.chunk_ids:
+            sides_of_document[by_id[chunk_id].document_id].add(side[question.id])
+    assert all(len(sides) == 1 for sides in sides_of_text.values())
+    assert all(len(sides) == 1 for sides in sides_of_document.values())
+    for i, j in near_duplicate_pairs([chunk.text for chunk in chunks]):
+        first, second = chunks[i].document_id, chunks[j].document_id
+        assert len(sides_of_document[first] | sides_of_document[second]) <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(corpora(), st.integers(0, 5))
+def test_a_held_out_question_about_a_seen_chunk_leaves_others_to_train_on(corpus, seed):
+    chunks, questions = corpus
+    try:
+        data = build_dataset(chunks, questions, test_size=0, dev_size=0, test_seen_size=0.5, seed=seed)
+    except ValueError:
+        return
+    if "test_seen" not in data.qrels:
+        return
+    trained = {chunk for chunk_ids in data.relevant("train").values() for chunk in chunk_ids}
+    texts = {normalised(data.query_texts[q]) for q in data.relevant("train")}
+    for question, chunk_ids in data.relevant("test_seen").items():
+        assert set(chunk_ids) <= trained
+        assert normalised(data.query_texts[question]) not in texts
+
+
+def documents(names, per_document=5):
+    chunks = [Chunk(f"{n}#0", n, f"{n} holds its own words: {n}1 {n}2 {n}3 {n}4", 0, 40) for n in names]
+    questions = [
+        Question(f"{n}#0/{i}", f"Question {i} about {n}?", (f"{n}#0",)) for n in names for i in range(per_document)
+    ]
+    return chunks, questions
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_adding_documents_moves_no_other(seed):
+    names = [f"doc{i:03}" for i in range(60)]
+    small = build_dataset(*documents(names[::2]), test_size=0.2, dev_size=0.1, test_seen_size=0.2, seed=seed)
+    large = build_dataset(*documents(names), test_size=0.2, dev_size=0.1, test_seen_size=0.2, seed=seed)
+    before = {q: split for split in small.splits for q in small.relevant(split)}
+    after = {q: split for split in large.splits for q in large.relevant(split)}
+    assert {q: after[q] for q in before} == before
+
+
+def test_the_shares_are_met_on_average():
+    data = build_dataset(*documents([f"doc{i}" for i in range(600)]), test_size=0.3, dev_size=0.1, seed=0)
+    counts = {split: len(data.relevant(split)) / 3000 for split in data.splits}
+    assert counts["test"] == pytest.approx(0.3, abs=0.06)
+    assert counts["dev"] == pytest.approx(0.1, abs=0.04)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_no_wanted_split_stays_empty_with_few_documents(seed):
+    data = build_dataset(*documents(["a", "b", "c"]), test_size=0.1, dev_size=0.1, seed=seed)
+    assert data.splits == ["train", "dev", "test"]
+
+
+def test_too_few_document_groups_are_refused_with_the_ways_out():
+    with pytest.raises(ValueError, match=r"2 document groups, too few for 3 splits.*dev_size=0.*split_by='question'"):
+        build_dataset(*documents(["a", "b"]))
+
+
+def test_another_seed_draws_another_split():
+    chunks, questions = documents([f"doc{i}" for i in range(40)])
+    tests = {tuple(build_dataset(chunks, questions, seed=seed).relevant("test")) for seed in range(4)}
+    assert len(tests) == 4
+
+
+def test_near_duplicate_documents_stay_together_whatever_the_seed():
+    text = "The quick brown fox jumps over the lazy dog while the cat looks on from the warm roof"
+    chunks, questions = documents([f"doc{i}" for i in range(8)])
+    for name in ("twin1", "twin2"):
+        chunks.append(Chunk(f"{name}#0", name, text + f" {name}", 0, 80))
+        questions.append(Question(f"{name}#0/0", f"What of {name}?", (f"{name}#0",)))
+    for seed in range(10):
+        side = sides_of(build_dataset(chunks, questions, test_size=0.4, dev_size=0.2, seed=seed))
+        assert side["twin1#0/0"] == side["twin2#0/0"]
+
+
+def test_documents_that_answer_one_question_stay_together_whatever_the_seed():
+    chunks, questions = documents([f"doc{i}" for i in range(8)])
+    questions.append(Question("both", "Which two?", ("doc0#0", "doc1#0")))
+    for seed in range(10):
+        side = sides_of(build_dataset(chunks, questions, test_size=0.4, dev_size=0.2, seed=seed))
+        assert side["doc0#0/0"] == side["doc1#0/0"] == side["both"]
+
+
+def test_splitting_by_question_gives_every_chunk_questions_on_each_side():
+    chunks, questions = documents(["a", "b", "c", "d"], per_document=5)
+    data = build_dataset(chunks, questions, split_by="question", test_size=0.2, dev_size=0.2)
+    for split in ("train", "dev", "test"):
+        asked = {chunk for chunk_ids in data.relevant(split).values() for chunk in chunk_ids}
+        assert asked == {chunk.id for chunk in chunks}
+    assert len(data.relevant("test")) == 4
+    assert data.split_by == "question"
+
+
+def test_splitting_by_question_keeps_equal_texts_together_and_one_question_to_train_on():
+    chunks, questions = documents(["a", "b"], per_document=1)
+    questions += [Question("x", "Same?", ("a#0",)), Question("y", "SAME?", ("a#0",))]
+    data = build_dataset(chunks, questions, split_by="question", test_size=0.5, dev_size=0)
+    side = sides_of(data)
+    assert side["x"] == side["y"]
+    assert side["b#0/0"] == "train"
+
+
+def test_given_splits_are_kept_and_a_shared_text_is_warned_of(caplog):
+    chunks, _ = documents(["a", "b"])
+    questions = [Question("x", "Same?", ("a#0",), split="train"), Question("y", "same?", ("b#0",), split="holdout")]
+    with caplog.at_level(logging.WARNING):
+        data = build_dataset(chunks, questions, split_by="given")
+    assert data.splits == ["train", "holdout"]
+    assert "1 question texts stand in more than one" in caplog.text
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(st.sampled_from(WORDS[:6]), min_size=1, max_size=9).map(" ".join), min_size=2, max_size=12))
+def test_near_duplicates_are_exactly_those_of_enough_shared_word_triples(texts):
+    found = near_duplicate_pairs(texts)
+    for i in range(len(texts)):
+        for j in range(i + 1, len(texts)):
+            a, b = shingles(texts[i]), shingles(texts[j])
+            similarity = len(a & b) / len(a | b)
+            if (i, j) in found:
+                assert similarity >= 0.5
+            elif similarity > 0.9:  # the sketches may overlook a pair close to the threshold, never a plain one
+                raise AssertionError((texts[i], texts[j]))
