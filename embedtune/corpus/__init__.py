@@ -1,0 +1,1 @@
+"""From documents on disk to chunks of bounded length."""

@@ -1,0 +1,280 @@
+"""Reads documents from files, from strings and from datasets, and says exactly what is wrong with a bad one."""
+
+from __future__ import annotations
+
+import codecs
+import json
+import logging
+import os
+import re
+import stat
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from embedtune.corpus.markdown import outline
+from embedtune.corpus.rows import Columns, document_from_row, shown
+from embedtune.corpus.webpages import read_page
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+    from embedtune.types import Document
+
+logger = logging.getLogger(__name__)
+
+OnError = Literal["raise", "skip"]
+
+EXTENSIONS = (".txt", ".md", ".markdown", ".html", ".htm", ".jsonl")
+
+_FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class _Options:
+    columns: Columns
+    encoding: str
+    on_error: OnError
+
+
+def read_documents(
+    source: str | Path | Iterable[str] | Dataset,
+    *,
+    text_column: str = "text",
+    id_column: str | None = None,
+    title_column: str | None = None,
+    keywords_column: str | None = None,
+    encoding: str = "utf-8",
+    on_error: OnError = "raise",
+) -> list[Document]:
+    r"""Read documents from a folder, a file, a dataset or strings.
+
+    A folder is read with all folders in it, in the order of the paths, but without hidden files and without following
+    links to folders. The id of a document is its path relative to the folder:
+
+    * ``.txt`` is taken as it is.
+    * ``.md``, ``.markdown``: ``title`` and ``keywords`` come from YAML front matter; the title otherwise from the first
+      ``#`` heading.
+    * ``.html``, ``.htm``: what is visible, with headings, lists, tables and code as Markdown; ``<title>``, and
+      ``<meta name="keywords">``.
+    * ``.jsonl``: a document a line, an object with the columns below. The id is ``"path:line"`` if it has none.
+
+    Newlines become ``\n`` in all of them, and a byte-order mark is left out.
+
+    Args:
+        source: A path, whenever it is a string; or strings; or a dataset or other rows.
+        text_column: The column of a dataset, or the field of a JSONL line, that holds the text.
+        id_column: The one that holds the id; by default ``"id"`` if there is one, else rows are numbered from 0.
+        title_column: The one that holds the title; by default ``"title"`` if there is one.
+        keywords_column: The one that holds the keywords, as a list or separated by commas; by default ``"keywords"``
+            if there is one.
+        encoding: Of all files.
+        on_error: ``"skip"`` logs a warning for a file or row that cannot be used, and goes on.
+
+    Raises:
+        FileNotFoundError: If the path does not exist.
+        ValueError: If a file or row cannot be used, if two documents have the same id, or if there is no document.
+        TypeError: If the source is none of the above.
+
+    Example:
+        >>> read_documents(["Press both buttons.", "Lift the door."])[1]
+        Document(id='1', text='Lift the door.', title='', keywords=())
+    """
+    if on_error not in get_args(OnError):
+        raise ValueError(f"on_error is {on_error!r}. Choose one of {', '.join(map(repr, get_args(OnError)))}.")
+    try:
+        codecs.lookup(encoding)
+    except LookupError as err:
+        raise ValueError(f"encoding is {encoding!r}, which Python does not know. 'utf-8' is usual.") from err
+    columns = Columns(text=text_column, id=id_column, title=title_column, keywords=keywords_column)
+    options = _Options(columns, encoding, on_error)
+    if isinstance(source, (str, Path)):
+        documents = _read_path(Path(source), options)
+    elif isinstance(source, (bytes, Mapping)) or not isinstance(source, Iterable):
+        raise TypeError(
+            f"source is a {type(source).__name__}. Pass a path, a list of strings, or one split of a dataset, "
+            f"such as dataset['train']."
+        )
+    else:
+        documents = _read_rows(source, options)
+    if not documents:
+        raise ValueError("the source gave no document: it is empty, or all of it was skipped.")
+    _require_unique_ids(documents)
+    return documents
+
+
+@contextmanager
+def _tolerating(on_error: OnError) -> Iterator[None]:
+    """Let a bad file or row stop the reading, or cost no more than itself."""
+    try:
+        yield
+    except ValueError as err:
+        if on_error == "raise":
+            raise
+        logger.warning("Skipped %s", err)
+
+
+def _read_path(path: Path, options: _Options) -> list[Document]:
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except (OSError, ValueError) as err:  # a text in place of a path may be too long for one, or hold NULs
+        raise FileNotFoundError(
+            f"there is no file or folder {str(path)[:100]!r}. A string is always a path; pass texts as a list: [text]."
+        ) from err
+    documents: list[Document] = []
+    if is_folder:
+        for name in _names(path):
+            with _tolerating(options.on_error):
+                documents += _read_file(path / name, name, options)
+    elif path.suffix.lower() in EXTENSIONS:
+        with _tolerating(options.on_error):
+            documents += _read_file(path, path.name, options)
+    else:
+        raise ValueError(f"{path} has none of the extensions that can be read: {', '.join(EXTENSIONS)}.")
+    return documents
+
+
+def _names(folder: Path) -> list[str]:
+    """Return the relative paths of the files to read, in the same order on every machine."""
+    names: list[str] = []
+    ignored: Counter[str] = Counter()
+    for parent, subfolders, files in os.walk(folder, onerror=_raise_unreadable):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for link in (path for name in subfolders if (path := Path(parent, name)).is_symlink()):
+            logger.warning("%s is a link to a folder and is not followed. Read its target too if it is needed.", link)
+        for file in (Path(parent, name) for name in files if not name.startswith(".")):
+            if file.suffix.lower() in EXTENSIONS:
+                names.append(file.relative_to(folder).as_posix())
+            else:
+                ignored[file.suffix.lower() or "no extension"] += 1
+    others = ", ".join(f"{count} with {extension}" for extension, count in sorted(ignored.items())) or "none"
+    if not names:
+        raise ValueError(f"{folder} has no file to read. Known are {', '.join(EXTENSIONS)}; other files: {others}.")
+    if ignored:
+        logger.info("Files in %s that were ignored: %s.", folder, others)
+    return sorted(names)
+
+
+def _raise_unreadable(err: OSError) -> None:
+    raise ValueError(f"{err.filename} cannot be listed: {err.strerror}. Change its permissions or move it.") from err
+
+
+def _read_file(file: Path, name: str, options: _Options) -> list[Document]:
+    text = _decoded(file, options.encoding)
+    extension = file.suffix.lower()
+    if extension == ".jsonl":
+        documents = _read_json_lines(text, file, name, options)
+    else:
+        read = {".md": _markdown_row, ".markdown": _markdown_row, ".html": _html_row, ".htm": _html_row}
+        row = read.get(extension, _text_row)(text, file)
+        is_blank = not row["text"].strip()
+        documents = [] if is_blank else [document_from_row(row, Columns(), where=str(file), default_id=name)]
+    if not documents:
+        logger.warning("%s has no text and was left out.", file)
+    return documents
+
+
+def _decoded(file: Path, encoding: str) -> str:
+    try:
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ValueError(f"{file} is not a regular file.")  # to open a pipe would wait for ever
+        data = file.read_bytes()
+    except OSError as err:
+        raise ValueError(f"{file} cannot be read: {err.strerror}. Repair it, or pass on_error='skip'.") from err
+    remedy = "Pass the encoding that it has, encoding=..., or leave such files out, on_error='skip'."
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError as err:
+        byte = data[err.start]
+        raise ValueError(f"{file} is not {encoding}: byte 0x{byte:02x} at offset {err.start}. {remedy}") from err
+    if "\0" in text:
+        raise ValueError(f"{file} is binary or not {encoding}: NUL at character {text.index(chr(0))}. {remedy}")
+    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _text_row(text: str, _: Path) -> dict[str, Any]:
+    return {"text": text}
+
+
+def _markdown_row(text: str, file: Path) -> dict[str, Any]:
+    fields, body = _front_matter(text, file)
+    title = fields.get("title") or _first_heading(body)
+    return {"text": body, "title": title, "keywords": fields.get("keywords")}
+
+
+def _html_row(text: str, file: Path) -> dict[str, Any]:
+    try:
+        page = read_page(text)
+    except ValueError as err:
+        raise ValueError(f"{file} is {err}") from err
+    return {"text": page.text, "title": page.title or _first_heading(page.text), "keywords": page.keywords}
+
+
+def _first_heading(text: str) -> str:
+    return next((heading.text for heading in outline(text).headings if heading.level == 1), "")
+
+
+def _front_matter(text: str, file: Path) -> tuple[dict[str, Any], str]:
+    """Split off the fields between two ``---`` lines, unless what is there is mere text between two rules."""
+    import yaml
+
+    match = _FRONT_MATTER.match(text)
+    if match is None:
+        return {}, text
+    try:
+        fields = yaml.load(match[1], Loader=yaml.BaseLoader)  # all scalars are strings: a title may be 2024 or "No"
+    except (yaml.YAMLError, RecursionError) as err:
+        mark = getattr(err, "problem_mark", None)
+        line = f" at line {mark.line + 2}" if mark else ""
+        raise ValueError(f"{file} has front matter, between --- lines, that is no YAML{line}. Correct it.") from err
+    if isinstance(fields, dict):
+        return fields, text[match.end() :]
+    return {}, text if fields else text[match.end() :]
+
+
+def _read_json_lines(text: str, file: Path, name: str, options: _Options) -> list[Document]:
+    documents = []
+    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028 in a string
+        if not line.strip():
+            continue
+        with _tolerating(options.on_error):
+            where = f"{file}, line {number}"
+            row = _json_object(line, where)
+            documents.append(document_from_row(row, options.columns, where=where, default_id=f"{name}:{number}"))
+    return documents
+
+
+def _json_object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as err:
+        raise ValueError(f"{where}, column {err.colno}: this is no JSON: {err.msg}.") from err
+    except (ValueError, RecursionError) as err:  # a number of too many digits, brackets nested too deeply
+        raise ValueError(f"{where}: this is no JSON that can be read ({type(err).__name__}).") from err
+    if not isinstance(row, dict):
+        raise ValueError(f'{where} is {shown(row)}, expected an object such as {{"text": "..."}}.')
+    return row
+
+
+def _read_rows(rows: Iterable[Any], options: _Options) -> list[Document]:
+    documents = []
+    for number, row in enumerate(rows):
+        with _tolerating(options.on_error):
+            fields = {options.columns.text: row} if isinstance(row, str) else row
+            if not isinstance(fields, Mapping):
+                raise ValueError(f"row {number} is {shown(row)}, expected a string or the columns of a row.")
+            documents.append(document_from_row(fields, options.columns, where=f"row {number}", default_id=str(number)))
+    return documents
+
+
+def _require_unique_ids(documents: list[Document]) -> None:
+    counts = Counter(document.id for document in documents)
+    identifier, count = counts.most_common(1)[0]
+    if count > 1:
+        raise ValueError(
+            f"{count} documents have the id {identifier!r}. Ids must be unique, since chunks are named after them: "
+            f"choose another column with id_column=..., or change the ids."
+        )

@@ -1,0 +1,230 @@
+"""Counts tokens as a model or an API does, without touching the tokenizer that it was given."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedtune.types import TokenCounter
+
+if TYPE_CHECKING:
+    import tiktoken
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+
+MAX_PIECE = 100_000  # characters encoded at once; tiktoken panics, past `except Exception`, on about a million spaces
+MAX_WAIT = 3.0  # seconds that the host of tiktoken's tables gets to answer
+
+TABLE_HOST = "https://openaipublic.blob.core.windows.net"
+TABLES = {
+    "gpt2": "gpt-2/encodings/main/vocab.bpe",
+    "r50k_base": "encodings/r50k_base.tiktoken",
+    "p50k_base": "encodings/p50k_base.tiktoken",
+    "p50k_edit": "encodings/p50k_base.tiktoken",
+    "cl100k_base": "encodings/cl100k_base.tiktoken",
+    "o200k_base": "encodings/o200k_base.tiktoken",
+    "o200k_harmony": "encodings/o200k_base.tiktoken",
+}
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def token_counter(tokenizer: object) -> TokenCounter:
+    """Return a counter that says where the tokens of a text start.
+
+    A tokenizer object is copied, so that truncation and padding can be off for counting and stay on where they were.
+    Special tokens are neither added nor recognised: ``<|endoftext|>`` in a document is text.
+
+    Args:
+        tokenizer: The name of a tiktoken encoding (``"o200k_base"``), the name of a model on the Hub or a folder with
+            a ``tokenizer.json``, a ``SentenceTransformer``, a fast tokenizer of transformers, a
+            ``tokenizers.Tokenizer``, a ``tiktoken.Encoding``, or a ``TokenCounter``, which is returned as it is.
+
+    Raises:
+        ValueError: If the tokenizer is the word ``"model"`` or its file cannot be read.
+        FileNotFoundError: If there is no tokenizer of this name, or its table cannot be had offline.
+        TypeError: If it is none of the above.
+
+    Example:
+        >>> from tokenizers import Tokenizer, models, pre_tokenizers
+        >>> words = Tokenizer(models.WordLevel({"[UNK]": 0, "press": 1}, unk_token="[UNK]"))
+        >>> words.pre_tokenizer = pre_tokenizers.Whitespace()
+        >>> token_counter(words).token_starts("press both buttons").tolist()
+        [0, 6, 11]
+    """
+    import tiktoken
+    from tokenizers import Tokenizer
+
+    if isinstance(tokenizer, (str, Path)):
+        return _named_counter(tokenizer)
+    if isinstance(tokenizer, TokenCounter):
+        return tokenizer
+    if isinstance(tokenizer, tiktoken.Encoding):
+        return _TiktokenCounter(tokenizer)
+    inner = getattr(tokenizer, "tokenizer", tokenizer)  # a SentenceTransformer or a processor
+    backend = getattr(inner, "backend_tokenizer", inner)  # a fast tokenizer of transformers
+    if isinstance(backend, Tokenizer):
+        return _FastCounter(_for_counting(backend))
+    raise TypeError(
+        f"tokenizer is a {type(tokenizer).__name__}, which does not say where its tokens start. Pass the name of a "
+        f"tiktoken encoding or of a model, a SentenceTransformer, a fast tokenizer, or an object with token_starts()."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _TiktokenCounter:
+    encoding: tiktoken.Encoding
+
+    def token_starts(self, text: str) -> NDArray[np.int64]:
+        return _starts_by_piece(text, self._starts)
+
+    def _starts(self, text: str) -> NDArray[np.int64]:
+        tokens, which = np.unique(self.encoding.encode_ordinary(text), return_inverse=True)
+        num_bytes = np.array([len(self.encoding.decode_single_token_bytes(token)) for token in tokens.tolist()])[which]
+        starts: NDArray[np.int64] = np.cumsum(num_bytes) - num_bytes
+        if text.isascii():
+            return starts
+        # A token may begin inside a character: it then starts where this character does.
+        is_first_byte = (np.frombuffer(text.encode(), dtype=np.uint8) & 0xC0) != 0x80
+        character: NDArray[np.int64] = np.cumsum(is_first_byte) - 1
+        return character[starts]
+
+
+@dataclass(frozen=True, slots=True)
+class _FastCounter:
+    tokenizer: Tokenizer
+
+    def token_starts(self, text: str) -> NDArray[np.int64]:
+        return _starts_by_piece(text, self._starts)
+
+    def _starts(self, text: str) -> NDArray[np.int64]:
+        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
+        starts = np.array([start for start, _ in offsets], dtype=np.int64)
+        return np.maximum.accumulate(starts)  # some normalizers reorder characters
+
+
+def _for_counting(tokenizer: Tokenizer) -> Tokenizer:
+    """Copy a tokenizer and turn off all that would make a count differ from the text's own tokens."""
+    copied: Tokenizer = type(tokenizer).from_str(tokenizer.to_str())
+    copied.no_truncation()
+    copied.no_padding()
+    copied.encode_special_tokens = True  # as text, that is
+    return copied
+
+
+def _starts_by_piece(text: str, starts: Callable[[str], NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Encode a text of any length in pieces, with a replacement for what no encoder takes."""
+    text = _SURROGATE.sub("\ufffd", text)  # one character for one, so the offsets stay right
+    parts = [starts(text[start:stop]) + start for start, stop in _pieces(text)]
+    return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
+
+
+def _pieces(text: str) -> Iterator[tuple[int, int]]:
+    """Cut a text where tokens end in practically every tokenizer: behind a newline, else before a space."""
+    start = 0
+    while start < len(text):
+        stop = start + MAX_PIECE
+        if stop < len(text):
+            cut = text.rfind("\n", start, stop) + 1 or text.rfind(" ", start + 1, stop)
+            stop = cut if cut > start else stop
+        yield start, min(stop, len(text))
+        start = stop
+
+
+def _named_counter(name: str | Path) -> TokenCounter:
+    import tiktoken
+    from tokenizers import Tokenizer
+
+    if name == "model":
+        raise ValueError(
+            "tokenizer='model' names no tokenizer. Pass the model itself, tokenizer=model, or its name, for instance "
+            "tokenizer='sentence-transformers/all-MiniLM-L6-v2'."
+        )
+    if name in tiktoken.list_encoding_names():
+        return _TiktokenCounter(_tiktoken_encoding(str(name)))
+    file = _tokenizer_file(name)
+    try:
+        return _FastCounter(_for_counting(Tokenizer.from_file(str(file))))
+    except Exception as err:  # the Rust side raises nothing more specific
+        raise ValueError(f"{file} is not a tokenizer that the package tokenizers can load: {err}") from err
+
+
+def _tokenizer_file(name: str | Path) -> Path:
+    """Find the ``tokenizer.json`` of a local folder or of a model on the Hub."""
+    import tiktoken
+    from huggingface_hub import hf_hub_download
+
+    folder = Path(name)
+    if folder.is_dir():
+        files = [*folder.glob("tokenizer.json"), *sorted(folder.glob("0_*/tokenizer.json"))]
+        if not files:
+            raise FileNotFoundError(f"{folder} has no tokenizer.json. Pass the model itself: tokenizer=model.")
+        return files[0]
+    try:
+        return Path(hf_hub_download(str(name), "tokenizer.json"))
+    except (OSError, ValueError) as err:
+        raise FileNotFoundError(
+            f"found no tokenizer {str(name)!r}: it is no folder and none of tiktoken's encodings "
+            f"({', '.join(tiktoken.list_encoding_names())}), and the Hub gave no tokenizer.json for it "
+            f"({type(err).__name__}). Check the name, or pass the model itself: tokenizer=model."
+        ) from err
+
+
+def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
+    """Load an encoding, but do not let tiktoken wait for its table without end, as it does on its own."""
+    import tiktoken
+    import tiktoken.registry
+
+    if name in TABLES and name not in tiktoken.registry.ENCODINGS and not _table_file(name).is_file():
+        _require_answer(name)
+    try:
+        return tiktoken.get_encoding(name)
+    except OSError as err:  # requests' errors are among these
+        raise _missing_table(name, type(err).__name__) from err
+
+
+def _table_file(name: str) -> Path:
+    """Return where tiktoken keeps an encoding's table: under the SHA-1 of its address."""
+    default = Path(tempfile.gettempdir(), "data-gym-cache")
+    folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
+    address = f"https://openaipublic.blob.core.windows.net/{TABLES[name]}"
+    return Path(folder, hashlib.sha1(address.encode(), usedforsecurity=False).hexdigest())
+
+
+def _require_answer(name: str) -> None:
+    """Raise unless the host of an encoding's table answers soon."""
+    import requests
+
+    problems = [f"no answer in {MAX_WAIT:.0f} seconds"]
+
+    def ask() -> None:
+        try:
+            requests.head(f"{TABLE_HOST}/{TABLES[name]}", timeout=MAX_WAIT)
+            problems.clear()
+        except requests.RequestException as err:
+            problems[:] = [type(err).__name__]
+
+    # The time-out of requests does not cover the look-up of the host's name, which can hang for a minute.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(MAX_WAIT + 0.5)
+    if problems:
+        raise _missing_table(name, problems[0])
+
+
+def _missing_table(name: str, problem: str) -> FileNotFoundError:
+    file = _table_file(name)
+    return FileNotFoundError(
+        f"the table of the tiktoken encoding {name!r} is not in {file.parent}, and {TABLE_HOST} cannot be reached "
+        f"({problem}). Either set TIKTOKEN_CACHE_DIR to a folder that holds {TABLES.get(name, name)} under the name "
+        f"{file.name}, or count with the embedding model's own tokenizer: tokenizer=model."
+    )
