@@ -1,0 +1,65 @@
+"""A SentenceTransformer as an `Encoder`: prompts and routes applied, every distinct text encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from sentence_transformers import SentenceTransformer
+
+
+@dataclass(frozen=True)
+class ModelEncoder:
+    """Encode with a SentenceTransformer, as it is used in production.
+
+    Queries go through ``encode_query`` and documents through ``encode_document``, so the model's own prompts, routes,
+    device and ``truncate_dim`` apply.
+
+    Attributes:
+        model: The model.
+        batch_size: How many texts go through the model at once; sentence-transformers sorts them by length first.
+        show_progress_bar: Show the progress of encoding.
+
+    Example:
+        >>> import embedtune as et
+        >>> encoder = ModelEncoder(et.load_model("minilm", device="cpu"))
+        >>> encoder.encode_queries(["How do I restart?", "How do I restart?"]).shape
+        (2, 384)
+    """
+
+    model: SentenceTransformer
+    batch_size: int = 32
+    show_progress_bar: bool = False
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one vector a query, of shape ``(num_texts, dim)``."""
+        return self._encode_distinct(self.model.encode_query, texts)
+
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one vector a document, of shape ``(num_texts, dim)``."""
+        return self._encode_distinct(self.model.encode_document, texts)
+
+    def _encode_distinct(self, encode: Callable[..., Any], texts: Sequence[str]) -> NDArray[np.float32]:
+        # Equal texts get equal vectors, bit for bit, whatever else stands in their batch.
+        position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        vectors = encode(list(position), batch_size=self.batch_size, show_progress_bar=self.show_progress_bar)
+        vectors = np.asarray(vectors, dtype=np.float32)
+        return vectors if len(position) == len(texts) else vectors[[position[text] for text in texts]]
+
+
+def model_name(model: SentenceTransformer) -> str:
+    """Return what to call a model in a table: its name, the Hub's id, or the last part of the folder it came from."""
+    card = model.model_card_data
+    name = card.model_name or card.model_id or card.base_model or _path_of(model)
+    return Path(name).name if Path(name).is_absolute() else str(name)
+
+
+def _path_of(model: SentenceTransformer) -> str:
+    config = getattr(model.transformers_model, "config", None)
+    return getattr(config, "_name_or_path", "") or type(model).__name__

@@ -1,0 +1,209 @@
+"""TopKEvaluator: how often the right chunk is among the first k, for models, encoders and BM25 alike."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, TypeAlias
+
+import numpy as np
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+
+from embedtune.evaluation.encoders import ModelEncoder, model_name
+from embedtune.evaluation.result import MIN_DEPTH, PER_QUERY_FEATURES
+from embedtune.evaluation.result import Evaluation as Evaluation
+from embedtune.evaluation.search import top_k
+from embedtune.types import Encoder, Ranker
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from embedtune.dataset import RetrievalDataset
+
+logger = logging.getLogger(__name__)
+
+Retriever: TypeAlias = SentenceTransformer | Encoder | Ranker
+"""What can be evaluated."""
+
+
+class TopKEvaluator(BaseEvaluator):
+    """Ask every question of a split, and see how far up the right chunk stands among all chunks of the corpus.
+
+    Call `evaluate` for the full result. In a trainer it is a sentence-transformers evaluator like any other, with the
+    metrics of ``InformationRetrievalEvaluator``, and writes no files. For every ``k`` there are accuracy (also called
+    hit rate, or top-k accuracy), recall, mrr, ndcg and map; where each question has one right chunk, recall equals
+    accuracy.
+
+    Args:
+        data: The corpus, the questions and the judgements.
+        split: Whose questions to ask.
+        k: The cut-offs.
+        batch_size: How many texts a SentenceTransformer encodes at once.
+        name: What the metrics' names begin with in a trainer; the split's name if not given.
+        show_progress_bar: Show the progress of encoding and searching.
+
+    Attributes:
+        primary_metric: ``"{name}_ndcg@{max(k)}"``; with ``load_best_model_at_end``, set ``metric_for_best_model`` to
+            ``f"eval_{evaluator.primary_metric}"``.
+
+    Raises:
+        ValueError: If the split is unknown or has no questions, or ``k`` is no list of positive integers or goes beyond
+            the corpus.
+
+    Example:
+        >>> import embedtune as et
+        >>> data = et.RetrievalDataset.from_pairs(
+        ...     [("Press both buttons.", ["How do I restart?"]), ("Turn the key left.", ["Which way does the key turn?"])],
+        ...     test_size=0.5,
+        ...     dev_size=0,
+        ... )
+        >>> evaluation = et.TopKEvaluator(data, k=(1, 2)).evaluate(et.BM25())
+        >>> evaluation.metrics["accuracy@1"]
+        1.0
+    """
+
+    def __init__(
+        self,
+        data: RetrievalDataset,
+        split: str = "test",
+        *,
+        k: Sequence[int] = (1, 3, 5, 10),
+        batch_size: int = 32,
+        name: str | None = None,
+        show_progress_bar: bool = False,
+    ) -> None:
+        super().__init__()
+        relevant = data.relevant(split)
+        if not relevant:
+            raise ValueError(f"The split {split!r} has no questions. Choose another of {list(data.qrels)}.")
+        self.split = split
+        self.k = _checked_k(k, len(data.corpus_texts))
+        self.batch_size = batch_size
+        self.name = name or split
+        self.show_progress_bar = show_progress_bar
+        self.primary_metric = f"{self.name}_ndcg@{self.k[-1]}"
+        self._corpus = dict(sorted(data.corpus_texts.items()))
+        self._queries = {query: data.query_texts[query] for query in sorted(relevant)}
+        self._relevant = {query: list(dict.fromkeys(relevant[query])) for query in self._queries}
+        self._fingerprint = _fingerprint(self._queries, self._relevant, self._corpus)
+
+    def evaluate(self, retriever: Retriever, *, name: str | None = None) -> Evaluation:
+        """Search the whole corpus for every question.
+
+        Args:
+            retriever: A SentenceTransformer, or anything with the methods of `Encoder` (its vectors are compared by
+                cosine) or of `Ranker`, such as `BM25`.
+            name: What to call it in tables.
+
+        Raises:
+            TypeError: If it is none of these.
+            ValueError: If it gives no usable vectors or ranking.
+        """
+        depth = min(len(self._corpus), max(*self.k, MIN_DEPTH))
+        scores, positions = self._search(retriever, depth)
+        found = np.array(list(self._corpus), dtype=object)[positions].tolist()
+        columns = {
+            "query-id": list(self._queries),
+            "query": list(self._queries.values()),
+            "relevant": list(self._relevant.values()),
+            "rank": [_rank(chunks, right) for chunks, right in zip(found, self._relevant.values(), strict=True)],
+            "retrieved": [chunks[: self.k[-1]] for chunks in found],
+            "scores": scores[:, : self.k[-1]].tolist(),
+        }
+        return Evaluation(
+            name=name or _name_of(retriever),
+            split=self.split,
+            k=self.k,
+            per_query=Dataset.from_dict(columns, features=PER_QUERY_FEATURES),
+            num_chunks=len(self._corpus),
+            fingerprint=self._fingerprint,
+        )
+
+    def __call__(
+        self,
+        model: SentenceTransformer,
+        output_path: str | None = None,  # noqa: ARG002 - a trainer gives it
+        epoch: int = -1,
+        steps: int = -1,
+    ) -> dict[str, float]:
+        """Evaluate a model for a trainer.
+
+        Args:
+            model: The model as it is now.
+            output_path: Not used: nothing is written.
+            epoch: The trainer's epoch, for the model card.
+            steps: The trainer's step, for the model card.
+
+        Returns:
+            Each metric with the evaluator's name in front, ``"test_ndcg@10"`` for instance.
+        """
+        evaluation = self.evaluate(model)
+        metrics = {f"{self.name}_{metric}": value for metric, value in evaluation.metrics.items()}
+        logger.info("%s: %.4f", self.primary_metric, metrics[self.primary_metric])
+        self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
+        return metrics
+
+    def _search(self, retriever: Retriever, depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Return scores and positions of shape ``(num_queries, depth)``."""
+        queries, documents = list(self._queries.values()), list(self._corpus.values())
+        if isinstance(retriever, SentenceTransformer):
+            encoder: Encoder = ModelEncoder(retriever, self.batch_size, self.show_progress_bar)
+            similarity, device = retriever.similarity_fn_name, retriever.device
+        elif isinstance(retriever, Ranker):
+            positions, scores = retriever.rank(queries, documents, depth)
+            if positions.shape != (len(queries), depth):
+                raise ValueError(
+                    f"{_name_of(retriever)}.rank returned positions of shape {positions.shape}, expected "
+                    f"{(len(queries), depth)}: k for each query."
+                )
+            return scores, positions
+        elif isinstance(retriever, Encoder):
+            encoder, similarity, device = retriever, "cosine", "cpu"
+        else:
+            raise TypeError(
+                f"Cannot evaluate a {type(retriever).__name__}. Give a SentenceTransformer, an object with encode_queries and "
+                "encode_documents, or one with rank."
+            )
+        return top_k(
+            encoder.encode_queries(queries),
+            encoder.encode_documents(documents),
+            depth,
+            similarity=similarity,
+            device=device,
+            query_ids=list(self._queries),
+            corpus_ids=list(self._corpus),
+            show_progress_bar=self.show_progress_bar,
+        )
+
+
+def _rank(found: Sequence[str], right: Sequence[str]) -> int | None:
+    return next((rank for rank, chunk in enumerate(found, start=1) if chunk in right), None)
+
+
+def _name_of(retriever: Retriever) -> str:
+    return model_name(retriever) if isinstance(retriever, SentenceTransformer) else type(retriever).__name__
+
+
+def _checked_k(k: Sequence[int], num_chunks: int) -> tuple[int, ...]:
+    """Return the cut-offs in ascending order, each once."""
+    values = list(k) if isinstance(k, Iterable) else []
+    if not values or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v > 0 for v in values):
+        raise ValueError(f"k must be a list of positive integers such as (1, 3, 5, 10), got {k!r}.")
+    if max(values) > num_chunks:
+        raise ValueError(
+            f"k={max(values)} is more than the {num_chunks} chunks of the corpus, so nothing could be missed. Choose smaller "
+            "values, well below the size of the corpus."
+        )
+    return tuple(sorted({int(v) for v in values}))
+
+
+def _fingerprint(queries: Mapping[str, str], relevant: Mapping[str, Sequence[str]], corpus: Mapping[str, str]) -> str:
+    """Return the SHA-256 of the questions, the judgements and the corpus, all sorted by id."""
+    digest = hashlib.sha256()
+    for row in [*((query, text, sorted(relevant[query])) for query, text in queries.items()), *corpus.items()]:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()

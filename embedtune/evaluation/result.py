@@ -1,0 +1,139 @@
+"""Evaluation: what a retriever found for each question, and the metrics that follow from it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from datasets import Dataset, Features, List, Value
+
+from embedtune.evaluation.metrics import metrics_at_k
+from embedtune.evaluation.tables import html_table, text_table
+from embedtune.files import replace_file
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+# Ranks are known this far down, to tell a near miss from a miss.
+MIN_DEPTH = 100
+
+PER_QUERY_FEATURES = Features(
+    {
+        "query-id": Value("string"),
+        "query": Value("string"),
+        "relevant": List(Value("string")),
+        "rank": Value("int64"),
+        "retrieved": List(Value("string")),
+        "scores": List(Value("float32")),
+    }
+)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation:
+    """The result of `TopKEvaluator.evaluate`. Printing it shows a table.
+
+    Attributes:
+        name: What was evaluated.
+        split: Whose questions were asked.
+        k: The cut-offs, ascending.
+        per_query: A row for each question, sorted by id: ``query-id``, ``query``, ``relevant`` (the right chunks' ids),
+            ``rank`` (of the first right chunk, from 1, or None beyond ``depth``), ``retrieved`` (the ids of the first
+            ``max(k)`` chunks) and their ``scores``.
+        num_chunks: How many chunks there were to choose from.
+        fingerprint: A SHA-256 of the questions, the judgements and the corpus. Only results with the same fingerprint
+            can be compared.
+    """
+
+    name: str
+    split: str
+    k: tuple[int, ...]
+    per_query: Dataset
+    num_chunks: int
+    fingerprint: str
+
+    @property
+    def num_queries(self) -> int:
+        """How many questions were asked."""
+        return len(self.per_query)
+
+    @property
+    def depth(self) -> int:
+        """How far down the ranking the right chunk was looked for."""
+        return min(self.num_chunks, max(*self.k, MIN_DEPTH))
+
+    @property
+    def primary_metric(self) -> str:
+        """The metric that decides which of two results is better."""
+        return f"ndcg@{self.k[-1]}"
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The mean of each metric over the questions: accuracy (hit rate), recall, mrr, ndcg and map, at each k."""
+        return {metric: float(values.mean()) for metric, values in self.per_query_metrics.items()}
+
+    @cached_property
+    def per_query_metrics(self) -> dict[str, NDArray[np.float64]]:
+        """Each metric's value for each question, of shape ``(num_queries,)``, in the order of ``per_query``."""
+        relevant, retrieved = self.per_query["relevant"][:], self.per_query["retrieved"][:]
+        hits = np.array([[c in right for c in found] for right, found in zip(relevant, retrieved, strict=True)])
+        num_relevant = np.array([len(right) for right in relevant])
+        return {name: values for k in self.k for name, values in metrics_at_k(hits, num_relevant, k=k).items()}
+
+    def misses(self, k: int = 10) -> Dataset:
+        """Return the rows of ``per_query`` whose right chunk is not among the first ``k``.
+
+        Raises:
+            ValueError: If the ranking was not looked at so far down.
+        """
+        if not 1 <= k <= self.depth:
+            raise ValueError(f"k={k} is out of range: ranks are known from 1 to {self.depth}.")
+        ranks = self.per_query["rank"]
+        return self.per_query.select([i for i, rank in enumerate(ranks) if rank is None or rank > k])
+
+    def save(self, path: str | Path) -> None:
+        """Write the result to a JSON file, questions and ids included; the chunks' texts are not in it."""
+        content = {
+            "name": self.name,
+            "split": self.split,
+            "k": self.k,
+            "num_chunks": self.num_chunks,
+            "fingerprint": self.fingerprint,
+            "metrics": self.metrics,  # for other readers; `load` computes them
+            "per_query": self.per_query.to_dict(),
+        }
+        replace_file(path, json.dumps(content))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Evaluation:
+        """Read what `save` wrote."""
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return cls(
+            name=content["name"],
+            split=content["split"],
+            k=tuple(content["k"]),
+            per_query=Dataset.from_dict(content["per_query"], features=PER_QUERY_FEATURES),
+            num_chunks=content["num_chunks"],
+            fingerprint=content["fingerprint"],
+        )
+
+    def __repr__(self) -> str:
+        return f"{self._title}\n{text_table(*self._table)}"
+
+    def _repr_html_(self) -> str:
+        return f"<p>{escape(self._title)}</p>{html_table(*self._table)}"
+
+    @property
+    def _title(self) -> str:
+        return f"{self.name} on {self.split}: {self.num_queries} questions, {self.num_chunks} chunks"
+
+    @property
+    def _table(self) -> tuple[list[str], list[list[str]]]:
+        kinds = dict.fromkeys(metric.partition("@")[0] for metric in self.metrics)
+        rows = [[kind, *(f"{self.metrics[f'{kind}@{k}']:.3f}" for k in self.k)] for kind in kinds]
+        return ["", *(f"@{k}" for k in self.k)], rows

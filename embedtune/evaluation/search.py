@@ -1,0 +1,207 @@
+"""Exact search: the best k of a corpus for each query, in blocks, with ties broken by position."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import torch
+from sentence_transformers.util import SimilarityFunction
+from tqdm.auto import tqdm
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+
+# 2048 x 2048 float scores are 16 MB: enough for the matrix product to run at full speed, little enough for the scores to
+# be in the processor's cache when the best of them are picked.
+BLOCK_SIZE = 2048
+
+# A matrix product rounds the rows at the edges of its tiles differently from those inside. Blocks filled up to whole
+# tiles make equal vectors score equally wherever they stand, so that a tie is a tie.
+_TILE = 16
+
+
+class _Block(NamedTuple):
+    start: int
+    num_rows: int
+    vectors: torch.Tensor
+    """The rows, and zeros below them up to a multiple of the tile."""
+
+
+class _Best(NamedTuple):
+    """The best found so far: scores and corpus positions of shape ``(num_queries, k)``, best first."""
+
+    scores: torch.Tensor
+    positions: torch.Tensor
+
+
+def top_k(
+    queries: NDArray[np.float32],
+    corpus: NDArray[np.float32],
+    k: int,
+    *,
+    similarity: Similarity = "cosine",
+    block_size: int = BLOCK_SIZE,
+    device: str | torch.device = "cpu",
+    query_ids: Sequence[str] | None = None,
+    corpus_ids: Sequence[str] | None = None,
+    show_progress_bar: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Find the ``k`` corpus vectors most similar to each query, by looking at all of them.
+
+    The order is total, by falling score and then rising position, so a corpus sorted by id has its ties broken by id.
+    Memory beyond the two inputs: a copy of the queries, the result, and a few blocks of ``block_size ** 2`` numbers.
+
+    Args:
+        queries: Vectors of shape ``(num_queries, dim)``.
+        corpus: Vectors of shape ``(num_chunks, dim)``.
+        k: How many to return, at most ``num_chunks``.
+        similarity: The model's ``similarity_fn_name``; sentence-transformers' own function computes it.
+        block_size: How many queries and how many corpus vectors are scored at once. It does not change the result.
+        device: Where to compute.
+        query_ids: The queries' ids, for error messages.
+        corpus_ids: The corpus vectors' ids, for error messages.
+        show_progress_bar: Show how much of the corpus has been searched.
+
+    Returns:
+        Scores and positions in ``corpus``, both of shape ``(num_queries, k)``, best first.
+
+    Raises:
+        ValueError: If the shapes do not fit, ``k`` is out of range, or a vector is zero or not finite.
+
+    Example:
+        >>> import numpy as np
+        >>> corpus = np.array([[1, 0], [0, 1], [2, 0]], dtype=np.float32)
+        >>> scores, positions = top_k(np.array([[3, 0]], dtype=np.float32), corpus, k=2)
+        >>> scores.tolist(), positions.tolist()
+        ([[1.0, 1.0]], [[0, 2]])
+    """
+    _check_ids(queries, "queries", query_ids)
+    _check_ids(corpus, "chunks", corpus_ids)
+    _check_arguments(queries, corpus, k=k, block_size=block_size)
+    unit = similarity == "cosine"
+    score = SimilarityFunction.to_similarity_fn("dot" if unit else similarity)
+    with torch.inference_mode():
+        query_blocks = list(_blocks(queries, block_size, kind="query", ids=query_ids, unit=unit, device=device))
+        best = [_empty(block.num_rows, k, device) for block in query_blocks]
+        # The corpus is the outer loop, so that each of its blocks goes to the device and is normalised once.
+        corpus_blocks = _blocks(corpus, block_size, kind="chunk", ids=corpus_ids, unit=unit, device=device)
+        num_blocks = -(-len(corpus) // block_size)
+        for chunks in tqdm(corpus_blocks, desc="Searching", total=num_blocks, disable=not show_progress_bar):
+            for i, block in enumerate(query_blocks):
+                scores = score(block.vectors, chunks.vectors)[: block.num_rows, : chunks.num_rows]
+                best[i] = _merge(best[i], scores, chunks.start)
+        all_scores = torch.cat([found.scores for found in best])
+        all_positions = torch.cat([found.positions for found in best])
+    return all_scores.cpu().numpy(), all_positions.cpu().numpy()
+
+
+def top_k_of_scores(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Pick the ``k`` best columns of each row, by falling score and then rising position.
+
+    Args:
+        scores: Finite scores of shape ``(num_queries, num_chunks)``.
+        k: How many to pick, at most ``num_chunks``.
+
+    Returns:
+        Scores and positions, both of shape ``(num_queries, k)``, best first.
+
+    Example:
+        >>> import numpy as np
+        >>> top_k_of_scores(np.array([[1, 3, 2, 3]], dtype=np.float32), k=3)[1].tolist()
+        [[1, 3, 2]]
+    """
+    with torch.inference_mode():
+        best = _merge(_empty(len(scores), k, "cpu"), torch.tensor(scores), 0)
+    return best.scores.numpy(), best.positions.numpy()
+
+
+def _check_arguments(queries: NDArray[np.float32], corpus: NDArray[np.float32], *, k: int, block_size: int) -> None:
+    if queries.ndim != 2 or corpus.ndim != 2 or queries.shape[1] != corpus.shape[1]:
+        raise ValueError(
+            f"Queries of shape {queries.shape} cannot be compared with a corpus of shape {corpus.shape}: both must be "
+            "(num_texts, dim) with the same dim. Encode both with the same model and the same truncate_dim."
+        )
+    if len(queries) == 0:
+        raise ValueError("There are no queries. Give at least one.")
+    if not 1 <= k <= len(corpus):
+        raise ValueError(f"k={k} is out of range for a corpus of {len(corpus)}. Choose k from 1 to {len(corpus)}.")
+    if block_size < 1:
+        raise ValueError(f"block_size must be at least 1, got {block_size}.")
+
+
+def _check_ids(vectors: NDArray[np.float32], kind: str, ids: Sequence[str] | None) -> None:
+    if ids is not None and len(ids) != len(vectors):
+        raise ValueError(f"{len(vectors)} vectors for {len(ids)} {kind}. The encoder must return one for each text.")
+
+
+def _blocks(
+    vectors: NDArray[np.float32],
+    size: int,
+    *,
+    kind: str,
+    ids: Sequence[str] | None,
+    unit: bool,
+    device: str | torch.device,
+) -> Iterator[_Block]:
+    """Yield blocks of rows on the device, checked, and scaled to unit length if wanted."""
+    for start in range(0, len(vectors), size):
+        rows = torch.tensor(vectors[start : start + size], dtype=torch.float32, device=device)
+        norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+        _check_norms(norms.squeeze(1), start, kind=kind, ids=ids)
+        rows = rows / norms if unit else rows
+        yield _Block(start, len(rows), torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _TILE)))
+
+
+def _check_norms(norms: torch.Tensor, start: int, *, kind: str, ids: Sequence[str] | None) -> None:
+    """Refuse vectors that are zero or not finite; two finite norms give a finite score."""
+    bad = ((norms == 0) | ~norms.isfinite()).nonzero().flatten().tolist()
+    if not bad:
+        return
+    names = [repr(ids[start + i]) if ids is not None else f"row {start + i}" for i in bad[:5]]
+    more = f" and {len(bad) - 5} more" if len(bad) > 5 else ""
+    raise ValueError(
+        f"The {kind} vectors of {', '.join(names)}{more} are zero or not finite (NaN, infinity), so nothing can be compared "
+        "with them. Look for empty texts, and for a model that overflows in float16: load it in float32 or bfloat16."
+    )
+
+
+def _empty(num_queries: int, k: int, device: str | torch.device) -> _Best:
+    scores = torch.full((num_queries, k), -torch.inf, device=device)
+    return _Best(scores, torch.full((num_queries, k), -1, device=device))
+
+
+def _merge(best: _Best, scores: torch.Tensor, start: int) -> _Best:
+    """Merge a block of scores, of shape ``(num_queries, num_chunks)``, whose chunks begin at position ``start``.
+
+    Blocks come in the order of positions. So a chunk must score strictly higher than the worst of the best to enter
+    them, few do, and a stable sort of old and new keeps ties in the order of positions.
+    """
+    k = best.scores.shape[1]
+    rows, columns = _contenders(scores, best.scores[:, -1:], k)
+    if len(rows) == 0:
+        return best
+    counts = torch.bincount(rows, minlength=len(scores))
+    # Each row's contenders go behind its best, from the left; a row with fewer is filled up with -inf.
+    slots = k + torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
+    width = k + int(counts.max())
+    merged = torch.nn.functional.pad(best.scores, (0, width - k), value=-torch.inf)
+    merged[rows, slots] = scores[rows, columns]
+    positions = torch.nn.functional.pad(best.positions, (0, width - k), value=-1)
+    positions[rows, slots] = columns + start
+    merged, order = merged.sort(dim=1, descending=True, stable=True)
+    return _Best(merged[:, :k].contiguous(), positions.gather(1, order[:, :k]))
+
+
+def _contenders(scores: torch.Tensor, floor: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return rows and columns, row by row, of scores above a floor that may be among the best ``k``."""
+    above = scores > floor
+    rows, columns = above.nonzero(as_tuple=True)
+    # While the floor is low, keep what is among the best k of this block, with everything tied to the last of them.
+    if len(rows) > 4 * k * len(scores):
+        above &= scores >= scores.topk(k).values[:, -1:]
+        rows, columns = above.nonzero(as_tuple=True)
+    return rows, columns
