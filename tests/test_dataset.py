@@ -237,9 +237,18 @@ def test_ids_that_stand_twice_are_refused(chunks, questions):
 
 def test_empty_texts_are_refused(chunks, questions):
     with pytest.raises(ValueError, match="text of chunk 'blank' is empty"):
-        build_dataset([*chunks, Chunk("blank", "d0", " \n", 0, 2)], questions)
+        build_dataset([*chunks, Chunk("blank", "d99", " \n", 0, 2)], questions)
     with pytest.raises(ValueError, match="text of question 'blank' is empty"):
         build_dataset(chunks, [*questions, Question("blank", "  ", ("d0#0",))])
+
+
+def test_offsets_that_are_made_up_are_refused(questions):
+    """All chunks at offset 0 would count as overlapping one another, and none would be a negative."""
+    made_up = [Chunk("a#0", "a", "Press both.", 0, 11), Chunk("a#1", "a", "Turn it.", 0, 8)]
+    with pytest.raises(ValueError, match=r"'a#0' and 'a#1' overlap by their offsets in document 'a'"):
+        build_dataset(made_up, questions)
+    with pytest.raises(ValueError, match=r"'b#0' has 8 characters, but its offsets 0 to 80 say 80"):
+        build_dataset([Chunk("b#0", "b", "Turn it.", 0, 80), *made_up], questions)
 
 
 @pytest.mark.parametrize(

@@ -69,10 +69,11 @@ def test_no_question_text_document_or_near_duplicate_stands_on_two_sides(corpus,
         return
     side, by_id = sides_of(data), {chunk.id: chunk for chunk in chunks}
     sides_of_document, sides_of_text = defaultdict(set), defaultdict(set)
-    for question in questions:
-        sides_of_text[normalised(question.text)].add(side[question.id])
-        for chunk_id in question.chunk_ids:
-            sides_of_document[by_id[chunk_id].document_id].add(side[question.id])
+    for split in data.splits:
+        for question, chunk_ids in data.relevant(split).items():
+            sides_of_text[normalised(data.query_texts[question])].add(side[question])
+            for chunk_id in chunk_ids:
+                sides_of_document[by_id[chunk_id].document_id].add(side[question])
     assert all(len(sides) == 1 for sides in sides_of_text.values())
     assert all(len(sides) == 1 for sides in sides_of_document.values())
     for i, j in near_duplicate_pairs([chunk.text for chunk in chunks]):
@@ -98,7 +99,8 @@ def test_a_held_out_question_about_a_seen_chunk_leaves_others_to_train_on(corpus
 
 
 def documents(names, per_document=5):
-    chunks = [Chunk(f"{n}#0", n, f"{n} holds its own words: {n}1 {n}2 {n}3 {n}4", 0, 40) for n in names]
+    texts = {n: f"{n} holds its own words: {n}1 {n}2 {n}3 {n}4" for n in names}
+    chunks = [Chunk(f"{n}#0", n, text, 0, len(text)) for n, text in texts.items()]
     questions = [
         Question(f"{n}#0/{i}", f"Question {i} about {n}?", (f"{n}#0",)) for n in names for i in range(per_document)
     ]
@@ -143,19 +145,45 @@ def test_near_duplicate_documents_stay_together_whatever_the_seed():
     text = "The quick brown fox jumps over the lazy dog while the cat looks on from the warm roof"
     chunks, questions = documents([f"doc{i}" for i in range(8)])
     for name in ("twin1", "twin2"):
-        chunks.append(Chunk(f"{name}#0", name, text + f" {name}", 0, 80))
+        chunks.append(Chunk(f"{name}#0", name, f"{text} {name}", 0, len(text) + 6))
         questions.append(Question(f"{name}#0/0", f"What of {name}?", (f"{name}#0",)))
     for seed in range(10):
         side = sides_of(build_dataset(chunks, questions, test_size=0.4, dev_size=0.2, seed=seed))
         assert side["twin1#0/0"] == side["twin2#0/0"]
 
 
-def test_documents_that_answer_one_question_stay_together_whatever_the_seed():
-    chunks, questions = documents([f"doc{i}" for i in range(8)])
-    questions.append(Question("both", "Which two?", ("doc0#0", "doc1#0")))
-    for seed in range(10):
-        side = sides_of(build_dataset(chunks, questions, test_size=0.4, dev_size=0.2, seed=seed))
-        assert side["doc0#0/0"] == side["doc1#0/0"] == side["both"]
+def test_a_question_that_documents_of_two_sides_answer_is_trained_on_with_the_training_chunks_alone(caplog):
+    chunks, questions = documents([f"doc{i}" for i in range(12)])
+    everywhere = Question("all", "What holds words?", tuple(chunk.id for chunk in chunks))
+    data = build_dataset(chunks, [*questions, everywhere], test_size=0.4, dev_size=0.2, seed=0)
+    side = sides_of(data)
+    assert data.relevant("train")["all"] == [f"doc{i}#0" for i in range(12) if side[f"doc{i}#0/0"] == "train"]
+    assert {side[question.id] for question in questions} == {"train", "dev", "test"}, (
+        "one question joined all documents"
+    )
+    assert caplog.text == ""
+
+
+def test_a_question_that_only_held_out_documents_of_two_sides_answer_is_left_out_and_that_is_said(caplog):
+    chunks, questions = documents([f"doc{i}" for i in range(12)])
+    side = sides_of(build_dataset(chunks, questions, test_size=0.4, dev_size=0.2, seed=0))
+    test, dev = (next(q.chunk_ids[0] for q in questions if side[q.id] == split) for split in ("test", "dev"))
+    data = build_dataset(
+        chunks, [*questions, Question("both", "Which?", (test, dev))], test_size=0.4, dev_size=0.2, seed=0
+    )
+    assert "both" not in sides_of(data)
+    assert "both" not in data.query_texts
+    assert "1 of 61 questions are answered by documents of different splits and were left out" in caplog.text
+
+
+def test_a_test_question_that_was_also_asked_of_a_training_document_is_left_out():
+    chunks, questions = documents([f"doc{i}" for i in range(12)])
+    side = sides_of(build_dataset(chunks, questions, test_size=0.4, dev_size=0, seed=0))
+    test, train = (next(q.chunk_ids[0] for q in questions if side[q.id] == split) for split in ("test", "train"))
+    twice = [Question("a", "How so?", (test,)), Question("b", "HOW so?", (train,))]
+    side = sides_of(build_dataset(chunks, [*questions, *twice], test_size=0.4, dev_size=0, seed=0))
+    assert side["b"] == "train"
+    assert "a" not in side
 
 
 def test_splitting_by_question_gives_every_chunk_questions_on_each_side():

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 if TYPE_CHECKING:
-    from embedtune.types import Chunk, Question
+    from embedtune.types import Chunk
 
 NEAR_DUPLICATE_JACCARD = 0.5
 """Two texts that share half of their word triples say the same thing twice."""
@@ -80,22 +80,19 @@ def duplicate_groups(chunks: Sequence[Chunk]) -> list[str]:
     return [chunks[first].id for first in firsts]
 
 
-def document_groups(
-    chunks: Sequence[Chunk], questions: Iterable[Question], duplicates: Sequence[str]
-) -> dict[str, str]:
+def document_groups(chunks: Sequence[Chunk], duplicates: Sequence[str]) -> dict[str, str]:
     """Map each document to its group, named after the group's smallest document id.
 
-    Documents are joined when they hold near-duplicate chunks, when one question is answered in both, or when the same
-    question was asked of both: putting such documents on two sides of a split would leak.
+    Documents that hold near-duplicate chunks are one group: with one of them trained on, the other is known.
+
+    Args:
+        chunks: The chunks of all documents.
+        duplicates: What `duplicate_groups` returned for them.
     """
     documents = sorted({chunk.document_id for chunk in chunks})
     position = {document: i for i, document in enumerate(documents)}
     home = {chunk.id: position[chunk.document_id] for chunk in chunks}
     pairs = [(home[chunk.id], home[first]) for chunk, first in zip(chunks, duplicates, strict=True)]
-    asked_at: dict[str, int] = {}
-    for question in questions:
-        anchor = asked_at.setdefault(normalised(question.text), home[question.chunk_ids[0]])
-        pairs += [(anchor, home[chunk_id]) for chunk_id in question.chunk_ids]
     firsts = _first_members(len(documents), pairs)
     return {document: documents[first] for document, first in zip(documents, firsts, strict=True)}
 

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -280,7 +281,8 @@ def build_dataset(
         dev_size: Share for choosing the best checkpoint; 0 for none.
         test_seen_size: Share of the remaining questions held out as ``test_seen``: new questions about chunks that are
             trained on. Gains there are larger than on unseen documents; report the two apart.
-        split_by: ``"document"`` keeps each document, and what nearly repeats it, on one side. ``"question"`` gives every
+        split_by: ``"document"`` keeps each document, and what nearly repeats it, on one side (a question that documents
+            of several sides answer is trained on with the training documents' chunks alone). ``"question"`` gives every
             chunk questions on both sides, as in "Fine-tuning Embeddings for RAG applications"; it measures known
             chunks only. ``"given"`` takes ``Question.split``.
         context: What to put before a chunk's text when it is embedded, see `Chunk.text_with`. Training, evaluation and
@@ -303,28 +305,26 @@ def build_dataset(
     check_sizes(test_size=test_size, dev_size=dev_size, test_seen_size=test_seen_size)
     _check_choices(split_by, context, questions)
     duplicates = duplicate_groups(chunks)
-    group_of = document_groups(chunks, questions, duplicates)
+    group_of = document_groups(chunks, duplicates)
     if split_by == "document":
-        home = {chunk.id: group_of[chunk.document_id] for chunk in chunks}
-        question_groups = {question.id: home[question.chunk_ids[0]] for question in questions}
-        splits = split_by_document(
+        bound = split_by_document(
             questions,
-            question_groups,
+            {chunk.id: group_of[chunk.document_id] for chunk in chunks},
             test_size=test_size,
             dev_size=dev_size,
             test_seen_size=test_seen_size,
             seed=seed,
         )
     elif split_by == "question":
-        splits = split_by_question(questions, test_size=test_size, dev_size=dev_size, seed=seed)
+        bound = split_by_question(questions, test_size=test_size, dev_size=dev_size, seed=seed)
     else:
-        splits = split_as_given(questions)
+        bound = split_as_given(questions)
     return RetrievalDataset(
         corpus=_corpus_table(chunks, group_of=group_of, duplicates=duplicates, context=context),
         queries=Dataset.from_list(
-            [{"_id": q.id, "text": q.text, "style": q.style} for q in questions], features=_QUERY_FEATURES
+            [{"_id": q.id, "text": q.text, "style": q.style} for q in bound], features=_QUERY_FEATURES
         ),
-        qrels=_qrels_tables(questions, splits),
+        qrels=_qrels_tables(bound),
         split_by=split_by,
         context=tuple(context),
     )
@@ -339,6 +339,7 @@ def _check_records(chunks: Sequence[Chunk], questions: Sequence[Question]) -> No
         _check_unique(f"{what} id", [record.id for record in records])
         if empty := [record.id for record in records if not record.text.strip()]:
             raise ValueError(f"The text of {what} {empty[0]!r} is empty ({len(empty)} in all). Leave it out.")
+    _check_offsets(chunks)
     known = {chunk.id for chunk in chunks}
     for question in questions:
         if not question.chunk_ids:
@@ -349,6 +350,27 @@ def _check_records(chunks: Sequence[Chunk], questions: Sequence[Question]) -> No
                 "chunks. Pass the chunks that the questions were made from."
             )
         _check_unique(f"chunk id of question {question.id!r}", question.chunk_ids)
+
+
+def _check_offsets(chunks: Sequence[Chunk]) -> None:
+    """Raise a ``ValueError`` unless chunks that share a span share its text: overlaps decide what is no negative."""
+    by_document: dict[str, list[Chunk]] = {}
+    for chunk in chunks:
+        if chunk.end - chunk.start != len(chunk.text):
+            raise ValueError(
+                f"Chunk {chunk.id!r} has {len(chunk.text)} characters, but its offsets {chunk.start} to {chunk.end} say "
+                f"{chunk.end - chunk.start}. text must be document.text[start:end]."
+            )
+        by_document.setdefault(chunk.document_id, []).append(chunk)
+    for together in by_document.values():
+        together.sort(key=lambda chunk: chunk.start)
+        for first, second in pairwise(together):
+            shared = min(first.end, second.end) - second.start
+            if shared > 0 and first.text[second.start - first.start :][:shared] != second.text[:shared]:
+                raise ValueError(
+                    f"Chunks {first.id!r} and {second.id!r} overlap by their offsets in document {first.document_id!r}, but "
+                    "their texts differ there. Give the true offsets, or each chunk a document_id of its own."
+                )
 
 
 def _check_unique(what: str, values: Iterable[Hashable]) -> None:
@@ -391,11 +413,11 @@ def _corpus_table(
     return Dataset.from_list(rows, features=_CORPUS_FEATURES)
 
 
-def _qrels_tables(questions: Sequence[Question], splits: Mapping[str, str]) -> dict[str, Dataset]:
+def _qrels_tables(questions: Sequence[Question]) -> dict[str, Dataset]:
     """Return a table for each split that has a question, in the usual order of splits."""
     rows: dict[str, list[dict[str, str | int]]] = {}
     for question in questions:
-        rows.setdefault(splits[question.id], []).extend(
+        rows.setdefault(question.split, []).extend(
             {"query-id": question.id, "corpus-id": chunk_id, "score": 1} for chunk_id in question.chunk_ids
         )
     order = [*(name for name in SPLIT_ORDER if name in rows), *(name for name in rows if name not in SPLIT_ORDER)]

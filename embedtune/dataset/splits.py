@@ -6,6 +6,7 @@ import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from embedtune.dataset.groups import normalised
@@ -39,32 +40,46 @@ def split_by_document(
     dev_size: float,
     test_seen_size: float,
     seed: int,
-) -> dict[str, str]:
-    """Map question ids to splits such that no document group stands on two sides of train, dev and test.
+) -> list[Question]:
+    """Bind questions to splits such that no document group stands on two sides of train, dev and test.
 
     Each group is drawn by a hash of its name, so the shares are met on average, and a group keeps its side when others
     are added. Where no group at all falls into a wanted side, the one that came closest is moved there.
 
+    A question that documents of several sides answer is trained on with the training documents' chunks alone, and left
+    out if there are none: in a test, what was trained on would answer it; and questions of equal text count as one.
+
     Args:
         questions: The questions.
-        group_of: The document group of each question id.
+        group_of: The document group of each chunk id.
         test_size: Share of the groups for ``test``.
         dev_size: Share of the groups for ``dev``.
         test_seen_size: Share of the training groups' questions held out as ``test_seen``: questions that were not
             trained on, about chunks that were.
         seed: Another seed draws another split.
     """
-    groups = sorted(
-        {group_of[question.id] for question in questions}, key=lambda name: (_draw(seed, "group", name), name)
-    )
+    asked_of = {group_of[chunk_id] for question in questions for chunk_id in question.chunk_ids}
+    groups = sorted(asked_of, key=lambda group: (_draw(seed, "group", group), group))
     side_of = _sides(groups, test_size=test_size, dev_size=dev_size, seed=seed)
-    splits = {question.id: side_of[group_of[question.id]] for question in questions}
-    seen = [question for question in questions if splits[question.id] == "train"]
-    return splits | _hold_out_seen(seen, share=test_seen_size, seed=seed)
+    bound = []
+    for same in _by_text(questions).values():
+        sides = {side_of[group_of[chunk_id]] for question in same for chunk_id in question.chunk_ids}
+        side = sides.pop() if len(sides) == 1 else "train"
+        bound += [
+            _bind(question, side, [c for c in question.chunk_ids if side_of[group_of[c]] == side]) for question in same
+        ]
+    kept = [question for question in bound if question.chunk_ids]
+    if len(kept) < len(questions):
+        logger.warning(
+            "%d of %d questions are answered by documents of different splits and were left out.",
+            len(questions) - len(kept),
+            len(questions),
+        )
+    return _in_order(_with_seen_held_out(kept, share=test_seen_size, seed=seed), questions)
 
 
-def split_by_question(questions: Sequence[Question], *, test_size: float, dev_size: float, seed: int) -> dict[str, str]:
-    """Map question ids to splits such that every chunk with enough questions has some on each side.
+def split_by_question(questions: Sequence[Question], *, test_size: float, dev_size: float, seed: int) -> list[Question]:
+    """Bind questions to splits such that every chunk with enough questions has some on each side.
 
     The same chunk is trained on and tested with: right for asking "are the chunks I have found better?", too rosy for
     "will new documents be found?". Of a chunk's n questions, at least one (and about ``test_size * n``) goes to ``test``,
@@ -80,18 +95,18 @@ def split_by_question(questions: Sequence[Question], *, test_size: float, dev_si
             chunk: _quota(n, dev_size, leave=1 + _quota(n, test_size, leave=1)) for chunk, n in num_questions.items()
         },
     }
-    splits: dict[str, str] = {}
+    bound = []
     for text in sorted(texts, key=lambda text: (_draw(seed, "question", text), text)):
         chunk = texts[text][0].chunk_ids[0]
         side = next((name for name in ("test", "dev") if room[name][chunk] > 0), "train")
         if side != "train":
             room[side][chunk] -= 1
-        splits |= {question.id: side for question in texts[text]}
-    return splits
+        bound += [_bind(question, side) for question in texts[text]]
+    return _in_order(bound, questions)
 
 
-def split_as_given(questions: Sequence[Question]) -> dict[str, str]:
-    """Map question ids to the splits that they carry; warns when one text stands in two of them."""
+def split_as_given(questions: Sequence[Question]) -> list[Question]:
+    """Return the questions with the splits that they carry; warns when one text stands in two of them."""
     if unbound := [question.id for question in questions if not question.split]:
         raise ValueError(
             f"split_by='given' needs a split on every question, and {len(unbound)} have none (the first: {unbound[0]!r}). "
@@ -102,7 +117,17 @@ def split_as_given(questions: Sequence[Question]) -> dict[str, str]:
         logger.warning(
             "%d question texts stand in more than one of the given splits: a leak, unless it is meant.", len(shared)
         )
-    return {question.id: question.split for question in questions}
+    return list(questions)
+
+
+def _bind(question: Question, split: str, chunk_ids: Sequence[str] | None = None) -> Question:
+    return replace(question, split=split, chunk_ids=question.chunk_ids if chunk_ids is None else tuple(chunk_ids))
+
+
+def _in_order(bound: Iterable[Question], questions: Iterable[Question]) -> list[Question]:
+    """Return the bound questions in the order of the given ones."""
+    by_id = {question.id: question for question in bound}
+    return [by_id[question.id] for question in questions if question.id in by_id]
 
 
 def _draw(seed: int, what: str, name: str) -> float:
@@ -118,7 +143,7 @@ def _sides(groups: Sequence[str], *, test_size: float, dev_size: float, seed: in
         raise ValueError(
             f"The questions fall into {len(groups)} document groups, too few for {wanted} splits. Add documents, set "
             "dev_size=0, or hold single questions out with split_by='question'. (Documents that share near-duplicate "
-            "chunks or questions count as one group.)"
+            "chunks count as one group.)"
         )
     draws = [_draw(seed, "group", group) for group in groups]
     num_test = sum(draw < test_size for draw in draws)
@@ -132,21 +157,21 @@ def _sides(groups: Sequence[str], *, test_size: float, dev_size: float, seed: in
     return dict(zip(groups, sides, strict=True))
 
 
-def _hold_out_seen(questions: Sequence[Question], *, share: float, seed: int) -> dict[str, str]:
-    """Draw questions as ``test_seen``, but leave every chunk its last question to train on."""
-    texts = _by_text(questions)
+def _with_seen_held_out(questions: Sequence[Question], *, share: float, seed: int) -> list[Question]:
+    """Move some training questions to ``test_seen``, but leave every chunk its last question to train on."""
+    texts = _by_text(question for question in questions if question.split == "train")
     left: dict[str, int] = defaultdict(int)
     for same in texts.values():
         for chunk in _chunks(same):
             left[chunk] += 1
-    held_out = {}
+    held_out: set[str] = set()
     for text in sorted(texts, key=lambda text: (_draw(seed, "seen", text), text)):
         chunks = _chunks(texts[text])
         if _draw(seed, "seen", text) < share and all(left[chunk] > 1 for chunk in chunks):
-            held_out.update({question.id: "test_seen" for question in texts[text]})
+            held_out.update(question.id for question in texts[text])
             for chunk in chunks:
                 left[chunk] -= 1
-    return held_out
+    return [_bind(question, "test_seen") if question.id in held_out else question for question in questions]
 
 
 def _by_text(questions: Iterable[Question]) -> dict[str, list[Question]]:

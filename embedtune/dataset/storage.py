@@ -45,18 +45,28 @@ def load(path: str | Path) -> dict[str, Any]:
 
 def push(data: RetrievalDataset, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
     """Upload the dataset in one commit and return its revision."""
-    from huggingface_hub import HfApi
+    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
-        _write(data, Path(folder))
-        api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-        commit = api.upload_folder(
-            repo_id=repo_id,
-            repo_type="dataset",
-            folder_path=folder,
+    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
+    if private and not api.dataset_info(repo_id).private:  # one that exists stays as public as it was
+        raise ValueError(
+            f"{repo_id} is public. Choose another repository, or publish your documents with private=False."
+        )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        _write(data, folder)
+        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
+        # A split that is no longer there must not be found by load_dataset.
+        stale = [file for file in api.list_repo_files(repo_id, repo_type="dataset") if file.startswith("qrels/")]
+        commit = api.create_commit(
+            repo_id,
+            [
+                *(CommitOperationAdd(file, path) for file, path in files.items()),
+                *(CommitOperationDelete(file) for file in stale if file not in files),
+            ],
             commit_message=message,
-            delete_patterns=["qrels/*"],  # a split that is no longer there must not be read again
+            repo_type="dataset",
         )
     return str(commit.oid)
 
@@ -70,13 +80,18 @@ def download(repo_id: str, *, revision: str | None, token: str | None) -> str:
 
 def _write(data: RetrievalDataset, folder: Path) -> None:
     (folder / "qrels").mkdir()
-    data.corpus.to_parquet(str(folder / "corpus.parquet"))
-    data.queries.to_parquet(str(folder / "queries.parquet"))
+    _write_table(data.corpus, folder / "corpus.parquet")
+    _write_table(data.queries, folder / "queries.parquet")
     for split, judgements in data.qrels.items():
-        judgements.to_parquet(str(folder / "qrels" / f"{split}.parquet"))
+        _write_table(judgements, folder / "qrels" / f"{split}.parquet")
     settings = {"split_by": data.split_by, "context": list(data.context), "splits": list(data.qrels)}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(_card(data), encoding="utf-8")
+
+
+def _write_table(table: Dataset, path: Path) -> None:
+    # Not Dataset.to_parquet: it draws a progress bar for each of these small files.
+    pyarrow.parquet.write_table(table.with_format("arrow")[:], path)
 
 
 def _read(path: Path) -> Dataset:

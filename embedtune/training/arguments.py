@@ -1,0 +1,67 @@
+"""TuningArguments: sentence-transformers' arguments with defaults for fine-tuning on question-chunk pairs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+
+LossName = Literal["in-batch", "triplet", "cosine"]
+
+
+@dataclass
+class TuningArguments(SentenceTransformerTrainingArguments):
+    """Arguments of `EmbeddingTrainer`: every one of ``SentenceTransformerTrainingArguments``, and three more.
+
+    Args:
+        loss: ``"in-batch"`` (`InBatchNegativesLoss`), ``"triplet"`` (`TripletMarginLoss`) or ``"cosine"``
+            (`CosineEmbeddingLoss`), with their default settings. Other settings and other losses go to the trainer:
+            ``EmbeddingTrainer(..., loss=TripletMarginLoss(model, margin=0.5))``.
+        num_negatives: Drawn for each question by the losses that are given their negatives.
+        dropout: Probability of dropout in every layer while training; the model's own where nothing is given. On a CPU,
+            0 makes the steps of BERT-like models about twice as fast.
+
+    These defaults differ from ``SentenceTransformerTrainingArguments``:
+
+    * ``per_device_train_batch_size=32``: the other chunks of a batch are the negatives, and eight are few.
+    * ``warmup_steps=0.1``: a tenth of the steps.
+    * ``eval_strategy="epoch"``, ``save_strategy="epoch"``, ``load_best_model_at_end=True``: the checkpoint that
+      retrieves best on the dev split is kept. ``metric_for_best_model`` is filled in by the trainer.
+    * ``eval_on_start=True``: the first line of the log is the base model.
+    * ``save_total_limit=2``: the best checkpoint and the last.
+    * ``logging_steps=0.05``: twenty times in a run.
+
+    Example:
+        >>> TuningArguments("out/handbook", num_train_epochs=2).per_device_train_batch_size
+        32
+    """
+
+    loss: LossName = "in-batch"
+    num_negatives: int = 5
+    dropout: float | None = None
+    per_device_train_batch_size: int = 32
+    warmup_steps: float = 0.1
+    eval_strategy: str = "epoch"
+    save_strategy: str = "epoch"
+    load_best_model_at_end: bool = True
+    metric_for_best_model: str | None = None
+    greater_is_better: bool | None = None
+    eval_on_start: bool = True
+    save_total_limit: int | None = 2
+    logging_steps: float = 0.05
+
+    def __post_init__(self) -> None:
+        if self.loss not in get_args(LossName):
+            raise ValueError(
+                f"loss={self.loss!r} is none of {get_args(LossName)}. A loss of your own goes to the trainer: "
+                "EmbeddingTrainer(..., loss=MyLoss(model))."
+            )
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout={self.dropout} is no probability below 1.")
+        metric = self.metric_for_best_model
+        super().__post_init__()
+        # The superclass fills in "loss"; here the trainer does it, with the dev split's retrieval metric.
+        if metric is None:
+            self.metric_for_best_model = None
+            self.greater_is_better = None

@@ -1,0 +1,75 @@
+"""What is checked before a run, because sentence-transformers would go wrong in silence."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from embedtune.dataset import RetrievalDataset
+
+logger = logging.getLogger(__name__)
+
+LABEL_COLUMNS = ("label", "labels", "score", "scores")
+_TEXT_COLUMN = re.compile(r"anchor|positive|candidate|negative(_\d+)?")
+
+# Tokenising a few thousand chunks tells the share well enough, and takes seconds.
+_MAX_CHUNKS_COUNTED = 5_000
+
+
+def check_columns(dataset: Any, *, name: str) -> None:
+    """Raise a ``ValueError`` if a dataset has columns that are no training columns.
+
+    sentence-transformers tokenises every column it is given: an id column would be trained on as a hard negative.
+    """
+    for part, column_names in _columns(dataset, name):
+        unexpected = [c for c in column_names if c not in LABEL_COLUMNS and not _TEXT_COLUMN.fullmatch(c)]
+        if unexpected:
+            raise ValueError(
+                f"{part} has the columns {column_names}, and {unexpected} would be trained on as texts. Use data.pairs(...), "
+                "data.triplets(...) or data.labelled_pairs(...), or keep only anchor, positive, negative (negative_1, "
+                "negative_2, ...) and label, by rename_columns and select_columns."
+            )
+
+
+def _columns(dataset: Any, name: str) -> list[tuple[str, list[str]]]:
+    if isinstance(dataset, Mapping):
+        return [(f"{name}[{key!r}]", list(part.column_names)) for key, part in dataset.items()]
+    return [(name, list(dataset.column_names))]
+
+
+def warn_about_cut_chunks(model: SentenceTransformer, data: RetrievalDataset, *, prompt: str = "") -> float:
+    """Warn if chunks are longer than the model reads, and return the share of tokens that would be cut."""
+    limit, tokenizer = model.max_seq_length, getattr(model, "tokenizer", None)
+    if limit is None or not callable(tokenizer):
+        return 0.0
+    texts = data.corpus["text"]
+    rows = np.random.default_rng(0).permutation(len(texts))[:_MAX_CHUNKS_COUNTED]
+    encoded = tokenizer([prompt + texts[int(row)] for row in rows], truncation=False, padding=False, verbose=False)
+    lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+    cut = np.maximum(lengths - limit, 0)
+    share = float(cut.sum() / lengths.sum())
+    if share:
+        logger.warning(
+            "%d of %d chunks are longer than the %d tokens the model reads (the longest has %d): %.1f%% of the text is "
+            "cut off, in training and in search. Make smaller chunks, e.g. chunk_documents(..., max_tokens=%d, "
+            "tokenizer=model), or raise the limit with load_model(..., max_seq_length=...).",
+            int((cut > 0).sum()),
+            len(lengths),
+            limit,
+            int(lengths.max()),
+            100 * share,
+            limit - _overhead(tokenizer, prompt),
+        )
+    return share
+
+
+def _overhead(tokenizer: Any, prompt: str) -> int:
+    """Return how many tokens the prompt and the special tokens take."""
+    return len(tokenizer(prompt, truncation=False, padding=False)["input_ids"])

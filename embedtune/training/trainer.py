@@ -1,0 +1,251 @@
+"""EmbeddingTrainer: SentenceTransformerTrainer that knows what a RetrievalDataset is."""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.modules import Router
+from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
+from torch import nn
+from transformers.trainer import TRAINING_ARGS_NAME
+
+from embedtune.dataset.views import COLUMN_ROLES, Role, view_of
+from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.training.arguments import TuningArguments
+from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks
+from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import SentenceTransformer
+
+    from embedtune.dataset import RetrievalDataset
+
+logger = logging.getLogger(__name__)
+
+LOSSES: dict[str, type[RetrievalLoss]] = {
+    "in-batch": InBatchNegativesLoss,
+    "triplet": TripletMarginLoss,
+    "cosine": CosineEmbeddingLoss,
+}
+
+# The names under which sentence-transformers looks for a document prompt, in its order.
+_PROMPT_NAMES: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
+
+
+class EmbeddingTrainer(SentenceTransformerTrainer):
+    """Fine-tune a SentenceTransformer on a `RetrievalDataset`.
+
+    A ``SentenceTransformerTrainer`` that in addition
+
+    * takes ``data`` and chooses the view that the loss needs,
+    * fills prompts (and routes) for each column from the model: the stock trainer would train without the prompts that
+      ``encode_query`` uses,
+    * evaluates retrieval on the dev split and keeps the checkpoint that is best at it,
+    * refuses columns that would be trained on by mistake, and warns of chunks that the model would cut.
+
+    Everything else is the stock trainer's: resuming, callbacks, trackers, ``accelerate launch``.
+
+    Args:
+        model: The model to train; it is changed in place.
+        args: The arguments.
+        data: Questions and chunks. The ``train`` split is trained on; ``dev``, if there, chooses the checkpoint.
+        train_dataset: Rows to train on instead of a view of ``data``.
+        eval_dataset: Rows on which to compute the loss besides.
+        loss: A loss (or a function from a model to one) instead of the one that ``args.loss`` names. With ``data`` it is
+            given the view it was made for; a loss that is not embedtune's is given ``data.pairs("train")``.
+        evaluator: One evaluator or several to run besides the dev split's. One on a test split never chooses the
+            checkpoint.
+        **options: Further arguments of ``SentenceTransformerTrainer``, for instance ``callbacks``.
+
+    Raises:
+        ValueError: If there is nothing to train on, or a dataset has columns that no loss takes.
+
+    Example:
+        >>> import embedtune as et
+        >>> data = et.RetrievalDataset.from_pairs([("Press both.", ["How to restart?"]), ("Turn it.", ["How to lock?"])],
+        ...                                       test_size=0, dev_size=0)
+        >>> model = et.load_model("minilm", device="cpu")
+        >>> args = et.TuningArguments("/tmp/embedtune-example", max_steps=1, save_strategy="no", disable_tqdm=True)
+        >>> et.EmbeddingTrainer(model, args, data=data).train().global_step
+        1
+    """
+
+    training_args_class = TuningArguments
+
+    def __init__(
+        self,
+        model: SentenceTransformer | None = None,
+        args: TuningArguments | None = None,
+        *,
+        data: RetrievalDataset | None = None,
+        train_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        eval_dataset: Dataset | Mapping[str, Dataset] | None = None,
+        loss: nn.Module | Callable[[SentenceTransformer], nn.Module] | Mapping[str, Any] | None = None,
+        evaluator: BaseEvaluator | list[BaseEvaluator] | None = None,
+        **options: Any,
+    ) -> None:
+        # A copy, because what is filled in belongs to this model and these data.
+        args = copy.copy(args) if args is not None else TuningArguments("tmp_trainer")
+        reference = model if model is not None else _from_init(options.get("model_init"))
+        loss = loss if loss is not None else LOSSES[args.loss]
+        if train_dataset is None:
+            train_dataset = _view_for(loss, reference, data, args)
+        for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
+            if dataset is not None:
+                check_columns(dataset, name=name)
+        _fill_columns(args, reference, train_dataset)
+        if data is not None:
+            warn_about_cut_chunks(reference, data, prompt=prompt_of(reference, "document"))
+        super().__init__(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            loss=loss,
+            evaluator=_choose_by_dev(args, data, evaluator, has_eval_dataset=eval_dataset is not None),
+            **options,
+        )
+        if args.dropout is not None:
+            set_dropout(self.model, args.dropout)
+
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        """Train as ``SentenceTransformerTrainer.train`` does, and say so if the base model was the best on dev."""
+        output = super().train(*args, **kwargs)
+        metric = self.args.metric_for_best_model
+        base = next((log[metric] for log in self.state.log_history if log["step"] == 0 and metric in log), None)
+        if base is not None and self.state.best_metric is not None and self.state.best_metric <= base:
+            logger.warning(
+                "No checkpoint retrieves better than the base model on the dev split (%s: %.4f before, %.4f at best). Keep "
+                "the base model, or try more data, fewer epochs, a lower learning rate or another loss.",
+                metric,
+                base,
+                self.state.best_metric,
+            )
+        return output
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Save the model, in safetensors alone."""
+        super()._save(output_dir, state_dict)
+        # A pickle that nothing reads again, with paths and settings that need not travel with the model.
+        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+
+def set_dropout(model: nn.Module, probability: float) -> None:
+    """Set the probability of dropout in every layer of a model."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = probability
+        elif isinstance(getattr(module, "attention_dropout", None), float):  # decoders pass a number to the kernel
+            setattr(module, "attention_dropout", probability)  # noqa: B010  # the type checker expects a module
+
+
+def prompt_of(model: SentenceTransformer, role: Role) -> str:
+    """Return the prompt that ``encode_query`` or ``encode_document`` puts before a text."""
+    return next((model.prompts[name] for name in _PROMPT_NAMES[role] if model.prompts.get(name)), "")
+
+
+def _from_init(model_init: Callable[[], SentenceTransformer] | None) -> SentenceTransformer:
+    if model_init is None:
+        raise ValueError("EmbeddingTrainer needs a model: EmbeddingTrainer(model, args, data=data).")
+    return model_init()
+
+
+def _view_for(
+    loss: Any, model: SentenceTransformer, data: RetrievalDataset | None, args: TuningArguments
+) -> Dataset | None:
+    """Return the view of the training split that the loss was made for."""
+    if data is None:
+        raise ValueError("There is nothing to train on: pass data=build_dataset(...), or a train_dataset.")
+    if isinstance(loss, Mapping):
+        raise ValueError("Several losses need several datasets: pass train_dataset={name: dataset, ...} as well.")
+    if "train" not in data.qrels:
+        raise ValueError(f"The dataset has no split 'train', only {data.splits}.")
+    inner = _innermost(loss if isinstance(loss, nn.Module) else loss(model))
+    if not isinstance(inner, RetrievalLoss):
+        return data.pairs("train")
+    if inner.view == "pairs":
+        return data.pairs("train", with_ids=inner.uses_ids)
+    seed = args.data_seed if args.data_seed is not None else args.seed
+    view = data.triplets if inner.view == "triplets" else data.labelled_pairs
+    return view("train", num_negatives=args.num_negatives, seed=seed)
+
+
+def _innermost(loss: nn.Module) -> nn.Module:
+    """Return the loss inside wrappers such as ``MatryoshkaLoss``."""
+    inner = dict(loss.named_children()).get("loss")
+    return loss if inner is None else _innermost(inner)
+
+
+def _fill_columns(args: TuningArguments, model: SentenceTransformer, dataset: Any) -> None:
+    """Fill in the prompt and the route of each column, where the user has not."""
+    roles = {name: _roles(part) for name, part in dataset.items()} if isinstance(dataset, Mapping) else _roles(dataset)
+    if not args.prompts:
+        args.prompts = _per_column(roles, lambda role: prompt_of(model, role))
+    if not args.router_mapping and any(isinstance(module, Router) for module in model.children()):
+        args.router_mapping = _per_column(roles, lambda role: role)
+
+
+def _roles(dataset: Dataset) -> dict[str, Role]:
+    """Say which columns hold questions; a table from elsewhere has questions as anchors, as sentence-transformers does."""
+    if view := view_of(dataset):
+        return COLUMN_ROLES[view]
+    return {
+        column: "query" if column == "anchor" else "document"
+        for column in dataset.column_names
+        if column not in LABEL_COLUMNS
+    }
+
+
+def _per_column(roles: Mapping[str, Any], value: Callable[[Role], str]) -> dict[str, Any]:
+    """Replace each role by its value, in a mapping of columns or of datasets to columns; empty values are left out."""
+    filled = {
+        name: _per_column(role, value) if isinstance(role, Mapping) else value(role) for name, role in roles.items()
+    }
+    return {name: content for name, content in filled.items() if content}
+
+
+def _choose_by_dev(
+    args: TuningArguments,
+    data: RetrievalDataset | None,
+    evaluator: BaseEvaluator | list[BaseEvaluator] | None,
+    *,
+    has_eval_dataset: bool,
+) -> BaseEvaluator | list[BaseEvaluator] | None:
+    """Put the dev split's evaluator first, and let it choose the checkpoint."""
+    given = [evaluator] if isinstance(evaluator, BaseEvaluator) else list(evaluator or [])
+    judges = [e for e in given if not (isinstance(e, TopKEvaluator) and e.split.startswith("test"))]
+    if data is not None and "dev" in data.qrels and not any(isinstance(e, TopKEvaluator) for e in judges):
+        dev = TopKEvaluator(data, "dev", k=_dev_cut_offs(args, data), batch_size=args.per_device_eval_batch_size)
+        given, judges = [dev, *given], [dev, *judges]
+    if args.metric_for_best_model is None and judges and judges[0].primary_metric:
+        args.metric_for_best_model = f"eval_{judges[0].primary_metric}"
+        args.greater_is_better = judges[0].greater_is_better
+    if not given and not has_eval_dataset:
+        args.eval_strategy, args.eval_on_start = "no", False
+    if args.load_best_model_at_end and args.metric_for_best_model is None:
+        _keep_the_last(args, has_eval_dataset=has_eval_dataset)
+    return given if len(given) > 1 else next(iter(given), None)
+
+
+def _dev_cut_offs(args: TuningArguments, data: RetrievalDataset) -> list[int]:
+    """Return 10 and the cut-off of the chosen metric: few, because every metric of every evaluation is printed."""
+    _, _, chosen = (args.metric_for_best_model or "").partition("@")
+    return [min(10, len(data.corpus)), *([int(chosen)] if chosen.isdigit() else [])]
+
+
+def _keep_the_last(args: TuningArguments, *, has_eval_dataset: bool) -> None:
+    """Choose the checkpoint by the loss if there is one to compute; else keep the last, and say so."""
+    if has_eval_dataset:
+        args.metric_for_best_model, args.greater_is_better = "eval_loss", False
+        return
+    args.load_best_model_at_end = False
+    logger.warning(
+        "There is no dev split to choose the best checkpoint by, so the last one is kept. "
+        "build_dataset(..., dev_size=0.1) makes one."
+    )

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from sentence_transformers.util import SimilarityFunction
+
+from embedtune.evaluation import search
+from embedtune.evaluation.search import top_k, top_k_of_scores
+
+torch.set_num_threads(1)
+
+
+def stable_sort(scores, k):
+    """The oracle: sort everything."""
+    order = np.argsort(-scores, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(scores, order, axis=1), order
+
+
+def vectors(num, *, dim=24, seed=0):
+    return np.random.default_rng(seed).standard_normal((num, dim)).astype(np.float32)
+
+
+@st.composite
+def whole_numbers(draw):
+    """Small whole numbers: every product is exact, and many are equal."""
+    dim = draw(st.integers(1, 4))
+    rows = hnp.arrays(np.int64, st.tuples(st.integers(1, 40), st.just(dim)), elements=st.integers(-2, 2))
+    queries, corpus = (draw(rows.map(lambda a: np.where(a.any(axis=1, keepdims=True), a, 1))) for _ in range(2))
+    k = draw(st.integers(1, len(corpus)))
+    return queries.astype(np.float32), corpus.astype(np.float32), k, draw(st.integers(1, 45))
+
+
+@settings(deadline=None, derandomize=True, max_examples=200)
+@given(whole_numbers())
+def test_result_is_a_stable_sort_of_all_scores_whatever_the_block_size(case):
+    queries, corpus, k, block_size = case
+    scores, positions = top_k(queries, corpus, k, similarity="dot", block_size=block_size)
+    expected_scores, expected_positions = stable_sort(queries @ corpus.T, k)
+    np.testing.assert_array_equal(scores, expected_scores)
+    np.testing.assert_array_equal(positions, expected_positions)
+
+
+@settings(deadline=None, derandomize=True, max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 90), st.integers(1, 40), st.sampled_from([3, 24, 384]))
+def test_equal_vectors_tie_and_blocks_make_no_difference_with_real_numbers(seed, num_chunks, num_queries, dim):
+    rng = np.random.default_rng(seed)
+    original = rng.integers(0, num_chunks, size=num_chunks)
+    corpus = vectors(num_chunks, dim=dim, seed=seed)[original]
+    queries = vectors(num_queries, dim=dim, seed=seed + 1)
+    scores, positions = top_k(queries, corpus, num_chunks)
+    for block_size in (1, 7, 16, 50):
+        blocked = top_k(queries, corpus, num_chunks, block_size=block_size)
+        np.testing.assert_array_equal(blocked[0], scores)
+        np.testing.assert_array_equal(blocked[1], positions)
+    copies = original[positions]
+    same_text = copies[:, 1:] == copies[:, :-1]
+    assert (positions[:, 1:] > positions[:, :-1])[same_text].all()
+    np.testing.assert_array_equal(scores[:, 1:][same_text], scores[:, :-1][same_text])
+
+
+def test_a_corpus_of_one_repeated_vector_keeps_its_order():
+    corpus = np.repeat(vectors(1), 500, axis=0)
+    _, positions = top_k(vectors(3), corpus, 20, block_size=128)
+    assert positions.tolist() == [list(range(20))] * 3
+
+
+def test_a_corpus_that_gets_better_and_better_is_no_problem():
+    corpus = np.stack([np.ones(2000), np.linspace(9, 0, 2000)], axis=1).astype(np.float32)
+    _, positions = top_k(np.array([[1, 0]], dtype=np.float32), corpus, 3, block_size=64)
+    assert positions.tolist() == [[1999, 1998, 1997]]
+
+
+@pytest.mark.parametrize("similarity", ["cosine", "dot", "euclidean", "manhattan"])
+def test_scores_are_those_of_sentence_transformers(similarity):
+    queries, corpus = vectors(5), 3 * vectors(70, seed=1)
+    full = SimilarityFunction.to_similarity_fn(similarity)(queries, corpus).numpy()
+    scores, positions = top_k(queries, corpus, 10, similarity=similarity, block_size=32)
+    expected_scores, expected_positions = stable_sort(full, 10)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(positions, expected_positions)
+
+
+def test_no_more_than_a_block_of_scores_exists_at_once(monkeypatch):
+    shapes = []
+
+    def spy(name):
+        def score(queries, corpus):
+            shapes.append((len(queries), len(corpus)))
+            return queries @ corpus.T
+
+        return score
+
+    monkeypatch.setattr(search.SimilarityFunction, "to_similarity_fn", spy)
+    top_k(vectors(100), vectors(333), 10, block_size=64)
+    assert len(shapes) == 2 * 6
+    assert max(shapes) == (64, 64)
+
+
+def test_what_is_asked_for_is_not_changed():
+    queries, corpus = vectors(4), vectors(40, seed=1)
+    kept = queries.copy(), corpus.copy()
+    corpus.flags.writeable = False
+    scores, positions = top_k(queries, corpus, 5)
+    np.testing.assert_array_equal(queries, kept[0])
+    np.testing.assert_array_equal(corpus, kept[1])
+    assert (scores.dtype, positions.dtype) == (np.float32, np.int64)
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("similarity", ["cosine", "dot"])
+def test_vectors_that_cannot_be_compared_are_named(value, similarity):
+    corpus = vectors(20)
+    corpus[[13, 17]] = value
+    ids = [f"doc#{i}" for i in range(20)]
+    with pytest.raises(ValueError, match=r"chunk vectors of 'doc#13', 'doc#17' are zero or not finite"):
+        top_k(vectors(2), corpus, 3, similarity=similarity, block_size=6, corpus_ids=ids)[0]
+
+
+def test_a_bad_query_is_named_by_its_row_and_a_long_list_is_cut():
+    queries = vectors(20)
+    queries[2:10] = 0
+    with pytest.raises(ValueError, match=r"query vectors of row 2, row 3, row 4, row 5, row 6 and 3 more"):
+        top_k(queries, vectors(20), 3)
+
+
+def test_shapes_that_do_not_fit_are_shown():
+    with pytest.raises(ValueError, match=r"\(2, 24\).*\(9, 12\)"):
+        top_k(vectors(2), vectors(9, dim=12), 3)
+    with pytest.raises(ValueError, match="no queries"):
+        top_k(vectors(0), vectors(9), 3)
+
+
+@pytest.mark.parametrize("k", [0, -1, 10])
+def test_k_must_be_in_the_corpus(k):
+    with pytest.raises(ValueError, match=f"k={k} is out of range for a corpus of 9"):
+        top_k(vectors(2), vectors(9), k)
+
+
+def test_block_size_must_be_positive():
+    with pytest.raises(ValueError, match="got 0"):
+        top_k(vectors(2), vectors(9), 3, block_size=0)
+
+
+def test_an_unknown_similarity_is_refused():
+    with pytest.raises(ValueError, match="hamming"):
+        top_k(vectors(2), vectors(9), 3, similarity="hamming")
+
+
+@settings(deadline=None, derandomize=True)
+@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 60)), elements=st.integers(0, 3)), st.data())
+def test_top_k_of_scores_is_a_stable_sort(scores, data):
+    k = data.draw(st.integers(1, scores.shape[1]))
+    found = top_k_of_scores(scores, k)
+    for got, expected in zip(found, stable_sort(scores, k), strict=True):
+        np.testing.assert_array_equal(got, expected)

@@ -1,0 +1,388 @@
+"""EmbeddingTrainer and TuningArguments: prompts, views, the best checkpoint, and what plain tools can do with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import sys
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
+from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
+from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+from transformers import TrainerCallback
+
+from embedtune.dataset import RetrievalDataset, build_dataset
+from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.training.arguments import TuningArguments
+from embedtune.training.guards import warn_about_cut_chunks
+from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
+from embedtune.training.trainer import EmbeddingTrainer
+from embedtune.types import Chunk, Question
+
+THINGS = ["pump", "valve", "sensor", "door", "filter", "battery", "cable", "crane", "lamp", "clock", "engine", "roof"]
+
+
+def make_data(**options):
+    chunks, questions = [], []
+    for i, thing in enumerate(THINGS):
+        text = f"check the {thing} and press {i} to open it"
+        chunks.append(Chunk(f"{thing}#0", thing, text, 0, len(text)))
+        for j, asked in enumerate(("how to open the", "what to press for the", "where to check the")):
+            questions.append(Question(f"{thing}#0/{j}", f"{asked} {thing}", (f"{thing}#0",)))
+    options = {"test_size": 0.2, "dev_size": 0.3, "seed": 3} | options
+    return build_dataset(chunks, questions, **options)
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data()
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    def make(**options):
+        settings = {"num_train_epochs": 1, "per_device_train_batch_size": 8, "disable_tqdm": True, "use_cpu": True}
+        return TuningArguments(str(tmp_path / "out"), **(settings | options))
+
+    return make
+
+
+def batches(trainer):
+    return list(trainer.get_train_dataloader())
+
+
+@pytest.mark.parametrize("loss", ["in-batch", "triplet", "cosine"])
+def test_training_lowers_each_loss_and_changes_the_model(tiny_model, data, arguments, loss):
+    before = tiny_model.encode("open the pump")
+    args = arguments(loss=loss, num_train_epochs=4, learning_rate=3e-3, logging_steps=1)
+    trainer = EmbeddingTrainer(tiny_model, args, data=data)
+    trainer.train()
+    losses = [log["loss"] for log in trainer.state.log_history if "loss" in log]
+    assert sum(losses[-3:]) < sum(losses[:3])
+    assert abs(tiny_model.encode("open the pump") - before).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("name", "columns"),
+    [
+        ("in-batch", ["anchor", "positive", "label"]),
+        ("triplet", ["anchor", "positive", "negative"]),
+        ("cosine", ["anchor", "candidate", "label"]),
+    ],
+)
+def test_the_named_loss_is_given_its_view(tiny_model, data, arguments, name, columns):
+    assert EmbeddingTrainer(tiny_model, arguments(loss=name), data=data).train_dataset.column_names == columns
+
+
+@pytest.mark.parametrize(
+    ("loss", "columns"),
+    [
+        (lambda m: TripletMarginLoss(m, negatives="hardest"), ["anchor", "positive", "label"]),
+        (lambda m: CosineEmbeddingLoss(m, negatives="hardest"), ["anchor", "positive", "label"]),
+        (lambda m: MatryoshkaLoss(m, InBatchNegativesLoss(m), [32, 16]), ["anchor", "positive", "label"]),
+        (lambda m: MatryoshkaLoss(m, TripletMarginLoss(m), [32, 16]), ["anchor", "positive", "negative"]),
+        (MultipleNegativesRankingLoss, ["anchor", "positive"]),
+    ],
+)
+def test_a_loss_of_ones_own_is_given_the_view_it_was_made_for(tiny_model, data, arguments, loss, columns):
+    for given in (loss, loss(tiny_model)):
+        trainer = EmbeddingTrainer(tiny_model, arguments(max_steps=1), data=data, loss=given)
+        assert trainer.train_dataset.column_names == columns
+    trainer.train()
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts"),
+    [
+        ("in-batch", {"anchor": "ask: ", "positive": "chunk: "}),
+        ("triplet", {"anchor": "chunk: ", "positive": "ask: ", "negative": "ask: "}),
+        ("cosine", {"anchor": "chunk: ", "candidate": "ask: "}),
+    ],
+)
+def test_each_column_gets_the_prompt_that_search_will_use(tiny_model, data, arguments, name, prompts):
+    tiny_model.prompts = {"query": "ask: ", "document": "chunk: "}
+    trainer = EmbeddingTrainer(tiny_model, arguments(loss=name), data=data)
+    assert trainer.args.prompts == prompts
+    for column, prompt in prompts.items():
+        start = tiny_model.tokenizer(prompt, add_special_tokens=False)["input_ids"]
+        ids = batches(trainer)[0][f"{column}_input_ids"]
+        assert (ids[:, 1 : 1 + len(start)] == torch.tensor(start)).all()
+
+
+def test_a_document_prompt_is_found_under_the_names_that_encode_document_knows(tiny_model, data, arguments):
+    tiny_model.prompts = {"query": "ask: ", "passage": "p: "}
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=data)
+    assert trainer.args.prompts == {"anchor": "ask: ", "positive": "p: "}
+
+
+def test_prompts_that_the_user_set_are_kept_and_the_users_arguments_are_not_changed(tiny_model, data, arguments):
+    tiny_model.prompts = {"query": "ask: ", "document": "chunk: "}
+    mine = arguments(prompts={"anchor": "Q "})
+    assert EmbeddingTrainer(tiny_model, mine, data=data).args.prompts == {"anchor": "Q "}
+    plain = arguments()
+    EmbeddingTrainer(tiny_model, plain, data=data)
+    assert plain.prompts is None or plain.prompts == {}
+    assert plain.metric_for_best_model is None
+
+
+def test_rows_from_elsewhere_have_questions_as_anchors(tiny_model, arguments):
+    tiny_model.prompts = {"query": "ask: ", "document": "chunk: "}
+    rows = Dataset.from_dict({"anchor": ["a"], "positive": ["b"], "negative_1": ["c"]})
+    trainer = EmbeddingTrainer(tiny_model, arguments(), train_dataset=rows)
+    assert trainer.args.prompts == {"anchor": "ask: ", "positive": "chunk: ", "negative_1": "chunk: "}
+
+
+@pytest.mark.parametrize("column", ["chunk_id", "_id", "source"])
+def test_columns_that_would_be_trained_on_as_texts_are_refused(tiny_model, arguments, column):
+    rows = Dataset.from_dict({"anchor": ["a"], "positive": ["b"], column: ["c"]})
+    with pytest.raises(ValueError, match=rf"train_dataset has the columns .* and \['{column}'\] would be trained on"):
+        EmbeddingTrainer(tiny_model, arguments(), train_dataset=rows)
+    with pytest.raises(ValueError, match=r"eval_dataset\['b'\]"):
+        EmbeddingTrainer(tiny_model, arguments(), data=make_data(), eval_dataset={"b": rows})
+
+
+def test_nothing_to_train_on_is_said(tiny_model, arguments):
+    with pytest.raises(ValueError, match="nothing to train on"):
+        EmbeddingTrainer(tiny_model, arguments())
+    with pytest.raises(ValueError, match="needs a model"):
+        EmbeddingTrainer(None, arguments())
+
+
+def test_a_loss_name_that_does_not_exist_is_refused_with_the_names_that_do():
+    with pytest.raises(ValueError, match=r"loss='mnrl' is none of \('in-batch', 'triplet', 'cosine'\)"):
+        TuningArguments("out", loss="mnrl")
+
+
+# The best checkpoint
+
+
+def spoil(model):
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn_like(parameter))
+
+
+class SpoilAfter(TrainerCallback):
+    """Ruins the model at the end of an epoch, as too high a learning rate does."""
+
+    def __init__(self, epoch):
+        self.epoch = epoch
+
+    def on_epoch_end(self, args, state, control, model=None, **kwargs):
+        if state.epoch >= self.epoch:
+            spoil(model)
+
+
+def test_the_checkpoint_that_retrieves_best_on_dev_is_kept(tiny_model, data, arguments, tmp_path):
+    args = arguments(num_train_epochs=3, learning_rate=2e-3)
+    trainer = EmbeddingTrainer(tiny_model, args, data=data, callbacks=[SpoilAfter(3)])
+    trainer.train()
+    assert trainer.args.metric_for_best_model == "eval_dev_ndcg@10"
+    dev = [log["eval_dev_ndcg@10"] for log in trainer.state.log_history if "eval_dev_ndcg@10" in log]
+    assert len(dev) == 4, "before training and after each of three epochs"
+    assert TopKEvaluator(data, "dev").evaluate(tiny_model).metrics["ndcg@10"] == pytest.approx(max(dev[1:]))
+
+
+def test_a_test_split_never_chooses_the_checkpoint(tiny_model, data, arguments):
+    test = TopKEvaluator(data, "test")
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=data, evaluator=test)
+    trainer.train()
+    assert trainer.args.metric_for_best_model == "eval_dev_ndcg@10"
+    assert any("eval_test_ndcg@10" in log for log in trainer.state.log_history), "it is reported all the same"
+
+
+def test_without_a_dev_split_the_last_checkpoint_is_kept_and_that_is_said(tiny_model, arguments, caplog):
+    with caplog.at_level(logging.WARNING):
+        trainer = EmbeddingTrainer(
+            tiny_model, arguments(), data=make_data(dev_size=0), evaluator=TopKEvaluator(make_data(), "test")
+        )
+    assert "no dev split" in caplog.text
+    assert trainer.args.load_best_model_at_end is False
+    trainer.train()
+
+
+def test_a_base_model_that_no_checkpoint_beats_is_reported(tiny_model, data, arguments, caplog):
+    EmbeddingTrainer(tiny_model, arguments(num_train_epochs=3, learning_rate=3e-3), data=data).train()
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=data, callbacks=[SpoilAfter(1)])
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    assert "No checkpoint retrieves better than the base model on the dev split" in caplog.text
+
+
+def test_a_chosen_metric_is_kept(tiny_model, data, arguments):
+    args = arguments(metric_for_best_model="eval_dev_accuracy@1", greater_is_better=True)
+    trainer = EmbeddingTrainer(tiny_model, args, data=data)
+    trainer.train()
+    assert trainer.args.metric_for_best_model == "eval_dev_accuracy@1"
+    assert trainer.state.best_metric is not None
+
+
+def test_an_eval_dataset_chooses_by_its_loss_where_there_is_no_dev_split(tiny_model, arguments):
+    rows = make_data(dev_size=0).pairs("train", with_ids=True)
+    trainer = EmbeddingTrainer(tiny_model, arguments(), train_dataset=rows, eval_dataset=rows.select(range(5)))
+    trainer.train()
+    assert trainer.state.best_metric == pytest.approx(
+        min(log["eval_loss"] for log in trainer.state.log_history if log.get("eval_loss") and log["step"] > 0)
+    )
+
+
+# What the stock trainer and plain sentence-transformers do with it
+
+
+def test_training_is_the_same_as_with_the_stock_trainer(tiny_model_folder, data, tmp_path):
+    """The subclass adds views and checks, and changes not one weight."""
+    weights = []
+    for trainer_class, args_class in (
+        (EmbeddingTrainer, TuningArguments),
+        (SentenceTransformerTrainer, SentenceTransformerTrainingArguments),
+    ):
+        torch.manual_seed(0)
+        model = SentenceTransformer(str(tiny_model_folder), device="cpu")
+        args = args_class(
+            str(tmp_path / trainer_class.__name__),
+            max_steps=4,
+            per_device_train_batch_size=8,
+            learning_rate=1e-3,
+            eval_strategy="no",
+            save_strategy="no",
+            load_best_model_at_end=False,
+            warmup_steps=0,
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        if trainer_class is EmbeddingTrainer:
+            args.eval_on_start = False
+            trainer = trainer_class(
+                model, args, data=RetrievalDataset(data.corpus, data.queries, {"train": data.qrels["train"]})
+            )
+        else:
+            rows = data.pairs("train", with_ids=True)
+            trainer = trainer_class(model, args, train_dataset=rows, loss=InBatchNegativesLoss(model))
+        trainer.train()
+        weights.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(*weights)
+
+
+def test_resuming_gives_the_same_weights_as_a_straight_run(tiny_model_folder, data, tmp_path):
+    def run(folder, **train_options):
+        torch.manual_seed(0)
+        model = SentenceTransformer(str(tiny_model_folder), device="cpu")
+        args = TuningArguments(
+            str(tmp_path / folder),
+            num_train_epochs=2,
+            per_device_train_batch_size=8,
+            learning_rate=1e-3,
+            save_total_limit=None,
+            load_best_model_at_end=False,
+            disable_tqdm=True,
+            use_cpu=True,
+        )
+        EmbeddingTrainer(model, args, data=data).train(**train_options)
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    straight = run("a")
+    checkpoints = sorted((tmp_path / "a").glob("checkpoint-*"), key=lambda p: int(p.name.split("-")[1]))
+    resumed = run("b", resume_from_checkpoint=str(checkpoints[0]))
+    assert len(checkpoints) == 2
+    assert torch.equal(straight, resumed)
+
+
+def test_saved_models_load_without_embedtune_and_give_the_same_vectors(tiny_model, data, arguments, tmp_path):
+    tiny_model.prompts = {"query": "ask: ", "document": "chunk: "}
+    expected = {}
+    for loss in ("in-batch", "triplet", "cosine"):
+        trainer = EmbeddingTrainer(tiny_model, arguments(loss=loss), data=data)
+        trainer.train()
+        trainer.save_model(str(tmp_path / loss))
+        expected[loss] = tiny_model.encode_query("open the pump").tolist()
+    program = (
+        "import sys, json; sys.modules['embedtune'] = None; sys.modules['peft'] = None\n"
+        "from sentence_transformers import SentenceTransformer\n"
+        "models = {path: SentenceTransformer(path, device='cpu') for path in sys.argv[1:]}\n"
+        "print(json.dumps([model.encode_query('open the pump').tolist() for model in models.values()]))"
+    )
+    command = [sys.executable, "-c", program, *(str(tmp_path / loss) for loss in expected)]
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    vectors = torch.tensor(json.loads(output.strip().splitlines()[-1]))
+    torch.testing.assert_close(vectors, torch.tensor(list(expected.values())), atol=1e-6, rtol=0)
+
+
+def test_what_is_saved_holds_no_pickle(tiny_model, data, arguments, tmp_path):
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=data)
+    trainer.train()
+    trainer.save_model(str(tmp_path / "model"))
+    suffixes = {path.suffix for path in (tmp_path / "model").rglob("*") if path.is_file()}
+    assert ".safetensors" in suffixes
+    assert not suffixes & {".bin", ".pt", ".pth", ".pkl"}
+
+
+def test_callbacks_reach_the_training_loop(tiny_model, data, arguments):
+    class Stop(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            control.should_training_stop = True
+
+    trainer = EmbeddingTrainer(tiny_model, arguments(num_train_epochs=5), data=data, callbacks=[Stop()])
+    assert trainer.train().global_step == 1
+
+
+def test_a_model_init_works_in_the_place_of_a_model(tiny_model_folder, data, arguments):
+    trainer = EmbeddingTrainer(
+        None,
+        arguments(max_steps=1),
+        data=data,
+        model_init=lambda: SentenceTransformer(str(tiny_model_folder), device="cpu"),
+    )
+    assert trainer.train().global_step == 1
+
+
+def test_dropout_is_set_in_every_layer_or_left_alone(tiny_model, data, arguments):
+    def probabilities():
+        return {module.p for module in tiny_model.modules() if isinstance(module, torch.nn.Dropout)}
+
+    assert probabilities() == {0.1}
+    EmbeddingTrainer(tiny_model, arguments(), data=data)
+    assert probabilities() == {0.1}
+    EmbeddingTrainer(tiny_model, arguments(dropout=0.0), data=data)
+    assert probabilities() == {0.0}
+    with pytest.raises(ValueError, match=r"dropout=1\.5 is no probability"):
+        arguments(dropout=1.5)
+
+
+def test_without_dropout_a_batch_gives_one_loss(tiny_model, data, arguments):
+    trainer = EmbeddingTrainer(tiny_model, arguments(dropout=0.0), data=data)
+    trainer.model.train()
+    batch = batches(trainer)[0]
+    first, second = (trainer.compute_loss(trainer.model, dict(batch)) for _ in range(2))
+    assert first == second
+
+
+# Chunks that the model would cut
+
+
+def test_chunks_longer_than_the_model_reads_are_warned_of_before_training(tiny_model, arguments, caplog):
+    tiny_model.max_seq_length = 8
+    with caplog.at_level(logging.WARNING):
+        EmbeddingTrainer(tiny_model, arguments(), data=make_data())
+    assert "12 of 12 chunks are longer than the 8 tokens the model reads" in caplog.text
+    assert "max_tokens=6" in caplog.text
+
+
+def test_the_share_of_cut_text_is_exact(tiny_model):
+    data = RetrievalDataset.from_pairs([("open " * 20, "a"), ("open " * 4, "b")], test_size=0, dev_size=0)
+    tiny_model.max_seq_length = 12
+    # 22 and 6 tokens with [CLS] and [SEP]: 10 of 28 are cut.
+    assert warn_about_cut_chunks(tiny_model, data) == pytest.approx(10 / 28)
+    tiny_model.max_seq_length = 22
+    assert warn_about_cut_chunks(tiny_model, data) == 0
+    assert warn_about_cut_chunks(tiny_model, data, prompt="the ") == pytest.approx(1 / 30)
+
+
+def test_chunks_that_fit_are_no_matter_of_warning(tiny_model, data, arguments, caplog):
+    with caplog.at_level(logging.WARNING):
+        EmbeddingTrainer(tiny_model, arguments(), data=data)
+    assert "longer than" not in caplog.text
