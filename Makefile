@@ -42,5 +42,16 @@ format: $(STAMP) ## format the code
 types: $(STAMP) ## check the annotations
 	$(BIN)/mypy
 
+docs: $(STAMP) ## build the documentation into site/
+	@$(PIP) install --constraint constraints.txt --group docs
+	$(BIN)/zensical build --strict
+
+bench: $(STAMP) ## run the benchmarks in benchmarks/
+	$(BIN)/python benchmarks/search.py
+
+constraints: $(STAMP) ## write constraints.txt anew from what is installed
+	@{ echo "# The versions that the tests ran on: pip install --constraint constraints.txt ..."; \
+	   $(BIN)/pip freeze --exclude-editable | sed 's/+cpu$$//'; } > constraints.txt
+
 clean: ## remove the environment and what tools leave behind
 	rm -rf .venv build dist site .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -52,6 +52,7 @@ def main(
     epochs: float = 2,
     learning_rate: float = 5e-5,
     batch_size: int = 32,
+    dropout: float | None = 0.0,
     dev_size: float = 0.1,
     seed: int = 42,
     output: str = "out/benchmark",
@@ -68,6 +69,7 @@ def main(
         num_train_epochs=epochs,
         learning_rate=learning_rate,
         per_device_train_batch_size=batch_size,
+        dropout=dropout,
         seed=seed,
     )
     et.EmbeddingTrainer(model, args, data=data).train()
@@ -88,6 +90,7 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--dropout", type=float, default=0.0, help="0 is about twice as fast on a CPU")
     parser.add_argument("--dev-size", type=float, default=0.1, help="share of the training questions for choosing")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", default="out/benchmark", help="where checkpoints go")

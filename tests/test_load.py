@@ -57,6 +57,7 @@ def test_an_absent_minilm_package_is_named_with_the_command_that_installs_it(mon
 def test_minilm_gives_unit_vectors_that_know_what_is_alike():
     model = load_model("minilm", device="cpu")
     assert isinstance(model, SentenceTransformer)
+    assert model.model_card_data.base_model == "sentence-transformers/all-MiniLM-L6-v2"
     a, b, c = model.encode(["How do I restart the pump?", "Ways to reboot a pump", "The cat sleeps on the sofa"])
     assert a @ a == pytest.approx(1, abs=1e-5)
     assert a @ b > 0.6 > 0.2 > a @ c

@@ -254,10 +254,11 @@ class RetrievalDataset:
             f"RetrievalDataset: {len(self.corpus)} chunks of {documents} documents, {len(self.queries)} questions, "
             f"split by {self.split_by}"
         ]
+        width = max(map(len, self.splits), default=0)
         for split in self.splits:
             relevant = self.relevant(split)
             chunks = {chunk for chunks in relevant.values() for chunk in chunks}
-            lines.append(f"  {split:<10} {len(relevant):>6} questions about {len(chunks)} chunks")
+            lines.append(f"  {split:<{width}} {len(relevant):>6} questions about {len(chunks)} chunks")
         return "\n".join(lines)
 
 
@@ -298,8 +299,8 @@ def build_dataset(
         >>> questions = [Question("a#0/0", "How do I restart?", ("a#0",)), Question("b#0/0", "How do I lock?", ("b#0",))]
         >>> build_dataset(chunks, questions, test_size=0.5, dev_size=0)
         RetrievalDataset: 2 chunks of 2 documents, 2 questions, split by document
-          train           1 questions about 1 chunks
-          test            1 questions about 1 chunks
+          train      1 questions about 1 chunks
+          test       1 questions about 1 chunks
     """
     _check_records(chunks, questions)
     check_sizes(test_size=test_size, dev_size=dev_size, test_seen_size=test_seen_size)

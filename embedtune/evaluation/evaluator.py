@@ -14,7 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from embedtune.evaluation.encoders import ModelEncoder, model_name
-from embedtune.evaluation.result import MIN_DEPTH, PER_QUERY_FEATURES
+from embedtune.evaluation.result import PER_QUERY_FEATURES, search_depth
 from embedtune.evaluation.result import Evaluation as Evaluation
 from embedtune.evaluation.search import top_k
 from embedtune.types import Encoder, Ranker
@@ -103,8 +103,7 @@ class TopKEvaluator(BaseEvaluator):
             TypeError: If it is none of these.
             ValueError: If it gives no usable vectors or ranking.
         """
-        depth = min(len(self._corpus), max(*self.k, MIN_DEPTH))
-        scores, positions = self._search(retriever, depth)
+        scores, positions = self._search(retriever, search_depth(self.k, len(self._corpus)))
         found = np.array(list(self._corpus), dtype=object)[positions].tolist()
         columns = {
             "query-id": list(self._queries),

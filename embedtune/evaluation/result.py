@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 # Ranks are known this far down, to tell a near miss from a miss.
-MIN_DEPTH = 100
+_MIN_DEPTH = 100
 
 PER_QUERY_FEATURES = Features(
     {
@@ -32,6 +33,16 @@ PER_QUERY_FEATURES = Features(
         "scores": List(Value("float32")),
     }
 )
+
+
+def search_depth(k: Sequence[int], num_chunks: int) -> int:
+    """Return how far down the ranking to look for the right chunk.
+
+    Example:
+        >>> search_depth((1, 3, 10), num_chunks=5000)
+        100
+    """
+    return min(num_chunks, max(*k, _MIN_DEPTH))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -65,7 +76,7 @@ class Evaluation:
     @property
     def depth(self) -> int:
         """How far down the ranking the right chunk was looked for."""
-        return min(self.num_chunks, max(*self.k, MIN_DEPTH))
+        return search_depth(self.k, self.num_chunks)
 
     @property
     def primary_metric(self) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sentence_transformers import SentenceTransformer
 
-from embedtune.models.minilm import minilm_folder
+from embedtune.models.minilm import MINILM_ID, minilm_folder
 
 
 def load_model(
@@ -42,6 +42,8 @@ def load_model(
         loaded = SentenceTransformer(
             name, revision=revision, device=device, model_kwargs={"dtype": "float32", "use_safetensors": True}
         )
+        if model == "minilm":  # its folder's name says nothing, in a table or a model card
+            loaded.model_card_data.base_model = MINILM_ID
     if max_seq_length is not None:
         _set_max_seq_length(loaded, max_seq_length)
     return loaded

