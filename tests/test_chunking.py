@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import regex
 import tiktoken
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from embedtune.corpus.chunking import chunk_document, chunk_documents
@@ -120,6 +120,7 @@ def test_chunks_are_exact_spans_that_hold_all_text_and_no_more_than_the_limit(
 
 @settings(max_examples=150)
 @given(DOCUMENTS, st.integers(6, 60))
+@example("\ud800\ud800\ud800。\ufe0f", 12)  # the limit falls into the last grapheme
 def test_words_and_graphemes_are_only_split_if_they_fit_no_chunk(text, max_tokens):
     chunks = chunk(text, max_tokens=max_tokens, tokenizer=BYTES)
     graphemes = [*(match.span() for match in regex.finditer(r"\X", text))]
@@ -133,6 +134,10 @@ def test_words_and_graphemes_are_only_split_if_they_fit_no_chunk(text, max_token
         behind_sentence = re.search(r"[\u3002\uff01\uff1f\u0964][\u300d\u201d]*$", text[:cut])
         torn = [text[start:end] for start, end in words if start < cut < end and not behind_sentence]
         assert all(max(count(BYTES, each), count(BYTES, f" {each}")) > max_tokens for each in torn)
+
+
+def test_a_word_that_is_too_long_only_on_its_own_is_cut_between_graphemes():
+    assert texts_of("x " + "e\u0301" * 10, max_tokens=20, tokenizer=Prefixed()) == ["x", "e\u0301" * 9, "e\u0301"]
 
 
 HARD = {
@@ -383,6 +388,13 @@ def test_fixed_windows_are_a_stride_apart(num_words, max_tokens, data):
     expected = [words[start : start + max_tokens] for start in range(0, num_words, stride)]
     last = next(position for position, window in enumerate(expected) if window[-1] == words[-1])
     assert windows == expected[: last + 1]
+
+
+@pytest.mark.parametrize("strategy", ["structure", "fixed"])
+@pytest.mark.parametrize("text", ["", "\n", " \t\n" * 1000])
+def test_white_space_gives_no_chunk(text, strategy):
+    assert chunk(text, max_tokens=10, strategy=strategy) == []
+    assert chunk(text, max_tokens=10, strategy=strategy, tokenizer=BYTES) == []
 
 
 def test_fixed_windows_end_where_tokens_end_even_in_words():

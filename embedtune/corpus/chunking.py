@@ -81,6 +81,7 @@ def chunk_document(
 ) -> list[Chunk]:
     """Cut one document into chunks; see ``chunk_documents``.
 
+    To cut many one by one, pass ``tokenizer=token_counter(...)``, since each call copies any other tokenizer.
     The headings of a chunk are those of Markdown (``#`` or underlined) that its first character stands under,
     or in; the first of them often says the same as the title.
 

@@ -124,16 +124,13 @@ def _read_path(path: Path, options: _Options) -> list[Document]:
         raise FileNotFoundError(
             f"there is no file or folder {str(path)[:100]!r}. A string is always a path; pass texts as a list: [text]."
         ) from err
-    documents: list[Document] = []
-    if is_folder:
-        for name in _names(path):
-            with _tolerating(options.on_error):
-                documents += _read_file(path / name, name, options)
-    elif path.suffix.lower() in EXTENSIONS:
-        with _tolerating(options.on_error):
-            documents += _read_file(path, path.name, options)
-    else:
+    if not is_folder and path.suffix.lower() not in EXTENSIONS:
         raise ValueError(f"{path} has none of the extensions that can be read: {', '.join(EXTENSIONS)}.")
+    folder, names = (path, _names(path)) if is_folder else (path.parent, [path.name])
+    documents: list[Document] = []
+    for name in names:
+        with _tolerating(options.on_error):
+            documents += _read_file(folder / name, name, options)
     return documents
 
 

@@ -74,7 +74,7 @@ def fixed_spans(text: str, *, counter: TokenCounter, max_tokens: int, overlap: i
     token_starts = counter.token_starts(text)
     borders = np.append(token_starts, len(text))
     ends: dict[int, int] = {}  # by start; of windows that only differ in white space, the longest is kept
-    first, start, stop, end_above = 0, 0, -1, 0
+    first, start, stop, end_above = 0, 0, 0, 0
     while stop < len(text):
         behind, excess = first + max_tokens, 1
         while excess > 0:

@@ -89,7 +89,8 @@ class _TiktokenCounter:
 
     def _starts(self, text: str) -> NDArray[np.int64]:
         tokens, which = np.unique(self.encoding.encode_ordinary(text), return_inverse=True)
-        num_bytes = np.array([len(self.encoding.decode_single_token_bytes(token)) for token in tokens.tolist()])[which]
+        lengths = [len(self.encoding.decode_single_token_bytes(token)) for token in tokens.tolist()]
+        num_bytes = np.array(lengths, dtype=np.int64)[which]
         starts: NDArray[np.int64] = np.cumsum(num_bytes) - num_bytes
         if text.isascii():
             return starts

@@ -110,7 +110,7 @@ class RetrievalDataset:
             ("query-id", self.query_texts, "queries"),
             ("corpus-id", self.corpus_texts, "corpus"),
         ):
-            if unknown := [i for i in self.qrels[split][column] if i not in known]:
+            if unknown := [i for i in self.qrels[split][column][:] if i not in known]:
                 raise ValueError(f"qrels[{split!r}] names {column} {unknown[0]!r}, which is not in {name}.")
 
     @property
@@ -121,12 +121,13 @@ class RetrievalDataset:
     @cached_property
     def corpus_texts(self) -> dict[str, str]:
         """The text to embed of each chunk id."""
-        return dict(zip(self.corpus["_id"], self.corpus["text"], strict=True))
+        # The slice reads a column at once; without it, datasets reads row by row, which takes forty times as long.
+        return dict(zip(self.corpus["_id"][:], self.corpus["text"][:], strict=True))
 
     @cached_property
     def query_texts(self) -> dict[str, str]:
         """The text of each question id."""
-        return dict(zip(self.queries["_id"], self.queries["text"], strict=True))
+        return dict(zip(self.queries["_id"][:], self.queries["text"][:], strict=True))
 
     def relevant(self, split: str) -> dict[str, list[str]]:
         """Map each question of a split to the chunks that answer it, the one it was written for first."""
@@ -134,7 +135,7 @@ class RetrievalDataset:
             raise ValueError(f"There is no split {split!r}; this dataset has {self.splits}.")
         table = self.qrels[split]
         relevant: dict[str, list[str]] = {}
-        for query, chunk, score in zip(table["query-id"], table["corpus-id"], table["score"], strict=True):
+        for query, chunk, score in zip(table["query-id"][:], table["corpus-id"][:], table["score"][:], strict=True):
             if score > 0:
                 relevant.setdefault(query, []).append(chunk)
         return relevant
@@ -249,7 +250,7 @@ class RetrievalDataset:
 
     def __repr__(self) -> str:
         columns = self.corpus.column_names
-        documents = len(set(self.corpus["document_id"])) if "document_id" in columns else "?"
+        documents = len(set(self.corpus["document_id"][:])) if "document_id" in columns else "?"
         lines = [
             f"RetrievalDataset: {len(self.corpus)} chunks of {documents} documents, {len(self.queries)} questions, "
             f"split by {self.split_by}"

@@ -93,8 +93,8 @@ class Contents:
 
     def __init__(self, data: RetrievalDataset) -> None:
         corpus = data.corpus
-        chunk_ids = corpus["_id"]
-        names = corpus["duplicate_group"] if "duplicate_group" in corpus.column_names else chunk_ids
+        chunk_ids = corpus["_id"][:]
+        names = corpus["duplicate_group"][:] if "duplicate_group" in corpus.column_names else chunk_ids
         number = {name: i for i, name in enumerate(dict.fromkeys(names))}
         self.id_of: dict[str, int] = {chunk: number[name] for chunk, name in zip(chunk_ids, names, strict=True)}
         self._neighbours = _overlapping_neighbours(corpus)
@@ -118,7 +118,7 @@ def _overlapping_neighbours(corpus: Dataset) -> dict[str, list[str]]:
         return {}
     spans: dict[str, list[tuple[int, int, str]]] = defaultdict(list)
     for chunk, document, start, end in zip(
-        corpus["_id"], corpus["document_id"], corpus["start"], corpus["end"], strict=True
+        corpus["_id"][:], corpus["document_id"][:], corpus["start"][:], corpus["end"][:], strict=True
     ):
         spans[document].append((start, end, chunk))
     neighbours: dict[str, list[str]] = defaultdict(list)

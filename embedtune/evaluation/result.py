@@ -104,7 +104,7 @@ class Evaluation:
         """
         if not 1 <= k <= self.depth:
             raise ValueError(f"k={k} is out of range: ranks are known from 1 to {self.depth}.")
-        ranks = self.per_query["rank"]
+        ranks = self.per_query["rank"][:]
         return self.per_query.select([i for i, rank in enumerate(ranks) if rank is None or rank > k])
 
     def save(self, path: str | Path) -> None:

@@ -253,7 +253,7 @@ def _check_comparable(results: Sequence[Evaluation]) -> None:
 def _clusters(result: Evaluation) -> NDArray[np.int64]:
     """Number the chunks that questions were written for, and return each question's, of shape ``(num_queries,)``."""
     number: dict[str, int] = {}
-    return np.array([number.setdefault(chunks[0], len(number)) for chunks in result.per_query["relevant"]])
+    return np.array([number.setdefault(chunks[0], len(number)) for chunks in result.per_query["relevant"][:]])
 
 
 def _judge(before: Evaluation, after: Evaluation, bootstrap: _Bootstrap) -> _Judgement:
@@ -289,7 +289,7 @@ def _decide(change: MetricChange, num_changed: int, confidence: float) -> Decisi
 def _newly_hit(before: Evaluation, after: Evaluation, k: int) -> tuple[str, ...]:
     metric = f"accuracy@{k}"
     flipped = after.per_query_metrics[metric] > before.per_query_metrics[metric]
-    return tuple(before.per_query.select(np.flatnonzero(flipped))["query-id"])
+    return tuple(before.per_query.select(np.flatnonzero(flipped))["query-id"][:])
 
 
 def _signed(value: float) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import torch
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
 LossName = Literal["in-batch", "triplet", "cosine"]
@@ -31,6 +32,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     * ``eval_on_start=True``: the first line of the log is the base model.
     * ``save_total_limit=2``: the best checkpoint and the last.
     * ``logging_steps=0.05``: twenty times in a run.
+    * ``dataloader_pin_memory``: only where there is an accelerator; PyTorch warns otherwise.
 
     Example:
         >>> TuningArguments("out/handbook", num_train_epochs=2).per_device_train_batch_size
@@ -50,6 +52,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     eval_on_start: bool = True
     save_total_limit: int | None = 2
     logging_steps: float = 0.05
+    dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
 
     def __post_init__(self) -> None:
         if self.loss not in get_args(LossName):

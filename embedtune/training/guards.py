@@ -49,9 +49,9 @@ def warn_about_cut_chunks(model: SentenceTransformer, data: RetrievalDataset, *,
     limit, tokenizer = model.max_seq_length, getattr(model, "tokenizer", None)
     if limit is None or not callable(tokenizer):
         return 0.0
-    texts = data.corpus["text"]
-    rows = np.random.default_rng(0).permutation(len(texts))[:_MAX_CHUNKS_COUNTED]
-    encoded = tokenizer([prompt + texts[int(row)] for row in rows], truncation=False, padding=False, verbose=False)
+    rows = np.random.default_rng(0).permutation(len(data.corpus))[:_MAX_CHUNKS_COUNTED]
+    texts = data.corpus.select(rows)["text"][:]
+    encoded = tokenizer([prompt + text for text in texts], truncation=False, padding=False, verbose=False)
     lengths = np.array([len(ids) for ids in encoded["input_ids"]])
     cut = np.maximum(lengths - limit, 0)
     share = float(cut.sum() / lengths.sum())
