@@ -107,7 +107,7 @@ def assert_sound(text, chunks, *, tokenizer, max_tokens):
     assert all(a.start < b.start and a.end < b.end for a, b in pairwise(chunks))
 
 
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 @given(DOCUMENTS, st.integers(6, 60), st.integers(0, 5), STRATEGIES, st.sampled_from([BYTES, Prefixed()]))
 def test_chunks_are_exact_spans_that_hold_all_text_and_no_more_than_the_limit(
     text, max_tokens, overlap, strategy, tokenizer
@@ -118,13 +118,15 @@ def test_chunks_are_exact_spans_that_hold_all_text_and_no_more_than_the_limit(
     assert chunks == chunk(text, **options)
 
 
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 @given(DOCUMENTS, st.integers(6, 60))
 @example("\ud800\ud800\ud800。\ufe0f", 12)  # the limit falls into the last grapheme
 def test_words_and_graphemes_are_only_split_if_they_fit_no_chunk(text, max_tokens):
     chunks = chunk(text, max_tokens=max_tokens, tokenizer=BYTES)
     graphemes = [*(match.span() for match in regex.finditer(r"\X", text))]
-    words = [match.span() for match in regex.finditer(r"(?<!\S)[^\s\p{M}]\S*", text)]
+    words = [
+        match.span() for match in regex.finditer(r"(?<!\S)[^\s\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}]\S*", text)
+    ]
     for above, below in pairwise(chunks):
         cut = below.start
         if above.end < cut:
@@ -144,7 +146,7 @@ HARD = {
     "Japanese": "私は東京に住んでいます。彼女は京都へ行きました。" * 60,
     "Japanese without stops": "私は東京に住んで" * 200,
     "families": FAMILY * 200,
-    "flags": "🇩🇪" * 3000,
+    "flags": "🇩🇪" * 1000,
     "one grapheme": "e" + "\u0301" * 3000,
     "special tokens": "<|endoftext|>" * 300,
     "lone surrogates": "\ud800 and \udfff" * 300,
@@ -153,16 +155,16 @@ HARD = {
     "byte-order mark": "\ufeff# Pump\n\n" + "Press both. " * 100,
     "a million spaces": "x" + " " * 1_000_000 + "y",
     "blank lines": "\n" * 100_000 + "end",
-    "one word": "a" * 100_000,
-    "full stops": "." * 50_000,
-    "full stops and spaces": ". " * 20_000,
-    "backticks": "`" * 50_000,
+    "one word": "a" * 50_000,
+    "full stops": "." * 20_000,
+    "full stops and spaces": ". " * 10_000,
+    "backticks": "`" * 20_000,
     "fences": "```\n" * 5001,
-    "headings": "# h\n" * 10_000,
-    "underlined headings": "a\n---\n\n" * 5000,
-    "cells": "|a" * 20_000,
-    "hashes": "# " * 20_000,
-    "wide stops": "。" * 10_000 + "」" * 10_000,
+    "headings": "# h\n" * 5000,
+    "underlined headings": "a\n---\n\n" * 2000,
+    "cells": "|a" * 10_000,
+    "hashes": "# " * 10_000,
+    "wide stops": "。" * 5000 + "」" * 5000,
     "joiners": "\u200d" * 5000,
 }
 
@@ -179,10 +181,11 @@ def test_hard_texts_are_cut_soundly_and_soon(text, strategy):
 
 def test_time_grows_with_the_length_of_a_text_and_not_with_its_square():
     started = time.process_time()
-    chunk("🇩🇪" * 50_000, max_tokens=100, tokenizer=BYTES)  # the square would take a quarter of a minute
+    chunk("🇩🇪" * 30_000, max_tokens=100, tokenizer=BYTES)  # the square would take ten seconds
     assert time.process_time() - started < 5
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from("ae\u0301\u200d👩👧🏽🇩🇪가\r\n"), max_size=300), st.integers(1, 20))
 def test_graphemes_are_found_in_windows_as_in_the_whole_text(text, window):
     with pytest.MonkeyPatch.context() as patch:
@@ -211,9 +214,11 @@ def test_small_sections_are_joined():
     assert all(20 <= len(each.split()) <= 40 and each.startswith("## ") for each in chunks)
 
 
-def test_a_heading_of_a_higher_level_is_the_better_place():
-    parts = [f"# A\n\n{sentence(30)}", f"## B\n\n{sentence(30)}", f"# C\n\n{sentence(30)}", f"## D\n\n{sentence(30)}"]
-    assert texts_of("\n\n".join(parts), max_tokens=70) == ["\n\n".join(parts[:2]), "\n\n".join(parts[2:])]
+@pytest.mark.parametrize(("marks", "sizes"), [(["#", "##", "#"], [2, 1]), (["#", "#", "##"], [1, 2])])
+def test_a_heading_of_a_higher_level_is_the_better_place(marks, sizes):
+    sections = [f"{mark} Head\n\n{sentence(35)}" for mark in marks]
+    chunks = texts_of("\n\n".join(sections), max_tokens=80)
+    assert [each.count("# Head") for each in chunks] == sizes
 
 
 @pytest.mark.parametrize("glue", ["\n\n", "\n\n\n", "\n- ", "\n1. ", "\n> ", "\n\n## Head\n\n", "\n", "\r\n\r\n"])
@@ -224,10 +229,9 @@ def test_a_larger_border_is_preferred_to_the_end_of_a_sentence(glue):
     assert second == f"{glue.strip()}{' ' if glue[-1] == ' ' else glue[-2:]}{sentences}".strip()
 
 
-@pytest.mark.parametrize("line", ["See this:", "See this:\n"])
-def test_what_a_colon_announces_goes_with_it(line):
-    text = f"{sentence(28)}\n\n{sentence(5)} {line}\n- {sentence(6)}\n- {sentence(20)}"
-    assert texts_of(text, max_tokens=50)[1].startswith(sentence(5))
+def test_what_a_colon_announces_goes_with_it():
+    announced = f"{sentence(26)} Do this:\n\n{sentence(6)}"
+    assert texts_of(f"{announced}\n\n{sentence(28)}", max_tokens=50)[0] == announced
 
 
 @pytest.mark.parametrize("stop", ["。", "\uff01", "।", "。」", "\uff1f\uff09"])
@@ -254,6 +258,7 @@ def test_a_sentence_may_end_in_many_ways(end):
     assert texts_of(text, max_tokens=50)[0] == f"{'word ' * 30}{end}"
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(1, 3), st.integers(1, 40)), min_size=1, max_size=25),
     st.sampled_from(["{} Head", "{} A longer heading\n\n{}# And another"]),
@@ -264,6 +269,7 @@ def test_no_chunk_ends_with_a_heading(sections, form):
         assert not each.text.split("\n")[-1].startswith("#")
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 40), st.integers(1, 15)), min_size=1, max_size=12))
 def test_code_that_fits_is_kept_whole(parts):
     blocks = ["```\n" + "x = 1. Then\n\n" * size + "```" for _, size in parts]
@@ -285,6 +291,7 @@ def test_a_table_that_fits_is_kept_whole():
     assert any(table.strip() in each for each in texts_of(text, max_tokens=64))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 15), min_size=3, max_size=60))
 def test_chunks_of_ordinary_paragraphs_are_about_half_full_or_more(sizes):
     chunks = texts_of("\n\n".join(sentence(size) for size in sizes), max_tokens=60)
@@ -341,7 +348,7 @@ def test_headings_are_found_as_markdown_has_them(text, headings):
 # Overlap
 
 
-@settings(max_examples=150)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=2, max_size=30), st.integers(1, 25))
 def test_overlap_repeats_whole_words_and_no_more_than_asked_for(sizes, overlap):
     text = "\n\n".join(sentence(size) for size in sizes)
@@ -356,6 +363,12 @@ def test_overlap_starts_at_a_sentence_if_there_is_one():
     first, second = chunk(f"{sentence(32)} {sentence(5, word='last')}\n\n{sentence(38)}", max_tokens=45, overlap=7)
     assert first.text == f"{sentence(32)} {sentence(5, word='last')}"
     assert second.text == f"{sentence(5, word='last')}\n\n{sentence(38)}"
+
+
+def test_overlap_does_not_start_in_the_middle_of_code():
+    code = "```\n" + "x = 1\n" * 10 + "```"
+    chunks = texts_of(f"{code}\n\n{sentence(30)}", max_tokens=50, overlap=8)
+    assert chunks == [code, sentence(30)]
 
 
 def test_overlap_otherwise_starts_at_a_word():
@@ -377,6 +390,7 @@ def test_overlap_does_not_reach_into_the_section_before():
 # Fixed windows
 
 
+@settings(deadline=None)
 @given(st.integers(1, 200), st.integers(1, 30), st.data())
 def test_fixed_windows_are_a_stride_apart(num_words, max_tokens, data):
     overlap = data.draw(st.integers(0, max_tokens - 1))

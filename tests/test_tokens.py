@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import requests
 import tiktoken
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -39,6 +39,7 @@ def num_tokens(tokenizer, text):
     return len(token_counter(tokenizer).token_starts(text))
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_tiktoken_starts_agree_with_tiktokens_own_offsets(text):
     text = text.encode("utf-8", "replace").decode()
@@ -46,6 +47,7 @@ def test_tiktoken_starts_agree_with_tiktokens_own_offsets(text):
     assert token_counter(ENCODING).token_starts(text).tolist() == offsets
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec=None)))
 def test_starts_ascend_from_the_first_character_and_stay_inside_the_text(text):
     starts = token_counter(ENCODING).token_starts(text)
@@ -59,6 +61,7 @@ def test_an_empty_text_has_no_tokens(tokenizer):
     assert num_tokens(tokenizer, "") == 0
 
 
+@settings(deadline=None)
 @given(st.text(st.sampled_from(" \nab\u3000é"), max_size=80), st.integers(1, 9))
 def test_pieces_make_up_the_text(text, size):
     with pytest.MonkeyPatch.context() as patch:
@@ -205,7 +208,7 @@ def test_a_host_that_never_answers_is_not_waited_for(no_table, monkeypatch):
         started = time.monotonic()
         with pytest.raises(FileNotFoundError, match=r"Timeout|no answer"):
             token_counter("cl100k_base")
-        assert time.monotonic() - started < 2
+        assert time.monotonic() - started < 5
 
 
 def test_a_look_up_of_the_name_that_hangs_is_not_waited_for(no_table, monkeypatch):

@@ -175,8 +175,8 @@ def test_a_baseline_that_is_ahead_or_level_is_named_and_one_behind_is_not():
     behind = evaluate(ranks + 3, name="weak")
     verdict = compare(before, after, baselines=[ahead, level, behind])
     assert verdict.against_baselines == ("worse", "cannot tell", "better")
-    assert f"; but BM25 is better, at {ahead.metrics['ndcg@10']:.3f}" in verdict.sentence
-    assert "; but other cannot be told apart from that" in verdict.sentence
+    assert f"; BM25 is better, at {ahead.metrics['ndcg@10']:.3f}" in verdict.sentence
+    assert "; other cannot be told apart from it" in verdict.sentence
     assert "weak" not in verdict.sentence
     assert "weak" in str(verdict)
     assert compare(before, after, baselines=[behind]).sentence == compare(before, after).sentence

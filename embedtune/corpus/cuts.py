@@ -125,13 +125,10 @@ def _graphemes_of_long_words(
 def _price_structure(structure: Outline, costs: NDArray[np.float32]) -> None:
     """Set the costs at the starts of lines and headings, and raise those that would tear something apart."""
     lines, headings = structure.lines, structure.headings
-    for block in (slice(start + 1, end + 1) for start, end in structure.fences + structure.tables):
-        costs[block] = np.maximum(costs[block], WORD)  # "sentences" of code are none
     for above, line in pairwise(lines):
         costs[line.start] = _line_cost(above, line)
     for heading in headings:
         costs[heading.start] = HEADING + PER_LEVEL * (heading.level - 1)
-
     for start, end in structure.fences:
         costs[start + 1 : end + 1] += IN_FENCE
     for start, end in structure.tables:

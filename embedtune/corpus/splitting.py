@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedtune.corpus.cuts import SENTENCE, Cuts, find_cuts
+from embedtune.corpus.cuts import SENTENCE, WORD, Cuts, find_cuts
 from embedtune.corpus.graphemes import grapheme_starts
 
 if TYPE_CHECKING:
@@ -148,17 +148,12 @@ def _plan(
     return _Plan(text, counter, max_tokens, overlap, token_starts, cuts, positions, num_before, onward, lengths)
 
 
-def _worth_weighing(costs: NDArray[np.float64], num_before: NDArray[np.int64], *, width: int) -> NDArray[np.bool_]:
-    """Choose the cheapest cut of every ``width`` tokens, and both ends of each wider gap."""
+def _worth_weighing(costs: NDArray[np.float64], num_before: NDArray[np.int64], *, width: int) -> NDArray[np.int64]:
+    """Return the indices of the cheapest cut of every ``width`` tokens, and of the first and the last of all."""
     bucket = num_before // width
     order = np.lexsort((costs, bucket))
-    kept = np.zeros(len(costs), dtype=bool)
-    kept[order[np.unique(bucket[order], return_index=True)[1]]] = True
-    is_wide = np.diff(num_before) > width
-    kept[1:] |= is_wide
-    kept[:-1] |= is_wide
-    kept[[0, -1]] = True
-    return kept
+    cheapest = order[np.diff(bucket[order], prepend=-1) > 0]
+    return np.unique(np.concatenate([cheapest, [0, len(costs) - 1]]))
 
 
 def _length_costs(max_tokens: int) -> NDArray[np.float64]:
@@ -223,7 +218,10 @@ def _forced_cut(plan: _Plan, start: int) -> int:
 
 
 def _overlapping(plan: _Plan, spans: list[tuple[int, int]], *, sections: Sequence[int]) -> list[tuple[int, int]]:
-    """Let each span but the first start earlier, at a sentence or else at a word, but never before its own section."""
+    """Let each span but the first start earlier: at a sentence, else at a word, but in its own section.
+
+    Nothing is torn apart, as code would be, that the cut itself leaves whole.
+    """
     overlapping = spans[:1]
     for start, end in spans[1:]:
         token = max(0, int(_first_token(plan.token_starts, start)) - plan.overlap)
@@ -231,7 +229,8 @@ def _overlapping(plan: _Plan, spans: list[tuple[int, int]], *, sections: Sequenc
         earliest = max(int(plan.token_starts[token]), section, overlapping[-1][0] + 1)
         low, high = np.searchsorted(plan.cuts.positions, [earliest, start])
         borders, costs = plan.cuts.positions[low:high], plan.cuts.costs[low:high]
-        options = [*borders[costs <= SENTENCE].tolist(), *borders[costs > SENTENCE].tolist(), start]
+        is_next_best = (costs > SENTENCE) & (costs <= max(WORD, plan.cuts.costs[high]))
+        options = [*borders[costs <= SENTENCE].tolist(), *borders[is_next_best].tolist(), start]
         overlapping.append((next(option for option in options if plan.num_tokens(option, end) <= plan.max_tokens), end))
     return overlapping
 

@@ -98,8 +98,8 @@ class Verdict:
         )
         for baseline, decision in zip(self.baselines, self.against_baselines, strict=True):
             if decision != "better":
-                relation = "is better" if decision == "worse" else "cannot be told apart from that"
-                sentence += f"; but {baseline.name} {relation}, at {baseline.metrics[metric]:.3f}"
+                relation = "is better" if decision == "worse" else "cannot be told apart from it"
+                sentence += f"; {baseline.name} {relation}, at {baseline.metrics[metric]:.3f}"
         return sentence + "."
 
     @property
