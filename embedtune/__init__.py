@@ -12,51 +12,75 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BM25",
+    "LLM",
+    "AnthropicLLM",
     "Chunk",
+    "Completion",
     "CosineEmbeddingLoss",
     "Document",
     "EmbeddingTrainer",
     "Encoder",
     "Evaluation",
     "InBatchNegativesLoss",
+    "OpenAILLM",
     "OptionalDependencyError",
+    "Price",
+    "Prompt",
     "Question",
+    "Questions",
     "Ranker",
     "RetrievalDataset",
     "TokenCounter",
     "TopKEvaluator",
+    "TransformersLLM",
     "TripletMarginLoss",
     "TuningArguments",
     "Verdict",
     "build_dataset",
     "chunk_documents",
     "compare",
+    "estimate_cost",
+    "filter_by_judge",
+    "filter_by_round_trip",
+    "generate_questions",
     "load_model",
     "load_sample",
     "read_documents",
 ]
 
 _HOME = {
+    "AnthropicLLM": "embedtune.questions.anthropic_llm",
     "BM25": "embedtune.evaluation.bm25",
     "Chunk": "embedtune.types",
+    "Completion": "embedtune.types",
     "CosineEmbeddingLoss": "embedtune.training.losses",
     "Document": "embedtune.types",
     "EmbeddingTrainer": "embedtune.training.trainer",
     "Encoder": "embedtune.types",
     "Evaluation": "embedtune.evaluation.evaluator",
     "InBatchNegativesLoss": "embedtune.training.losses",
+    "LLM": "embedtune.types",
+    "OpenAILLM": "embedtune.questions.openai_llm",
     "OptionalDependencyError": "embedtune.errors",
+    "Price": "embedtune.types",
+    "Prompt": "embedtune.types",
     "Question": "embedtune.types",
+    "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
     "RetrievalDataset": "embedtune.dataset",
     "TokenCounter": "embedtune.types",
     "TopKEvaluator": "embedtune.evaluation.evaluator",
+    "TransformersLLM": "embedtune.questions.transformers_llm",
     "TripletMarginLoss": "embedtune.training.losses",
     "TuningArguments": "embedtune.training.arguments",
     "Verdict": "embedtune.evaluation.verdict",
     "build_dataset": "embedtune.dataset",
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
+    "estimate_cost": "embedtune.questions.generation",
+    "filter_by_judge": "embedtune.questions.judge",
+    "filter_by_round_trip": "embedtune.questions.round_trip",
+    "generate_questions": "embedtune.questions.generation",
     "load_model": "embedtune.models.load",
     "load_sample": "embedtune.sample",
     "read_documents": "embedtune.corpus.documents",
@@ -74,15 +98,27 @@ if TYPE_CHECKING:
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.models.load import load_model as load_model
+    from embedtune.questions.anthropic_llm import AnthropicLLM as AnthropicLLM
+    from embedtune.questions.generation import estimate_cost as estimate_cost
+    from embedtune.questions.generation import generate_questions as generate_questions
+    from embedtune.questions.judge import filter_by_judge as filter_by_judge
+    from embedtune.questions.openai_llm import OpenAILLM as OpenAILLM
+    from embedtune.questions.records import Questions as Questions
+    from embedtune.questions.round_trip import filter_by_round_trip as filter_by_round_trip
+    from embedtune.questions.transformers_llm import TransformersLLM as TransformersLLM
     from embedtune.sample import load_sample as load_sample
     from embedtune.training.arguments import TuningArguments as TuningArguments
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss
     from embedtune.training.trainer import EmbeddingTrainer as EmbeddingTrainer
+    from embedtune.types import LLM as LLM
     from embedtune.types import Chunk as Chunk
+    from embedtune.types import Completion as Completion
     from embedtune.types import Document as Document
     from embedtune.types import Encoder as Encoder
+    from embedtune.types import Price as Price
+    from embedtune.types import Prompt as Prompt
     from embedtune.types import Question as Question
     from embedtune.types import Ranker as Ranker
     from embedtune.types import TokenCounter as TokenCounter

@@ -59,6 +59,19 @@ def test_every_question_is_judged_in_exactly_one_split(data, questions):
     assert sorted(judged) == sorted(question.id for question in questions)
 
 
+def test_the_queries_say_who_wrote_them(chunks, questions):
+    written = Question("q", "How warm?", ("d0#0",), style="keyword", answer="4 degrees", model="m", prompt_version="p1")
+    row = build_dataset(chunks, [*questions, written], test_size=0, dev_size=0).queries[-1]
+    assert row == {
+        "_id": "q",
+        "text": "How warm?",
+        "style": "keyword",
+        "answer": "4 degrees",
+        "model": "m",
+        "prompt_version": "p1",
+    }
+
+
 def test_splits_come_in_the_usual_order(data):
     assert data.splits == ["train", "dev", "test", "test_seen"]
 

@@ -49,7 +49,9 @@ _CORPUS_FEATURES = Features(
         "duplicate_group": Value("string"),
     }
 )
-_QUERY_FEATURES = Features({"_id": Value("string"), "text": Value("string"), "style": Value("string")})
+_QUERY_FEATURES = Features(
+    {name: Value("string") for name in ("_id", "text", "style", "answer", "model", "prompt_version")}
+)
 _QREL_FEATURES = Features({"query-id": Value("string"), "corpus-id": Value("string"), "score": Value("int64")})
 
 
@@ -72,7 +74,7 @@ class RetrievalDataset:
     Attributes:
         corpus: Every chunk, also those without a question: ``_id``, ``text`` (what is embedded, with its context) and
             where it comes from.
-        queries: Every question: ``_id``, ``text``.
+        queries: Every question: ``_id``, ``text``, and how it is asked, what the answer is and who wrote it, where known.
         qrels: For each split a table of ``query-id``, ``corpus-id`` and ``score``. A question's first row is the chunk
             that it was written for.
         split_by: How the splits were made: ``"document"``, ``"question"`` or ``"given"``.
@@ -323,9 +325,7 @@ def build_dataset(
         bound = split_as_given(questions)
     return RetrievalDataset(
         corpus=_corpus_table(chunks, group_of=group_of, duplicates=duplicates, context=context),
-        queries=Dataset.from_list(
-            [{"_id": q.id, "text": q.text, "style": q.style} for q in bound], features=_QUERY_FEATURES
-        ),
+        queries=_queries_table(bound),
         qrels=_qrels_tables(bound),
         split_by=split_by,
         context=tuple(context),
@@ -413,6 +413,21 @@ def _corpus_table(
         for chunk, duplicate in zip(chunks, duplicates, strict=True)
     ]
     return Dataset.from_list(rows, features=_CORPUS_FEATURES)
+
+
+def _queries_table(questions: Sequence[Question]) -> Dataset:
+    rows = [
+        {
+            "_id": question.id,
+            "text": question.text,
+            "style": question.style,
+            "answer": question.answer,
+            "model": question.model,
+            "prompt_version": question.prompt_version,
+        }
+        for question in questions
+    ]
+    return Dataset.from_list(rows, features=_QUERY_FEATURES)
 
 
 def _qrels_tables(questions: Sequence[Question]) -> dict[str, Dataset]:

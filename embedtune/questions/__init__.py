@@ -1,0 +1,1 @@
+"""From chunks to questions, by a language model."""

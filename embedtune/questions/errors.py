@@ -1,0 +1,26 @@
+"""How a request can fail, as far as it matters for what to do next. Any ``LLM`` may raise these in ``send``."""
+
+from __future__ import annotations
+
+
+class TemporaryError(Exception):
+    """It may work in a moment.
+
+    Args:
+        message: What happened, without text of documents.
+        retry_after: Seconds that the provider asked to wait.
+        maybe_paid: Whether the request may have been answered, and billed, although no usable reply came back.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, maybe_paid: bool = False) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+        self.maybe_paid = maybe_paid
+
+
+class RequestError(Exception):
+    """This request will never work; others may."""
+
+
+class GenerationStoppedError(RuntimeError):
+    """No request will work until a person does something: a wrong key, an empty account, an unknown model."""

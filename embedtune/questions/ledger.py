@@ -1,0 +1,266 @@
+"""The ledger: every reply that was paid for, in one SQLite file, written before anything is made of it."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+FILE_NAME = "ledger.sqlite"
+
+SYNC_SECONDS = 0.2
+
+# Before a request is sent, what it can cost is written down as reserved, and its reply takes the place of that. If none
+# arrives (a crash, a lost connection) it may have been paid for all the same: once sent again, that is counted as lost.
+# A batch without a name was about to be created, or was, when the process ended.
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS request (
+    key TEXT PRIMARY KEY, reserved INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
+    paid INTEGER NOT NULL DEFAULT 0, model TEXT, reply TEXT
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS batch (
+    id INTEGER PRIMARY KEY, name TEXT UNIQUE, created REAL NOT NULL, model TEXT NOT NULL,
+    reserved INTEGER NOT NULL, keys TEXT NOT NULL, is_done INTEGER NOT NULL DEFAULT 0
+);
+"""
+_RESERVE = (
+    "INSERT INTO request (key, reserved) VALUES (?, ?)"
+    " ON CONFLICT (key) DO UPDATE SET lost = lost + reserved, reserved = excluded.reserved"
+)
+_PUT = (
+    "INSERT INTO request (key, paid, model, reply) VALUES (?, ?, ?, ?) ON CONFLICT (key)"
+    " DO UPDATE SET reserved = 0, paid = excluded.paid, model = excluded.model, reply = excluded.reply"
+    " WHERE reply IS NULL"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class StoredReply:
+    """A reply to keep.
+
+    Attributes:
+        key: The hash of the request that it answers.
+        model: The model that gave it.
+        microdollars: What it cost.
+        body: The reply as it came.
+    """
+
+    key: str
+    model: str
+    microdollars: int
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class StoredBatch:
+    """A batch that has not been collected yet.
+
+    Attributes:
+        id: Its number in the ledger.
+        name: Its name at the provider, or None where the reply to its creation never arrived.
+        created: When it was about to be created, in seconds since 1970.
+        model: The model that it was meant for.
+        keys: The hashes of its requests.
+    """
+
+    id: int
+    name: str | None
+    created: float
+    model: str
+    keys: tuple[str, ...]
+
+
+_Statement = tuple[str, tuple[Any, ...]]
+
+
+class Ledger:
+    """Keeps replies, and what they cost, so that nothing is paid for twice.
+
+    One process at a time uses a folder; the lock is the file's own and goes with the process. A write survives the end
+    of the process, whatever ended it, as soon as its method returns, and the end of the machine a fifth of a second later
+    (intents to create batches: at once, too). Methods may be called from any thread.
+
+    Args:
+        folder: Where ``ledger.sqlite`` lies or will lie.
+
+    Raises:
+        RuntimeError: If another process, or another ledger of this one, is using the folder.
+        OSError: If the file cannot be written.
+        ValueError: If the file is not a ledger.
+
+    Example:
+        >>> import tempfile
+        >>> with Ledger(tempfile.mkdtemp()) as ledger:
+        ...     ledger.put(StoredReply("a1", "model", 120, {"text": "..."}))
+        ...     ledger.reply("a1"), ledger.spent()
+        ({'text': '...'}, 120)
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder) / FILE_NAME
+        self._lock = threading.Lock()
+        self._synced = 0.0
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._database = _open(self.path)
+        except sqlite3.Error as err:
+            raise _explained(err, self.path) from err
+
+    def __enter__(self) -> Ledger:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file, and let others use it."""
+        with self._lock:
+            self._database.close()
+
+    def stored(self, keys: Iterable[str]) -> set[str]:
+        """Return those of the keys that have a reply."""
+        return set(keys) & {key for (key,) in self._select("SELECT key FROM request WHERE reply IS NOT NULL")}
+
+    def reply(self, key: str) -> dict[str, Any] | None:
+        """Return the reply of a key, or None."""
+        rows = self._select("SELECT reply FROM request WHERE key = ? AND reply IS NOT NULL", (key,))
+        reply: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
+        return reply
+
+    def paid(self, keys: Iterable[str]) -> int:
+        """Return what the replies of some keys cost, in micro-dollars."""
+        wanted = set(keys)
+        return sum(paid for key, paid in self._select("SELECT key, paid FROM request") if key in wanted)
+
+    def spent(self) -> int:
+        """Return what everything in this folder may have cost so far, in micro-dollars.
+
+        Requests without a reply, and batches that are still under way, count with the most that they can cost.
+        """
+        rows: list[tuple[int]] = self._select(
+            "SELECT (SELECT COALESCE(SUM(paid + lost + reserved), 0) FROM request)"
+            " + (SELECT COALESCE(SUM(reserved), 0) FROM batch WHERE NOT is_done)"
+        )
+        return rows[0][0]
+
+    def reserve(self, key: str, microdollars: int) -> None:
+        """Write down that a request is about to be sent, and the most that it can cost."""
+        self._write((_RESERVE, (key, microdollars)))
+
+    def release(self, key: str) -> None:
+        """Write down that a request was not paid for."""
+        self._write(("UPDATE request SET reserved = 0 WHERE key = ?", (key,)))
+
+    def put(self, *replies: StoredReply) -> None:
+        """Keep replies, in place of what was reserved for them. The first reply to a key stays."""
+        self._write(*((_PUT, _row(reply)) for reply in replies))
+
+    def intend_batch(self, keys: Sequence[str], *, model: str, microdollars: int) -> StoredBatch:
+        """Write down that a batch is about to be created."""
+        highest = self._select("SELECT COALESCE(MAX(id), 0) FROM batch")[0][0]
+        batch = StoredBatch(highest + 1, None, time.time(), model, tuple(keys))
+        row = (batch.id, batch.created, model, microdollars, json.dumps(batch.keys))
+        insert = "INSERT INTO batch (id, created, model, reserved, keys) VALUES (?, ?, ?, ?, ?)"
+        self._write((insert, row), at_once=True)
+        return batch
+
+    def name_batch(self, batch: StoredBatch, name: str | None) -> None:
+        """Write down what the provider calls a batch; None takes it back."""
+        self._write(("UPDATE batch SET name = ? WHERE id = ?", (name, batch.id)), at_once=True)
+
+    def finish_batch(self, batch: StoredBatch) -> None:
+        """Write down that all results of a batch are in."""
+        self._write(("UPDATE batch SET is_done = 1 WHERE id = ?", (batch.id,)), at_once=True)
+
+    def forget_batch(self, batch: StoredBatch) -> None:
+        """Write down that a batch was never created."""
+        self._write(("DELETE FROM batch WHERE id = ?", (batch.id,)), at_once=True)
+
+    def open_batches(self) -> list[StoredBatch]:
+        """Return the batches that have not been collected yet."""
+        rows = self._select("SELECT id, name, created, model, keys FROM batch WHERE NOT is_done ORDER BY id")
+        return [StoredBatch(i, name, created, model, tuple(json.loads(keys))) for i, name, created, model, keys in rows]
+
+    def batch_names(self) -> set[str]:
+        """Return the names of all batches that this folder knows."""
+        return {name for (name,) in self._select("SELECT name FROM batch WHERE name IS NOT NULL")}
+
+    def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
+        with self._lock:
+            try:
+                return self._database.execute(sql, values).fetchall()
+            except sqlite3.Error as err:
+                raise _explained(err, self.path) from err
+
+    def _write(self, *statements: _Statement, at_once: bool = False) -> None:
+        """Commit some statements together; now and then the disk is waited for, which settles all commits before."""
+        with self._lock:
+            is_due = at_once or time.monotonic() - self._synced >= SYNC_SECONDS
+            try:
+                if is_due:
+                    self._database.execute("PRAGMA synchronous = FULL")
+                _commit(self._database, statements)
+                if is_due:
+                    self._database.execute("PRAGMA synchronous = NORMAL")
+                    self._synced = time.monotonic()
+            except sqlite3.Error as err:
+                raise _explained(err, self.path) from err
+
+
+def _commit(database: sqlite3.Connection, statements: Sequence[_Statement]) -> None:
+    if len(statements) == 1:  # the usual case; SQLite commits a single statement by itself
+        database.execute(*statements[0])
+        return
+    with database:
+        database.execute("BEGIN")
+        for sql, values in statements:
+            database.execute(sql, values)
+
+
+def _row(reply: StoredReply) -> tuple[Any, ...]:
+    body = json.dumps(reply.body, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return reply.key, reply.microdollars, reply.model, body.encode("utf-8", "replace").decode()
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    """Open the file for this process alone, creating the tables if need be."""
+    database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        # A write-ahead log: commits survive the process without waiting for the disk. Locked for one connection from the
+        # start, it needs no shared memory, so that it also works where the folder is on another machine.
+        for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL"):
+            database.execute(f"PRAGMA {pragma}")
+        database.execute("BEGIN EXCLUSIVE")
+        for statement in _SCHEMA.split(";"):
+            database.execute(statement)
+        database.execute("COMMIT")
+        database.execute("PRAGMA synchronous = NORMAL")
+    except BaseException:
+        database.close()
+        raise
+    return database
+
+
+def _explained(error: sqlite3.Error, path: Path) -> Exception:
+    """Turn an error of SQLite into one that says what to do."""
+    message = str(error)
+    if "locked" in message:
+        return RuntimeError(
+            f"{path} is in use by another run. Wait until it has ended, or give this one a folder of its own."
+        )
+    if "not a database" in message or "malformed" in message:
+        return ValueError(f"{path} is not a ledger ({message}). Move it away, or choose another folder.")
+    return OSError(
+        f"cannot use {path}: {message}. Make room or make the folder writable, and run again: what was written "
+        f"before is safe and is not paid for again."
+    )
