@@ -506,7 +506,8 @@ def test_a_price_of_ones_own_replaces_the_table(server):
 # Crashes
 
 SCRIPT = """
-import sys, anthropic
+import signal, sys, anthropic
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell is born deaf to it
 sys.path.insert(0, sys.argv[4])
 from llm_server import make_chunks
 from embedtune.questions.anthropic_llm import AnthropicLLM

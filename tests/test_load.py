@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import shutil
 import subprocess
 import sys
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from model_repositories import REFUSES_TO_RUN, jina_hf_repository, write_json
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedtune.errors import OptionalDependencyError
-from embedtune.models import minilm
+from embedtune.models import minilm, repository
 from embedtune.models.load import load_model
+from embedtune.models.prompts import fill_prompts
 
 
 def test_a_folder_loads_in_float32_whatever_it_was_saved_in(tiny_model, tmp_path):
@@ -61,3 +71,210 @@ def test_minilm_gives_unit_vectors_that_know_what_is_alike():
     a, b, c = model.encode(["How do I restart the pump?", "Ways to reboot a pump", "The cat sleeps on the sofa"])
     assert a @ a == pytest.approx(1, abs=1e-5)
     assert a @ b > 0.6 > 0.2 > a @ c
+
+
+# Any model
+
+
+def test_options_of_a_loaded_model_apply_to_it(tiny_model):
+    model = load_model(tiny_model, truncate_dim=8, device="cpu")
+    assert model is tiny_model
+    assert model.encode("pump").shape == (8,)
+
+
+def test_a_model_without_sentence_transformers_files_loads_with_mean_pooling(tiny_model, tmp_path):
+    tiny_model[0].save(str(tmp_path))
+    for path in tmp_path.glob("sentence_*"):
+        path.unlink()
+    model = load_model(tmp_path, device="cpu")
+    assert [module.pooling_mode for module in model if isinstance(module, Pooling)] == ["mean"]
+    assert abs(model.encode("pump") - tiny_model.encode("pump")).max() < 1e-6
+
+
+def test_a_checkpoint_without_a_pooler_is_whole(tiny_model, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path))
+    tensors = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in tensors.items() if "pooler" not in name}
+    assert len(kept) < len(tensors)
+    save_file(kept, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    assert abs(load_model(tmp_path, device="cpu").encode("pump") - tiny_model.encode("pump")).max() < 1e-6
+
+
+def test_missing_weights_are_refused_also_in_a_route(tiny_model, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path / "tiny"))
+    jina_hf_repository(tmp_path / "jina")
+    load_model(tmp_path / "jina", device="cpu").save_pretrained(str(tmp_path / "router"))
+    for file in ("tiny/model.safetensors", "router/document_0_Transformer/model.safetensors"):
+        tensors = load_file(tmp_path / file)
+        tensors.pop(next(name for name in tensors if name.endswith(("LayerNorm.weight", "emb_ln.weight"))))
+        save_file(tensors, tmp_path / file, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=r"1 tensors are missing .* would be random numbers"):
+            load_model(tmp_path / Path(file).parts[0])
+
+
+def test_weights_of_another_architecture_are_refused(tiny_model, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path))
+    save_file({"encoder.other": torch.zeros(2)}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"are missing .* and 1 are unknown \(encoder\.other\)"):
+        load_model(tmp_path)
+
+
+# Prompts
+
+E5 = {"query": "query: ", "document": "passage: "}
+RETRIEVE = "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
+BGE = "Represent this sentence for searching relevant passages: "
+
+
+@pytest.mark.parametrize(
+    ("name", "query", "document"),
+    [
+        ("intfloat/e5-small-v2", "query: ", "passage: "),
+        ("intfloat/multilingual-e5-large", "query: ", "passage: "),
+        ("intfloat/multilingual-e5-large-instruct", RETRIEVE + " ", ""),
+        ("intfloat/e5-mistral-7b-instruct", RETRIEVE + " ", ""),
+        ("Alibaba-NLP/gte-Qwen2-7B-instruct", RETRIEVE + " ", ""),
+        ("Qwen/Qwen3-Embedding-0.6B", RETRIEVE, ""),
+        ("BAAI/bge-base-en-v1.5", BGE, ""),
+        ("mixedbread-ai/mxbai-embed-large-v1", BGE, ""),
+        ("Snowflake/snowflake-arctic-embed-m", BGE, ""),
+        ("Snowflake/snowflake-arctic-embed-m-v1.5", BGE, ""),
+        ("Snowflake/snowflake-arctic-embed-l-v2.0", "query: ", ""),
+        ("nomic-ai/nomic-embed-text-v1.5", "search_query: ", "search_document: "),
+        ("google/embeddinggemma-300m", "task: search result | query: ", "title: none | text: "),
+        ("/models/e5-base-v2/", "query: ", "passage: "),
+        ("BAAI/bge-m3", "", ""),
+        ("sentence-transformers/all-MiniLM-L6-v2", "", ""),
+        ("my-org/handbook-like-e5", "", ""),
+    ],
+)
+def test_known_families_have_the_prompts_of_their_cards(tiny_model, name, query, document):
+    tiny_model.prompts = {"query": "", "document": ""}
+    fill_prompts(tiny_model, name)
+    assert tiny_model.prompts == {"query": query, "document": document}
+
+
+def test_the_models_own_prompts_come_first(tiny_model, tmp_path):
+    for prompts, expected in (({}, E5), ({"query": "Q: "}, {"query": "Q: ", "document": ""})):
+        tiny_model.prompts = prompts
+        tiny_model.save_pretrained(str(tmp_path / "e5-base"))
+        assert load_model(tmp_path / "e5-base", device="cpu").prompts == expected
+
+
+def test_a_task_for_a_model_that_is_not_told_is_refused(tiny_model):
+    with pytest.raises(ValueError, match="task='find': this model's query prompt, '', has no instruction"):
+        load_model(tiny_model, task="find")
+
+
+# What does not fit
+
+
+@pytest.mark.parametrize(
+    "options", [{"attention": "causal"}, {"mode": "shared"}, {"train": "full"}, {"mode": "asymmetric", "train": "lora"}]
+)
+def test_options_of_other_models_are_refused(tiny_model_folder, options):
+    name, value = next(iter(options.items()))
+    with pytest.raises(ValueError, match=f"{name}='{value}' does not apply to '.*'. Leave it out"):
+        load_model(tiny_model_folder, **options)
+
+
+@pytest.mark.parametrize("options", [{"revision": "main"}, {"dtype": "bfloat16"}, {"attention": "causal"}])
+def test_options_of_loading_are_refused_for_a_model_that_is_loaded(tiny_model, options):
+    with pytest.raises(ValueError, match="does not apply to a model that is loaded already"):
+        load_model(tiny_model, **options)
+
+
+@pytest.mark.parametrize("truncate_dim", [0, -1, 33])
+def test_a_length_that_vectors_do_not_have_is_refused(tiny_model, truncate_dim):
+    with pytest.raises(ValueError, match=rf"truncate_dim={truncate_dim}: this model's vectors have 32 numbers"):
+        load_model(tiny_model, truncate_dim=truncate_dim)
+
+
+def test_a_half_written_folder_is_refused(tiny_model, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path))
+    (tmp_path / "modules.json").unlink()
+    with pytest.raises(ValueError, match=r"is half written: modules\.json, which is saved last, is missing"):
+        load_model(tmp_path)
+
+
+def test_a_name_that_is_neither_here_nor_reachable_is_explained():
+    """The tests have no network."""
+    with pytest.raises(ConnectionError, match=r"(?s)'my-org/model' is no folder here.*hf download my-org/model"):
+        load_model("my-org/model")
+    with pytest.raises(ConnectionError, match="'sentence-transformers/no-such-folder' is no folder"):
+        load_model("no-such-folder")
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (
+            RevisionNotFoundError,
+            r"revision='v9' does not exist in 'my-org/model'.*huggingface\.co/my-org/model/commits",
+        ),
+        (RepositoryNotFoundError, r"'my-org/model' is neither a folder here nor a repository.*hf auth login"),
+    ],
+)
+def test_a_revision_or_repository_that_does_not_exist_is_named(monkeypatch, error, message):
+    def refuses(*args, **kwargs):
+        raise error("404", response=SimpleNamespace(headers={}, request=None, status_code=404))
+
+    monkeypatch.setattr(repository, "hf_hub_download", refuses)
+    with pytest.raises(FileNotFoundError, match=message):
+        load_model("my-org/model", revision="v9")
+
+
+# Code of repositories
+
+
+def with_code(tiny_model, folder):
+    tiny_model.save_pretrained(str(folder))
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder, "config.json", config | {"auto_map": {"AutoModel": "modeling_own.OwnModel"}})
+    (folder / "modeling_own.py").write_text(REFUSES_TO_RUN)
+
+
+def test_modelling_code_is_not_run_and_that_is_said(tiny_model, tmp_path, caplog):
+    with_code(tiny_model, tmp_path)
+    with caplog.at_level(logging.WARNING):
+        assert abs(load_model(tmp_path, device="cpu").encode("pump") - tiny_model.encode("pump")).max() < 1e-6
+    assert "brings modelling code of its own, which is not run: transformers' 'bert' is used instead" in caplog.text
+
+
+def test_modules_of_a_repositorys_own_are_refused(tiny_model, tmp_path):
+    with_code(tiny_model, tmp_path)
+    modules = json.loads((tmp_path / "modules.json").read_text())
+    modules[0]["type"] = "modeling_own.OwnTransformer"
+    write_json(tmp_path, "modules.json", modules)
+    with pytest.raises(ValueError, match=r"brings code of its own \(modeling_own\.OwnTransformer\)"):
+        load_model(tmp_path)
+
+
+@pytest.mark.parametrize("revision", [None, "main", "v1.0", "0" * 39, "g" * 40])
+def test_trusting_code_needs_the_commit(monkeypatch, revision):
+    monkeypatch.setattr(repository, "hf_hub_download", lambda *args, **kwargs: "/dev/null")
+    monkeypatch.setattr(repository.json, "loads", lambda text: {})
+    with pytest.raises(ValueError, match=r"does not say which.*revision='<40 hexadecimal digits>'"):
+        load_model("my-org/model", revision=revision, trust_remote_code=True)
+
+
+def test_trusting_a_folder_is_refused(tiny_model, tmp_path):
+    with_code(tiny_model, tmp_path)
+    with pytest.raises(ValueError, match=r"runs the code of .* does not say which"):
+        load_model(tmp_path, revision="0" * 40, trust_remote_code=True)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "modules.json"])
+def test_code_from_yet_another_repository_cannot_be_trusted(tiny_model, tmp_path, monkeypatch, file):
+    tiny_model.save_pretrained(str(tmp_path))
+    content = json.loads((tmp_path / file).read_text())
+    if file == "modules.json":
+        content[0]["type"] = "other-org/code--own.OwnTransformer"
+    else:
+        code = "other-org/code--own.Own"
+        content["auto_map"] = {"AutoModel": code} if file == "config.json" else {"AutoTokenizer": [code, None]}
+    write_json(tmp_path, file, content)
+    monkeypatch.setattr(repository, "hf_hub_download", lambda name, file, revision=None: tmp_path / file)
+    with pytest.raises(ValueError, match=r"takes its code from \['other-org/code'\], whose revision cannot be pinned"):
+        load_model("my-org/model", revision="0" * 40, trust_remote_code=True)
+    shutil.rmtree(tmp_path)
