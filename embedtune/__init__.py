@@ -22,6 +22,7 @@ __all__ = [
     "Encoder",
     "Evaluation",
     "InBatchNegativesLoss",
+    "ModelReport",
     "OpenAILLM",
     "OptionalDependencyError",
     "Price",
@@ -37,6 +38,7 @@ __all__ = [
     "TuningArguments",
     "Verdict",
     "build_dataset",
+    "check_model",
     "chunk_documents",
     "compare",
     "estimate_cost",
@@ -60,6 +62,7 @@ _HOME = {
     "Evaluation": "embedtune.evaluation.evaluator",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
+    "ModelReport": "embedtune.models.selfcheck",
     "OpenAILLM": "embedtune.questions.openai_llm",
     "OptionalDependencyError": "embedtune.errors",
     "Price": "embedtune.types",
@@ -75,6 +78,7 @@ _HOME = {
     "TuningArguments": "embedtune.training.arguments",
     "Verdict": "embedtune.evaluation.verdict",
     "build_dataset": "embedtune.dataset",
+    "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
     "estimate_cost": "embedtune.questions.generation",
@@ -98,6 +102,8 @@ if TYPE_CHECKING:
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.models.load import load_model as load_model
+    from embedtune.models.selfcheck import ModelReport as ModelReport
+    from embedtune.models.selfcheck import check_model as check_model
     from embedtune.questions.anthropic_llm import AnthropicLLM as AnthropicLLM
     from embedtune.questions.generation import estimate_cost as estimate_cost
     from embedtune.questions.generation import generate_questions as generate_questions

@@ -13,9 +13,11 @@ from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from embedtune.dataset.views import COLUMN_ROLES, Role, view_of
 from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
@@ -71,7 +73,8 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         >>> data = et.RetrievalDataset.from_pairs([("Press both.", ["How to restart?"]), ("Turn it.", ["How to lock?"])],
         ...                                       test_size=0, dev_size=0)
         >>> model = et.load_model("minilm", device="cpu")
-        >>> args = et.TuningArguments("/tmp/embedtune-example", max_steps=1, save_strategy="no", disable_tqdm=True)
+        >>> args = et.TuningArguments("/tmp/embedtune-example", max_steps=1, eval_strategy="no", save_strategy="no",
+        ...                           load_best_model_at_end=False, disable_tqdm=True)
         >>> et.EmbeddingTrainer(model, args, data=data).train().global_step
         1
     """
@@ -100,6 +103,8 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
             if dataset is not None:
                 check_columns(dataset, name=name)
         _fill_columns(args, reference, train_dataset)
+        if args.ddp_find_unused_parameters is None and is_tied(reference):
+            args.ddp_find_unused_parameters = False  # looking for them counts a shared parameter twice, and fails
         if data is not None:
             warn_about_cut_chunks(reference, data, prompt=prompt_of(reference, "document"))
         super().__init__(
@@ -131,9 +136,23 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the model, in safetensors alone."""
+        if not self.args.should_save:  # every process comes here, and two would write one file at a time
+            return
         super()._save(output_dir, state_dict)
+        if output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR):
+            save_trained_weights(self.model, output_dir)
         # A pickle that nothing reads again, with paths and settings that need not travel with the model.
         Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+
+    def _load_from_checkpoint(self, checkpoint_path: str) -> None:
+        if not load_trained_weights(self.model, checkpoint_path):
+            super()._load_from_checkpoint(checkpoint_path)
+
+    def _load_best_model(self) -> None:
+        """Load the best checkpoint, or raise; the superclass would log the error and keep the last weights."""
+        best = str(self.state.best_model_checkpoint)
+        self._load_from_checkpoint(best)
+        self.model.model_card_data.set_best_model_step(int(best.rpartition("-")[2]))
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

@@ -1,0 +1,123 @@
+"""TunableModel: a SentenceTransformer that is saved as a plain one, which other programs can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from embedtune.models.lora import has_adapters, merged_copy, save_adapters
+
+# What a saved model needs to be loaded right. sentence-transformers >= 6.1 checks it before it loads anything.
+_REQUIREMENTS = {
+    "jina_embeddings_v3": {"transformers": {"specifier": ">=5.4", "reason": "5.4 brought JinaEmbeddingsV3Model."}},
+    "bidirectional": {
+        "transformers": {"specifier": ">=5.2", "reason": "Older ones ignore is_causal and run causally."}
+    },
+}
+_CARD = """
+## Requirements
+
+Load it with `SentenceTransformer(...)`, without `trust_remote_code`; it needs {needs}.
+"""
+
+
+class TunableModel(SentenceTransformer):
+    """A SentenceTransformer whose LoRA is merged when it is saved or pushed, so that plain sentence-transformers loads it.
+
+    The adapters are kept in the folder ``adapters`` beside. Everything else is ``SentenceTransformer``'s.
+
+    Attributes:
+        declared: What `load_model` set up and `check_model` holds the model to.
+    """
+
+    declared: dict[str, Any] = {}  # noqa: RUF012  # replaced, never changed
+
+    def save(self, path: str, *args: Any, **kwargs: Any) -> None:
+        """Save a plain SentenceTransformer, and the adapters beside it."""
+        adapted = has_adapters(self)
+        SentenceTransformer.save(merged_copy(self) if adapted else self, path, *args, **kwargs)
+        if adapted:
+            save_adapters(self, Path(path, "adapters"))
+        add_compatibility_keys(Path(path), max_seq_length=self.max_seq_length)
+
+
+# Model cards, commit messages and usage tips name the class that will load the model. (pickle goes by __qualname__.)
+TunableModel.__name__ = SentenceTransformer.__name__
+
+
+def add_compatibility_keys(folder: Path, *, max_seq_length: int | None) -> None:
+    """Add what sentence-transformers 5, text-embeddings-inference and vLLM look for; nothing is taken away."""
+    for name in ("modules.json", "router_config.json"):
+        _edit(folder, name, _old_module_names)
+    _edit(folder, "*Pooling/config.json", _pooling_flags)
+    _edit(folder, "sentence_bert_config.json", lambda config: config.setdefault("max_seq_length", max_seq_length))
+    _edit(folder, "config.json", _rope_theta)
+    needs = _requirements(folder)
+    if needs:
+        _edit(folder, "config_sentence_transformers.json", lambda config: config.update(requirements=needs))
+        _add_to_card(folder, needs)
+
+
+def _edit(folder: Path, pattern: str, change: Callable[[Any], Any]) -> None:
+    """Change the JSON files of that name in the folder and in the folders of a Router's routes."""
+    for path in sorted({*folder.glob(pattern), *folder.glob(f"*_*/{pattern}")}):
+        content = json.loads(path.read_text(encoding="utf-8"))
+        change(content)
+        path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _old_module_names(content: Any) -> None:
+    """Name the modules as sentence-transformers 5 does; 6 knows these names too."""
+    if isinstance(content, list):
+        for module in content:
+            module["type"] = _old_name(module["type"])
+    else:
+        content["types"] = {key: _old_name(name) for key, name in content["types"].items()}
+
+
+def _old_name(name: str) -> str:
+    package, _, module = name.rpartition(".")
+    known = package.startswith("sentence_transformers.") and module in ("Transformer", "Router", "Pooling", "Normalize")
+    return f"sentence_transformers.models.{module}" if known else name
+
+
+def _pooling_flags(config: dict[str, Any]) -> None:
+    modes = config.get("pooling_mode")
+    if modes is not None:
+        chosen = [modes] if isinstance(modes, str) else modes
+        for mode in Pooling.POOLING_MODES:
+            flag = f"pooling_mode_{mode}" + ("_token" if mode == "cls" else "_tokens" if mode in _PLURAL else "")
+            config.setdefault(flag, mode in chosen)
+
+
+_PLURAL = ("max", "mean", "weightedmean")
+
+
+def _rope_theta(config: dict[str, Any]) -> None:
+    theta = (config.get("rope_parameters") or {}).get("rope_theta")
+    if theta is not None:
+        config.setdefault("rope_theta", theta)
+
+
+def _requirements(folder: Path) -> dict[str, Any]:
+    for path in (*folder.glob("config.json"), *folder.glob("*_*/config.json")):
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind = "bidirectional" if config.get("is_causal") is False else config.get("model_type")
+        if kind in _REQUIREMENTS:
+            return _REQUIREMENTS[kind]
+    return {}
+
+
+def _add_to_card(folder: Path, needs: dict[str, Any]) -> None:
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else ""
+    addition = _CARD.format(
+        needs="; ".join(f"{name} {need['specifier']} ({need['reason'].rstrip('.')})" for name, need in needs.items())
+    )
+    if text and addition not in text:
+        card.write_text(text.rstrip("\n") + "\n" + addition, encoding="utf-8")

@@ -1,0 +1,153 @@
+"""LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) in a SentenceTransformer: added, merged, and kept beside."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors.torch import save_file
+from sentence_transformers.base.modules import Router, Transformer
+from torch import nn
+
+from embedtune.errors import OptionalDependencyError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from sentence_transformers import SentenceTransformer
+
+TUNED = "tuned"  # the adapter that load_model(lora=...) adds; a repository's own is peft's "default"
+
+
+def require_peft(purpose: str) -> None:
+    """Raise an ``OptionalDependencyError`` if peft is not installed."""
+    if find_spec("peft") is None:
+        raise OptionalDependencyError("peft", extra="lora", purpose=purpose)
+
+
+def transformers_of(model: SentenceTransformer) -> Iterator[tuple[str, Any]]:
+    """Yield each ``Transformer`` module and its route, which is empty where there is no ``Router``."""
+    for module in model.children():
+        if isinstance(module, Transformer):
+            yield "", module
+        elif isinstance(module, Router):
+            for route, parts in module.sub_modules.items():
+                yield from ((route, part) for part in parts if isinstance(part, Transformer))
+
+
+def has_adapters(model: SentenceTransformer) -> bool:
+    """Say whether any part of the model has adapters attached."""
+    return any(getattr(part.model, "_hf_peft_config_loaded", False) for _, part in transformers_of(model))
+
+
+def add_lora(model: SentenceTransformer, lora: bool | LoraConfig | str | Path) -> None:
+    """Attach a LoRA to each transformer of the model, and freeze everything else.
+
+    Args:
+        model: Changed in place.
+        lora: True for rank 16 on every linear layer of the blocks, a ``LoraConfig``, or the folder ``adapters`` of a
+            saved model, to train on.
+    """
+    require_peft("lora=")
+    for route, part in transformers_of(model):
+        with warnings.catch_warnings():  # jina-embeddings-v3 has an adapter already, and keeps it
+            warnings.filterwarnings("ignore", message="Already found a `peft_config`")
+            if isinstance(lora, (str, Path)):
+                load_adapter(part.model, adapter_folder(lora, route, TUNED), name=TUNED)
+            else:
+                part.model.add_adapter(_config(part.model, lora), adapter_name=TUNED)
+        active = list(part.model.peft_config)
+        part.model.set_adapter(active if len(active) > 1 else TUNED)
+    train_only(model, f".{TUNED}.")
+
+
+def train_only(model: SentenceTransformer, marker: str) -> None:
+    """Train the parameters whose name contains ``marker``, and freeze the others, and poolers, which no vector depends on."""
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(marker in name and ".pooler." not in name)
+        if "lora_" in name:
+            parameter.data = parameter.data.float()  # the small steps of an adapter vanish in bfloat16
+
+
+def adapter_folder(root: str | Path, route: str, name: str) -> Path:
+    """Return the folder of one adapter below the folder ``adapters`` of a saved model."""
+    folder = Path(root, route, name)
+    if not (folder / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"There is no adapter {str(folder)!r}. lora= takes the folder 'adapters' that a LoRA model keeps when it is saved, "
+            "and the model it was trained on."
+        )
+    return folder
+
+
+def load_adapter(backbone: Any, source: str | Path, *, name: str, **options: Any) -> None:
+    """Load an adapter, trainable, and raise a ``ValueError`` if one of its tensors is missing."""
+    info = backbone.load_adapter(str(source), adapter_name=name, is_trainable=True, **options)
+    missing = sorted(key for key in info.missing_keys if f".{name}." in key)
+    if missing:
+        raise ValueError(f"The adapter {str(source)!r} lacks {len(missing)} of its tensors, such as {missing[0]!r}.")
+
+
+def _config(backbone: Any, lora: bool | LoraConfig) -> LoraConfig:
+    """Return a private copy of the configuration, because peft fills it in."""
+    from peft import LoraConfig
+
+    if lora is True:
+        excluded = ".*pooler.*" if getattr(backbone, "pooler", None) is not None else None
+        return LoraConfig(r=16, lora_alpha=32, target_modules=_linear_layers(backbone), exclude_modules=excluded)
+    if not isinstance(lora, LoraConfig):
+        raise TypeError(f"lora={lora!r} is neither True, nor a peft.LoraConfig, nor the folder of a saved adapter.")
+    if lora.modules_to_save or lora.bias != "none":
+        raise ValueError("A LoraConfig with modules_to_save or bias cannot be merged. Leave them out.")
+    return copy.deepcopy(lora)
+
+
+def _linear_layers(backbone: nn.Module) -> list[str]:
+    """Return the names of the linear layers, as they are without the adapters that are already attached."""
+    names = (name for name, module in backbone.named_modules() if isinstance(module, nn.Linear) and "lora_" not in name)
+    return sorted({name.removesuffix(".base_layer").rpartition(".")[2] for name in names if "pooler" not in name})
+
+
+def merged_copy(model: SentenceTransformer) -> SentenceTransformer:
+    """Return a model in which each LoRA is part of the weights, un-tied; the given model is not changed.
+
+    Tensors without a LoRA are shared with the given model.
+    """
+    shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
+    merged = copy.copy(model)
+    merged._modules = {name: copy.deepcopy(child, shared) for name, child in model.named_children()}
+    for _, part in transformers_of(merged):
+        _merge(part.model)
+    return merged
+
+
+def _merge(backbone: Any) -> None:
+    from peft.tuners.lora import LoraLayer
+
+    for name, layer in list(backbone.named_modules()):
+        if isinstance(layer, LoraLayer):
+            private: Any = copy.deepcopy(layer)
+            private.float().merge(safe_merge=True)  # in float32, to round once
+            backbone.set_submodule(name, private.get_base_layer().to(layer.get_base_layer().weight.dtype))
+    # What is left of the adapters would make save_pretrained write adapters, or write wrong names.
+    backbone._hf_peft_config_loaded = False
+    for attribute in ("peft_config", "_weight_conversions"):
+        backbone.__dict__.pop(attribute, None)
+
+
+def save_adapters(model: SentenceTransformer, folder: Path) -> None:
+    """Write every adapter to ``folder/<route>/<name>``, as peft does."""
+    from peft import get_peft_model_state_dict
+
+    for route, part in transformers_of(model):
+        for name, config in getattr(part.model, "peft_config", {}).items():
+            target = folder / route / name
+            target.mkdir(parents=True, exist_ok=True)
+            config.save_pretrained(str(target))
+            state = get_peft_model_state_dict(part.model, adapter_name=name, save_embedding_layers=False)
+            tensors = {f"base_model.model.{key}": value.detach().contiguous() for key, value in state.items()}
+            save_file(tensors, target / "adapter_model.safetensors", metadata={"format": "pt"})

@@ -1,0 +1,187 @@
+"""What is read from a repository before a model is built from it: its small files, and the names of its tensors."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from packaging.version import Version
+from safetensors import SafetensorError
+from transformers import AutoModel
+from transformers import __version__ as transformers_version
+from transformers.utils import logging as transformers_logging
+
+logger = logging.getLogger(__name__)
+
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+def find_file(name: str, file: str, *, revision: str | None = None) -> Path | None:
+    """Return where a file of a folder, or of a repository on the Hub, lies on this machine; None if it has no such file.
+
+    Raises:
+        FileNotFoundError: If there is no such folder or repository, or no such revision of it.
+        ConnectionError: If the Hub cannot be reached, and the file was not downloaded before.
+    """
+    if Path(name).is_dir():
+        path = Path(name, file)
+        return path if path.is_file() else None
+    try:
+        return Path(hf_hub_download(name, file, revision=revision))
+    except RevisionNotFoundError as error:
+        raise FileNotFoundError(
+            f"revision={revision!r} does not exist in {name!r}. Its branches, tags and commits are listed at "
+            f"https://huggingface.co/{name}/commits/main."
+        ) from error
+    except RepositoryNotFoundError as error:
+        raise FileNotFoundError(
+            f"{name!r} is neither a folder here nor a repository on the Hub that you may read. Check the spelling; for a "
+            "private or gated repository, log in with `hf auth login`."
+        ) from error
+    except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
+        raise ConnectionError(
+            f"{name!r} is no folder here, is not in the download cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is "
+            f"set). On a machine with access: `hf download {name}`; then copy the cache, or pass the folder's path."
+        ) from error
+    except EntryNotFoundError:
+        return None
+    except HfHubHTTPError as error:
+        raise ConnectionError(f"The Hub refused {file} of {name!r}: {error}") from error
+
+
+def read_json(name: str, file: str, *, revision: str | None = None) -> dict[str, Any]:
+    """Read a JSON file of a repository; an empty dictionary if it has none."""
+    path = find_file(name, file, revision=revision)
+    if path is None:
+        return {}
+    content = json.loads(path.read_text(encoding="utf-8"))
+    return content if isinstance(content, dict) else {"items": content}
+
+
+def require_transformers(minimum: str, *, reason: str) -> None:
+    """Raise an ``ImportError`` if transformers is older than ``minimum``."""
+    if Version(transformers_version) < Version(minimum):
+        raise ImportError(
+            f"transformers {transformers_version} is installed, and {reason}: pip install -U 'transformers>={minimum}'"
+        )
+
+
+def check_whole(folder: str) -> None:
+    """Raise a ``ValueError`` if a folder is a model whose saving was interrupted; the list of modules is written last."""
+    if Path(folder, "config_sentence_transformers.json").is_file() and not Path(folder, "modules.json").is_file():
+        raise ValueError(
+            f"{folder!r} is half written: modules.json, which is saved last, is missing. Save the model again, or load an "
+            "earlier checkpoint."
+        )
+
+
+def check_trust(name: str, revision: str | None) -> None:
+    """Raise a ``ValueError`` unless the code of a repository is pinned to one commit of one repository."""
+    if Path(name).is_dir() or revision is None or not _COMMIT.fullmatch(revision):
+        raise ValueError(
+            f"trust_remote_code=True runs the code of {name!r} on this machine, and revision={revision!r} does not say "
+            "which. Read the code, and name the commit on the Hub that you have read: revision='<40 hexadecimal digits>'."
+        )
+    elsewhere = {ref.split("--")[0] for ref in _code_references(name, revision) if "--" in ref} - {name}
+    if elsewhere:
+        raise ValueError(
+            f"{name!r} takes its code from {sorted(elsewhere)}, whose revision cannot be pinned here. Copy the code and the "
+            "weights into a repository of your own, and load that."
+        )
+
+
+def _code_references(name: str, revision: str) -> Iterator[str]:
+    for file in ("config.json", "tokenizer_config.json"):
+        for value in (read_json(name, file, revision=revision).get("auto_map") or {}).values():
+            yield from (ref for ref in (value if isinstance(value, (list, tuple)) else [value]) if ref)
+    yield from (module["type"] for module in _modules(name, revision))
+
+
+def _modules(name: str, revision: str | None) -> list[dict[str, Any]]:
+    modules: list[dict[str, Any]] = read_json(name, "modules.json", revision=revision).get("items", [])
+    return modules
+
+
+def check_modules(name: str, *, revision: str | None = None) -> None:
+    """Raise a ``ValueError`` if a repository's modules are Python code of its own."""
+    types = [module["type"] for module in _modules(name, revision)]
+    own = [name for name in types if not name.startswith("sentence_transformers.")]
+    if own:
+        raise ValueError(
+            f"{name!r} brings code of its own ({', '.join(own)}), and none of it is run. If you have read it: "
+            "trust_remote_code=True with the commit as revision=... Otherwise load a repository without it, or save this "
+            "model's weights with the modules of sentence-transformers."
+        )
+
+
+def check_weights(name: str, *, revision: str | None = None, allow_missing: str = r"(?!)") -> None:
+    """Raise a ``ValueError`` unless the checkpoint has every tensor of the model; only the names are read.
+
+    transformers fills what is missing with random numbers and logs that.
+
+    Args:
+        name: A folder, or a repository on the Hub.
+        revision: Of the repository.
+        allow_missing: A pattern of tensors that need not be there.
+    """
+    for folder in _transformer_folders(name, revision):
+        _check_tensors(name, folder, revision, allow_missing)
+
+
+def _transformer_folders(name: str, revision: str | None) -> list[str]:
+    """Return the folders with a transformer's weights: the root, or those of a ``Router``'s routes."""
+    routes = read_json(name, "router_config.json", revision=revision).get("types", {})
+    places = {module["path"]: module["type"] for module in _modules(name, revision)} | routes
+    folders = [place for place, kind in places.items() if kind.endswith(".Transformer")] or [""]
+    return [place for place in folders if find_file(name, Path(place, "config.json").as_posix(), revision=revision)]
+
+
+def _check_tensors(name: str, subfolder: str, revision: str | None, allow_missing: str) -> None:
+    options = {"revision": revision, "subfolder": subfolder, "use_safetensors": True}
+    try:
+        with quiet_transformers():
+            model, info = AutoModel.from_pretrained(name, device_map="meta", output_loading_info=True, **options)
+    except SafetensorError as error:
+        raise ValueError(f"A weights file of {name!r} is half written: {error}. Download or save it again.") from error
+    missing = sorted(key for key in info["missing_keys"] if not re.search(allow_missing, key))
+    children = {child for child, _ in model.named_children()}
+    prefix = f"{model.base_model_prefix}."
+    unexpected = sorted(k for k in info["unexpected_keys"] if k.removeprefix(prefix).partition(".")[0] in children)
+    if missing or unexpected:
+        raise ValueError(
+            f"The weights of {name!r} are not those of {type(model).__name__}: {len(missing)} tensors are missing "
+            f"({_few(missing)}) and {len(unexpected)} are unknown ({_few(unexpected)}). The missing ones would be random "
+            "numbers. Is the folder complete, and is config.json the one that belongs to the weights?"
+        )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Silence what transformers reports about tensors, because `check_weights` looks at them itself."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,318 @@
+"""check_model: is this model what it says it is, and will the saved one be the same?"""
+
+from __future__ import annotations
+
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.sentence_transformer.modules import Pooling
+
+from embedtune.models.lora import transformers_of
+from embedtune.models.reference import reference_scores
+from embedtune.models.repository import quiet_transformers
+
+logger = logging.getLogger(__name__)
+
+_TEXTS = ["The pump restarts after both buttons are held for five seconds.", "pump", "How long must it rest?"]
+
+# Two ways to compute one vector differ by rounding; a wrong mask or position differs by a tenth and more.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_RELOAD_TOLERANCE = _TOLERANCE | {torch.float32: 1e-5}
+
+Vectors = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One property: whether it holds, what was found, and, where it fails, what to do."""
+
+    name: str
+    ok: bool
+    found: str
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class ModelReport:
+    """What `check_model` found; prints as a table.
+
+    Attributes:
+        checks: One after the other.
+    """
+
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every property holds."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        """The properties that do not hold."""
+        return tuple(check for check in self.checks if not check.ok)
+
+    def __str__(self) -> str:
+        width = max(len(check.name) for check in self.checks)
+        lines = [f"{'ok  ' if c.ok else 'FAIL'}  {c.name:<{width}}  {c.found}" for c in self.checks]
+        remedies = [f"{c.name}: {c.remedy}" for c in self.failures]
+        return "\n".join([*lines, *([""] if remedies else []), *remedies])
+
+    def raise_if_failed(self) -> None:
+        """Raise a ``ValueError`` that names what is wrong and what to do, if anything is."""
+        if not self.ok:
+            raise ValueError(f"The model is not what it should be:\n{self}")
+
+
+def check_model(model: SentenceTransformer, *, folder: str | Path | None = None, card: bool = False) -> ModelReport:
+    """Check what goes wrong in silence: run it after loading, after saving and before publishing.
+
+    Attention as declared (does a change of the last token reach the first?), the same vector alone and in a batch, padded on
+    either side, one end token, pooling and prompts as declared, truncation, and that plain ``SentenceTransformer`` gives the
+    same vectors from the saved folder.
+
+    Args:
+        model: From `load_model` or trained; of a model that sentence-transformers loaded, what it declares itself is checked.
+        folder: Where the model was saved; where nothing is given it is saved to a temporary folder, which takes as much disk
+            as the model is large.
+        card: Compare with the scores that the model's card publishes. Only for an untrained model.
+
+    Raises:
+        ValueError: If ``card`` is asked for and no scores are known for this model.
+
+    Example:
+        >>> from embedtune import load_model
+        >>> check_model(load_model("minilm", device="cpu")).ok
+        True
+    """
+    declared = getattr(model, "declared", None) or declare(model)
+    with _evaluating(model):
+        checks = [
+            *_attention(model, declared),
+            _batching(model),
+            *_padding(model),
+            *_end_token(model, declared),
+            _pooling(model, declared),
+            *_truncation(model),
+            *_prompts(model, declared),
+            _reloading(model, folder),
+            *([_card(model)] if card else []),
+        ]
+    return ModelReport(tuple(checks))
+
+
+def declare(model: SentenceTransformer) -> dict[str, Any]:
+    """Return what a model says about itself, for `check_model` to hold it to later."""
+    causal = getattr(model.config, "is_causal", None)
+    return {
+        "attention": None if causal is None else "causal" if causal else "bidirectional",
+        "pooling": _pooling_modes(model),
+        "end_token": {"lasttoken"} == set(_pooling_modes(model)) and _ends(model, "pump") == 1,
+        "prompts": {name: text for name, text in model.prompts.items() if text},
+    }
+
+
+def _attention(model: SentenceTransformer, declared: dict[str, Any]) -> Iterator[Check]:
+    for route, part in transformers_of(model):
+        found = "bidirectional" if _last_token_reaches_first(part.model) else "causal"
+        wanted = declared["attention"]
+        yield Check(
+            f"attention {route}".rstrip(),
+            wanted in (None, found),
+            found if wanted in (None, found) else f"{found}, but declared {wanted}",
+            f"Set model.config.is_causal = {wanted == 'causal'}, or load the model again with load_model; transformers >= 5.2.",
+        )
+
+
+def _last_token_reaches_first(backbone: Any) -> bool:
+    """Say whether the first state changes when the last token does."""
+    first = torch.tensor([[5, 6, 7, 8, 9]], device=backbone.device)
+    second = first.clone()
+    second[0, -1] = 10
+    with torch.no_grad():
+        states = [backbone(input_ids=ids, attention_mask=torch.ones_like(ids))[0][:, 0] for ids in (first, second)]
+    return bool((states[0] - states[1]).abs().max() > 0)
+
+
+def _batching(model: SentenceTransformer) -> Check:
+    difference = _distance(_vectors(model, _TEXTS), np.concatenate([_vectors(model, [text]) for text in _TEXTS]))
+    limit = _limit(model, _TOLERANCE)
+    return Check(
+        "batch = single",
+        difference <= limit,
+        f"differ by {difference:.1e}",
+        f"More than {limit:.0e}: padding changes the vectors. Try another attn_implementation ('sdpa' or 'eager').",
+    )
+
+
+def _padding(model: SentenceTransformer) -> Iterator[Check]:
+    tokenizers = {id(part.tokenizer): part.tokenizer for _, part in transformers_of(model)}.values()
+    if not tokenizers or not hasattr(model.config, "rope_parameters"):
+        return  # absolute positions are counted from the left: padding there is not meant to work
+    vectors = {}
+    sides = [tokenizer.padding_side for tokenizer in tokenizers]
+    try:
+        for side in ("left", "right"):
+            for tokenizer in tokenizers:
+                tokenizer.padding_side = side
+            vectors[side] = _vectors(model, _TEXTS)
+    finally:
+        for tokenizer, side in zip(tokenizers, sides, strict=True):
+            tokenizer.padding_side = side
+    difference, limit = _distance(vectors["left"], vectors["right"]), _limit(model, _TOLERANCE)
+    yield Check(
+        "left = right padding",
+        difference <= limit,
+        f"differ by {difference:.1e}",
+        f"More than {limit:.0e}: pooling or positions depend on the side of the padding. Use Pooling('lasttoken') or 'mean'.",
+    )
+
+
+def _end_token(model: SentenceTransformer, declared: dict[str, Any]) -> Iterator[Check]:
+    if "lasttoken" not in _pooling_modes(model) and not declared["end_token"]:
+        return
+    count = _ends(model, "pump")
+    wanted = 1 if declared["end_token"] else 0
+    yield Check(
+        "end token",
+        count == wanted or (not declared["end_token"] and count <= 1),
+        f"{count} at the end of a text",
+        "The last token is what is pooled, and must be one end-of-text token. Load the model again with load_model; do not "
+        "append it in your own code.",
+    )
+
+
+def _pooling(model: SentenceTransformer, declared: dict[str, Any]) -> Check:
+    found, wanted = _pooling_modes(model), declared["pooling"]
+    return Check(
+        "pooling",
+        found == wanted,
+        f"{found}" if found == wanted else f"{found}, but declared {wanted}",
+        f"Build the model with Pooling(pooling_mode={(wanted or ['mean'])[0]!r}), or load it again with load_model.",
+    )
+
+
+def _truncation(model: SentenceTransformer) -> Iterator[Check]:
+    limit = model.max_seq_length
+    if limit is None or not any(True for _ in transformers_of(model)):
+        return
+    longest = model.preprocess(["pump " * (limit + 10)])["input_ids"]
+    last = model.preprocess(["pump"])["input_ids"][0, -1]
+    # Without an end token the last token is the text's, and differs from text to text.
+    keeps_end = bool(longest[0, -1] == last) or int(last) not in model.tokenizer.all_special_ids
+    yield Check(
+        "truncation",
+        longest.shape[1] <= limit and keeps_end,
+        f"{longest.shape[1]} tokens of at most {limit}" + ("" if keeps_end else ", and the end token is cut off"),
+        "Set model.max_seq_length, and let the tokenizer itself append special tokens (a post-processor in tokenizer.json).",
+    )
+
+
+def _prompts(model: SentenceTransformer, declared: dict[str, Any]) -> Iterator[Check]:
+    lost = [name for name in declared["prompts"] if not model.prompts.get(name)]
+    yield Check(
+        "prompts",
+        not lost,
+        f"lost: {lost}"
+        if lost
+        else ", ".join(f"{name}={text!r}" for name, text in model.prompts.items() if text) or "none",
+        f"Set model.prompts to {declared['prompts']!r}; without them encode_query gives other vectors than in training.",
+    )
+
+
+def _reloading(model: SentenceTransformer, folder: str | Path | None) -> Check:
+    name = "saved = in memory"
+    with tempfile.TemporaryDirectory(prefix="embedtune-check-") as temporary:
+        if folder is None:
+            model.save_pretrained(temporary, create_model_card=False)
+        place = Path(folder or temporary)
+        adapters = [path for path in place.glob("**/adapter_config.json") if "adapters" not in path.parts[:-1]]
+        if adapters:
+            return Check(name, False, f"{adapters[0].name} instead of merged weights", _SAVE_AGAIN)
+        try:
+            with quiet_transformers():
+                saved = SentenceTransformer(str(place), device=str(model.device))
+        except Exception as error:  # whatever it is, it is the finding
+            return Check(name, False, f"cannot be loaded: {type(error).__name__}: {error}", _SAVE_AGAIN)
+        return _same(name, model, saved)
+
+
+_SAVE_AGAIN = (
+    "Save with model.save_pretrained of a model from load_model, or EmbeddingTrainer.save_model: they merge adapters and write "
+    "plain modules."
+)
+
+
+def _same(name: str, model: SentenceTransformer, saved: SentenceTransformer) -> Check:
+    if {k: v for k, v in saved.prompts.items() if v} != {k: v for k, v in model.prompts.items() if v}:
+        return Check(name, False, f"prompts {saved.prompts!r} instead of {model.prompts!r}", _SAVE_AGAIN)
+    saved.eval()
+    ways = ("encode", "encode_query", "encode_document")
+    shapes = {getattr(saved, way)(_TEXTS[0]).shape == getattr(model, way)(_TEXTS[0]).shape for way in ways}
+    if shapes != {True}:
+        return Check(name, False, "vectors of another length", _SAVE_AGAIN)
+    difference = max(_distance(getattr(model, way)(_TEXTS), getattr(saved, way)(_TEXTS)) for way in ways)
+    return Check(name, difference <= _limit(model, _RELOAD_TOLERANCE), f"differ by {difference:.1e}", _SAVE_AGAIN)
+
+
+def _card(model: SentenceTransformer) -> Check:
+    queries, documents, published = reference_scores(str(model.model_card_data.base_model))
+    vectors = model.encode_query(queries), model.encode_document(documents)
+    scores = 100 * np.asarray(vectors[0]) @ np.asarray(vectors[1]).T
+    difference = float(np.abs(scores - published).max())
+    limit = 0.1 if model.dtype == torch.float32 else 1.0
+    return Check(
+        "scores of the card",
+        difference <= limit,
+        f"{np.round(scores, 3).tolist()}, published {np.round(published, 3).tolist()}",
+        "The weights, or how they are used, are not those of the card. For gte-Qwen2 try load_model(..., "
+        "attention='causal'), and tell the authors of embedtune which one agrees.",
+    )
+
+
+def _vectors(model: SentenceTransformer, texts: list[str]) -> Vectors:
+    return np.asarray(model.encode(texts, convert_to_tensor=True).float().cpu())
+
+
+def _distance(first: Any, second: Any) -> float:
+    """Return the largest difference, relative to the length of the vectors."""
+    first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
+    return float(np.abs(first - second).max() / max(float(np.linalg.norm(first, axis=-1).mean()), 1e-12))
+
+
+def _limit(model: SentenceTransformer, tolerance: dict[torch.dtype, float]) -> float:
+    return tolerance.get(model.dtype or torch.float32, 5e-2)
+
+
+def _pooling_modes(model: SentenceTransformer) -> list[str]:
+    modes = [module.pooling_mode for module in model.modules() if isinstance(module, Pooling)]
+    return [mode if isinstance(mode, str) else "+".join(mode) for mode in modes]
+
+
+def _ends(model: SentenceTransformer, text: str) -> int:
+    """Return how often the end token stands at the end of a text."""
+    end = getattr(model.tokenizer, "eos_token_id", None)
+    ids = model.tokenizer(text)["input_ids"]
+    return next((n for n, token in enumerate(reversed(ids)) if token != end), len(ids))
+
+
+@contextmanager
+def _evaluating(model: SentenceTransformer) -> Iterator[None]:
+    """Switch dropout off for a while, and the autocast that accelerate leaves around a model that it has trained."""
+    training, autocast = model.training, model.__dict__.pop("forward", None)
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+        if autocast is not None:
+            model.forward = autocast
