@@ -24,7 +24,8 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP) ## fine-tune a real model on the sample handbook, and compare (a few minutes on two cores)
 	@$(BIN)/python examples/quickstart.py
 
-test: $(STAMP) ## run the tests that need neither the internet nor a GPU nor much time
+test: $(STAMP) ## run the docstrings' examples, and the tests that need neither the internet nor a GPU nor much time
+	$(BIN)/python -m pytest -q --doctest-modules embedtune
 	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
 
 test-all: $(STAMP) ## run the slow tests too

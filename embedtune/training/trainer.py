@@ -75,8 +75,10 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         >>> model = et.load_model("minilm", device="cpu")
         >>> args = et.TuningArguments("/tmp/embedtune-example", max_steps=1, eval_strategy="no", save_strategy="no",
         ...                           load_best_model_at_end=False, disable_tqdm=True)
-        >>> et.EmbeddingTrainer(model, args, data=data).train().global_step
-        1
+        >>> trainer = et.EmbeddingTrainer(model, args, data=data)
+        >>> trainer.train_dataset.column_names
+        ['anchor', 'positive', 'label']
+        >>> trainer.train()  # doctest: +SKIP
     """
 
     training_args_class = TuningArguments
