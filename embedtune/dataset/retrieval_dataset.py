@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from embedtune.dataset.sources import Pair
-
-logger = logging.getLogger(__name__)
 
 SPLIT_ORDER = ("train", "dev", "test", "test_seen")
 

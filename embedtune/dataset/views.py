@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,8 +13,6 @@ from embedtune.dataset.groups import normalised
 
 if TYPE_CHECKING:
     from embedtune.dataset.retrieval_dataset import RetrievalDataset
-
-logger = logging.getLogger(__name__)
 
 View = Literal["pairs", "triplets", "labelled_pairs"]
 Role = Literal["query", "document"]

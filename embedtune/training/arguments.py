@@ -21,7 +21,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             ``EmbeddingTrainer(..., loss=TripletMarginLoss(model, margin=0.5))``.
         num_negatives: Drawn for each question by the losses that are given their negatives.
         dropout: Probability of dropout in every layer while training; the model's own where nothing is given. On a CPU,
-            0 makes the steps of BERT-like models about twice as fast.
+            0 makes the steps of BERT-like models faster.
 
     These defaults differ from ``SentenceTransformerTrainingArguments``:
 
