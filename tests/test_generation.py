@@ -563,6 +563,27 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path):
         assert num_stored(tmp_path) == len(server.answered) < 200
 
 
+def test_ctrl_c_waits_for_the_first_thread_too(server, tmp_path):
+    """Whichever thread is being waited for: Python before 3.13 takes one whose join is interrupted for ended."""
+    send, lock, sent = AnthropicLLM.send, threading.Lock(), []
+
+    def send_slowly(llm, request):
+        with lock:
+            sent.append(request)
+            is_first = len(sent) == 1
+        if is_first:
+            time.sleep(0.1)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+        return send(llm, request)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnthropicLLM, "send", send_slowly)
+        with pytest.raises(KeyboardInterrupt):
+            generate_questions(make_chunks(2), claude(server), folder=tmp_path, num_workers=2)
+    assert num_stored(tmp_path) == len(server.answered) == 2
+
+
 def test_a_second_run_on_the_same_folder_is_refused_while_the_first_works(tmp_path):
     with serving(seconds=0.1) as server:
         with run_script(server, tmp_path, 60) as process:

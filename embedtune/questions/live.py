@@ -63,19 +63,14 @@ def send_live(
         KeyboardInterrupt: On Ctrl-C, likewise.
     """
     run = _LiveRun(requests, llm, ledger=ledger, budget=budget)
-    threads = [threading.Thread(target=run.work, daemon=True) for _ in range(min(num_workers, len(requests)))]
-    for thread in threads:
-        thread.start()
+    threading.Thread(target=run.work_in_threads, args=[min(num_workers, len(requests))], daemon=True).start()
     try:
-        for thread in threads:
-            while thread.is_alive():
-                thread.join(0.2)
-                show(run.num_done, budget.spent)
+        while not run.finished.wait(0.2):
+            show(run.num_done, budget.spent)
     except KeyboardInterrupt:
         run.stop()
         logger.warning("Stopping: waiting for the replies that are under way. Press Ctrl-C again to give them up.")
-        for thread in threads:
-            thread.join()
+        run.finished.wait()
         raise
     if run.error:
         raise run.error
@@ -83,16 +78,30 @@ def send_live(
 
 
 class _LiveRun:
-    """What the threads share."""
+    """What the threads share.
+
+    The main thread waits for an event and joins none of them: before Python 3.13, a `join` that Ctrl-C interrupts takes
+    the thread for ended though it still waits for its reply (https://github.com/python/cpython/issues/90882).
+    """
 
     def __init__(self, requests: Requests, llm: LLM, *, ledger: Ledger, budget: Budget) -> None:
         self.requests, self.llm, self.ledger, self.budget = requests, llm, ledger, budget
+        self.finished = threading.Event()
         self.failures: dict[str, str] = {}
         self.num_done = 0
         self.error: BaseException | None = None
         self._keys = iter(list(requests))
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+
+    def work_in_threads(self, num_workers: int) -> None:
+        """Work in so many threads, and set `finished` when the last of them has ended."""
+        threads = [threading.Thread(target=self.work, daemon=True) for _ in range(num_workers)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        self.finished.set()
 
     def work(self) -> None:
         """Answer one request after the other until there are no more, or the run is stopped."""
