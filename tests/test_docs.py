@@ -1,0 +1,65 @@
+"""Every block of Python in the README and the documentation runs, page by page, in a fresh folder and process.
+
+Claude, OpenAI and the Hub are played on loopback; the Hub has tiny models under the names that the pages use. A block that
+cannot run here stands under a comment that says why: `<!-- not run: needs a GPU -->`.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from loopback import world
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
+BLOCK = re.compile(r"(<!-- not run: (?P<reason>[^>]+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
+REASONS = {"needs a GPU", "needs an account"}
+
+
+def blocks(page):
+    return list(BLOCK.finditer(page.read_text(encoding="utf-8")))
+
+
+def program(page):
+    """Return the page's code at its own lines, so that an error names the line of the page."""
+    text = page.read_text(encoding="utf-8")
+    lines = [""] * (text.count("\n") + 1)
+    for block in blocks(page):
+        if not block["reason"]:
+            first = text.count("\n", 0, block.start("code"))
+            for offset, line in enumerate(block["code"].splitlines()):
+                lines[first + offset] = line
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if program(page).strip()], ids=lambda page: page.stem)
+def test_the_code_of_a_page_runs(page, tmp_path):
+    with world(tmp_path) as environment:
+        code = f"exec(compile({program(page)!r}, {str(page.relative_to(ROOT))!r}, 'exec'), {{'__name__': '__main__'}})"
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=600,
+        )  # fmt: skip
+    assert done.returncode == 0, f"{page.name}:\n{done.stderr[-4000:]}"
+
+
+def test_only_what_cannot_run_is_left_out():
+    reasons = [block["reason"] for page in PAGES for block in blocks(page) if block["reason"]]
+    assert set(reasons) <= REASONS
+    assert len(reasons) < sum(len(blocks(page)) for page in PAGES) / 5
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_between_pages_lead_somewhere(page):
+    for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+        assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_every_page_is_in_the_navigation():
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    for page in (ROOT / "docs").rglob("*.md"):
+        assert str(page.relative_to(ROOT / "docs")) in navigation
