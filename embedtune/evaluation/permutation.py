@@ -36,8 +36,8 @@ def permutation_p_values(
         P-values of shape ``(num_comparisons,)``.
 
     Example:
-        >>> permutation_p_values(np.array([[1.0]] * 10 + [[0.0]] * 30), np.arange(40)).round(3)
-        array([0.002])
+        >>> permutation_p_values(np.array([[1.0]] * 10 + [[0.0]] * 30), np.arange(40)) < 0.01
+        array([ True])
     """
     sums, _ = cluster_totals(differences, clusters)
     sums = sums[np.abs(sums).max(axis=1) > _ROUNDING]
