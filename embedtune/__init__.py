@@ -21,6 +21,8 @@ __all__ = [
     "EmbeddingTrainer",
     "Encoder",
     "Evaluation",
+    "FrozenIndexLoss",
+    "FrozenIndexTrainer",
     "InBatchNegativesLoss",
     "ModelReport",
     "OpenAILLM",
@@ -30,6 +32,7 @@ __all__ = [
     "Question",
     "Questions",
     "Ranker",
+    "RemineNegatives",
     "RetrievalDataset",
     "TokenCounter",
     "TopKEvaluator",
@@ -44,9 +47,11 @@ __all__ = [
     "estimate_cost",
     "filter_by_judge",
     "filter_by_round_trip",
+    "freeze_index",
     "generate_questions",
     "load_model",
     "load_sample",
+    "mine_hard_negatives",
     "read_documents",
 ]
 
@@ -60,6 +65,8 @@ _HOME = {
     "EmbeddingTrainer": "embedtune.training.trainer",
     "Encoder": "embedtune.types",
     "Evaluation": "embedtune.evaluation.evaluator",
+    "FrozenIndexLoss": "embedtune.training.frozen_index",
+    "FrozenIndexTrainer": "embedtune.training.frozen_index",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
     "ModelReport": "embedtune.models.selfcheck",
@@ -70,6 +77,7 @@ _HOME = {
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
+    "RemineNegatives": "embedtune.training.mining",
     "RetrievalDataset": "embedtune.dataset",
     "TokenCounter": "embedtune.types",
     "TopKEvaluator": "embedtune.evaluation.evaluator",
@@ -84,9 +92,11 @@ _HOME = {
     "estimate_cost": "embedtune.questions.generation",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
+    "freeze_index": "embedtune.models.query_side",
     "generate_questions": "embedtune.questions.generation",
     "load_model": "embedtune.models.load",
     "load_sample": "embedtune.sample",
+    "mine_hard_negatives": "embedtune.training.mining",
     "read_documents": "embedtune.corpus.documents",
 }
 
@@ -102,6 +112,7 @@ if TYPE_CHECKING:
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.models.load import load_model as load_model
+    from embedtune.models.query_side import freeze_index as freeze_index
     from embedtune.models.selfcheck import ModelReport as ModelReport
     from embedtune.models.selfcheck import check_model as check_model
     from embedtune.questions.anthropic_llm import AnthropicLLM as AnthropicLLM
@@ -114,9 +125,13 @@ if TYPE_CHECKING:
     from embedtune.questions.transformers_llm import TransformersLLM as TransformersLLM
     from embedtune.sample import load_sample as load_sample
     from embedtune.training.arguments import TuningArguments as TuningArguments
+    from embedtune.training.frozen_index import FrozenIndexLoss as FrozenIndexLoss
+    from embedtune.training.frozen_index import FrozenIndexTrainer as FrozenIndexTrainer
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss
+    from embedtune.training.mining import RemineNegatives as RemineNegatives
+    from embedtune.training.mining import mine_hard_negatives as mine_hard_negatives
     from embedtune.training.trainer import EmbeddingTrainer as EmbeddingTrainer
     from embedtune.types import LLM as LLM
     from embedtune.types import Chunk as Chunk
