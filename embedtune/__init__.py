@@ -24,6 +24,8 @@ __all__ = [
     "FrozenIndexLoss",
     "FrozenIndexTrainer",
     "InBatchNegativesLoss",
+    "LearningCurve",
+    "LossComparison",
     "ModelReport",
     "OpenAILLM",
     "OptionalDependencyError",
@@ -44,11 +46,13 @@ __all__ = [
     "check_model",
     "chunk_documents",
     "compare",
+    "compare_losses",
     "estimate_cost",
     "filter_by_judge",
     "filter_by_round_trip",
     "freeze_index",
     "generate_questions",
+    "learning_curve",
     "load_model",
     "load_sample",
     "mine_hard_negatives",
@@ -69,6 +73,8 @@ _HOME = {
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
+    "LearningCurve": "embedtune.training.learning_curve",
+    "LossComparison": "embedtune.training.loss_comparison",
     "ModelReport": "embedtune.models.selfcheck",
     "OpenAILLM": "embedtune.questions.openai_llm",
     "OptionalDependencyError": "embedtune.errors",
@@ -89,11 +95,13 @@ _HOME = {
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
+    "compare_losses": "embedtune.training.loss_comparison",
     "estimate_cost": "embedtune.questions.generation",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "freeze_index": "embedtune.models.query_side",
     "generate_questions": "embedtune.questions.generation",
+    "learning_curve": "embedtune.training.learning_curve",
     "load_model": "embedtune.models.load",
     "load_sample": "embedtune.sample",
     "mine_hard_negatives": "embedtune.training.mining",
@@ -127,6 +135,10 @@ if TYPE_CHECKING:
     from embedtune.training.arguments import TuningArguments as TuningArguments
     from embedtune.training.frozen_index import FrozenIndexLoss as FrozenIndexLoss
     from embedtune.training.frozen_index import FrozenIndexTrainer as FrozenIndexTrainer
+    from embedtune.training.learning_curve import LearningCurve as LearningCurve
+    from embedtune.training.learning_curve import learning_curve as learning_curve
+    from embedtune.training.loss_comparison import LossComparison as LossComparison
+    from embedtune.training.loss_comparison import compare_losses as compare_losses
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss

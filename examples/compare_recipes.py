@@ -9,6 +9,7 @@ FOLDER is as for benchmark_dataset.py. Every recipe begins with the same base mo
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from benchmark_dataset import read_dataset
@@ -48,12 +49,14 @@ def triplet_hardest(data, args):
     return et.EmbeddingTrainer(model, args, data=data, loss=et.TripletMarginLoss(model, negatives="hardest"))
 
 
-def query_side(query: str, learning_rate: float) -> Build:
-    """The query side alone, against every chunk that may be trained on."""
+def query_side(query: str, learning_rate: float, *, against_held_out: bool = False) -> Build:
+    """The query side alone, against every chunk that may be trained on, or even those of held-out documents."""
 
     def build(data, args):
         args.learning_rate = learning_rate
-        return et.FrozenIndexTrainer(et.freeze_index(et.load_model("minilm"), query=query), args, data=data)
+        model = et.freeze_index(et.load_model("minilm"), query=query)
+        corpus = replace(data, qrels={"train": data.qrels["train"]}) if against_held_out else data
+        return et.FrozenIndexTrainer(model, args, data=data, loss=et.FrozenIndexLoss(model, corpus))
 
     return build
 
@@ -67,6 +70,8 @@ RECIPES: dict[str, Build] = {
     "query-lora": query_side("lora", 2e-4),
     "query-linear": query_side("linear", 1e-3),
     "query-route": query_side("route", 5e-5),
+    "query-linear-all": query_side("linear", 1e-3, against_held_out=True),
+    "query-route-all": query_side("route", 5e-5, against_held_out=True),
 }
 
 
