@@ -21,7 +21,11 @@ __all__ = [
     "EmbeddingTrainer",
     "Encoder",
     "Evaluation",
+    "FrozenIndexLoss",
+    "FrozenIndexTrainer",
     "InBatchNegativesLoss",
+    "LearningCurve",
+    "LossComparison",
     "ModelReport",
     "OpenAILLM",
     "OptionalDependencyError",
@@ -30,6 +34,7 @@ __all__ = [
     "Question",
     "Questions",
     "Ranker",
+    "RemineNegatives",
     "RetrievalDataset",
     "TokenCounter",
     "TopKEvaluator",
@@ -41,12 +46,16 @@ __all__ = [
     "check_model",
     "chunk_documents",
     "compare",
+    "compare_losses",
     "estimate_cost",
     "filter_by_judge",
     "filter_by_round_trip",
+    "freeze_index",
     "generate_questions",
+    "learning_curve",
     "load_model",
     "load_sample",
+    "mine_hard_negatives",
     "read_documents",
 ]
 
@@ -60,8 +69,12 @@ _HOME = {
     "EmbeddingTrainer": "embedtune.training.trainer",
     "Encoder": "embedtune.types",
     "Evaluation": "embedtune.evaluation.evaluator",
+    "FrozenIndexLoss": "embedtune.training.frozen_index",
+    "FrozenIndexTrainer": "embedtune.training.frozen_index",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
+    "LearningCurve": "embedtune.training.learning_curve",
+    "LossComparison": "embedtune.training.loss_comparison",
     "ModelReport": "embedtune.models.selfcheck",
     "OpenAILLM": "embedtune.questions.openai_llm",
     "OptionalDependencyError": "embedtune.errors",
@@ -70,6 +83,7 @@ _HOME = {
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
+    "RemineNegatives": "embedtune.training.mining",
     "RetrievalDataset": "embedtune.dataset",
     "TokenCounter": "embedtune.types",
     "TopKEvaluator": "embedtune.evaluation.evaluator",
@@ -81,12 +95,16 @@ _HOME = {
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
+    "compare_losses": "embedtune.training.loss_comparison",
     "estimate_cost": "embedtune.questions.generation",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
+    "freeze_index": "embedtune.models.query_side",
     "generate_questions": "embedtune.questions.generation",
+    "learning_curve": "embedtune.training.learning_curve",
     "load_model": "embedtune.models.load",
     "load_sample": "embedtune.sample",
+    "mine_hard_negatives": "embedtune.training.mining",
     "read_documents": "embedtune.corpus.documents",
 }
 
@@ -102,6 +120,7 @@ if TYPE_CHECKING:
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.models.load import load_model as load_model
+    from embedtune.models.query_side import freeze_index as freeze_index
     from embedtune.models.selfcheck import ModelReport as ModelReport
     from embedtune.models.selfcheck import check_model as check_model
     from embedtune.questions.anthropic_llm import AnthropicLLM as AnthropicLLM
@@ -114,9 +133,17 @@ if TYPE_CHECKING:
     from embedtune.questions.transformers_llm import TransformersLLM as TransformersLLM
     from embedtune.sample import load_sample as load_sample
     from embedtune.training.arguments import TuningArguments as TuningArguments
+    from embedtune.training.frozen_index import FrozenIndexLoss as FrozenIndexLoss
+    from embedtune.training.frozen_index import FrozenIndexTrainer as FrozenIndexTrainer
+    from embedtune.training.learning_curve import LearningCurve as LearningCurve
+    from embedtune.training.learning_curve import learning_curve as learning_curve
+    from embedtune.training.loss_comparison import LossComparison as LossComparison
+    from embedtune.training.loss_comparison import compare_losses as compare_losses
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss
+    from embedtune.training.mining import RemineNegatives as RemineNegatives
+    from embedtune.training.mining import mine_hard_negatives as mine_hard_negatives
     from embedtune.training.trainer import EmbeddingTrainer as EmbeddingTrainer
     from embedtune.types import LLM as LLM
     from embedtune.types import Chunk as Chunk
