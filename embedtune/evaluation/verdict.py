@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 import numpy as np
 
 from embedtune.evaluation.bootstrap import paired_interval
-from embedtune.evaluation.tables import Row, html_table, text_table
+from embedtune.tables import Row, html_table, text_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
