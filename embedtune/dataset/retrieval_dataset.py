@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
@@ -22,6 +23,7 @@ from embedtune.dataset.splits import (
     split_by_document,
     split_by_question,
 )
+from embedtune.tables import html_table
 from embedtune.types import CONTEXT_PARTS, Chunk, ContextPart, Question
 
 if TYPE_CHECKING:
@@ -248,18 +250,30 @@ class RetrievalDataset:
         return build_dataset(chunks, questions, **options)
 
     def __repr__(self) -> str:
-        columns = self.corpus.column_names
-        documents = len(set(self.corpus["document_id"][:])) if "document_id" in columns else "?"
+        width = max(map(len, self.splits), default=0)
         lines = [
+            f"  {split:<{width}} {questions:>6} questions about {chunks} chunks"
+            for split, questions, chunks in self._split_sizes()
+        ]
+        return "\n".join([self._title, *lines])
+
+    def _repr_html_(self) -> str:
+        rows = [(split, f"{questions:,}", f"{chunks:,}") for split, questions, chunks in self._split_sizes()]
+        return f"<p>{escape(self._title)}</p>{html_table(['split', 'questions', 'chunks asked about'], rows)}"
+
+    @property
+    def _title(self) -> str:
+        documents = len(set(self.corpus["document_id"][:])) if "document_id" in self.corpus.column_names else "?"
+        return (
             f"RetrievalDataset: {len(self.corpus)} chunks of {documents} documents, {len(self.queries)} questions, "
             f"split by {self.split_by}"
-        ]
-        width = max(map(len, self.splits), default=0)
+        )
+
+    def _split_sizes(self) -> Iterator[tuple[str, int, int]]:
+        """Yield each split, how many questions it has, and about how many chunks they are."""
         for split in self.splits:
             relevant = self.relevant(split)
-            chunks = {chunk for chunks in relevant.values() for chunk in chunks}
-            lines.append(f"  {split:<{width}} {len(relevant):>6} questions about {len(chunks)} chunks")
-        return "\n".join(lines)
+            yield split, len(relevant), len({chunk for chunks in relevant.values() for chunk in chunks})
 
 
 def build_dataset(

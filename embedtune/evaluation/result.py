@@ -15,8 +15,8 @@ from datasets import Dataset, Features, List, Value
 
 from embedtune.evaluation.intervals import Interval, mean_intervals
 from embedtune.evaluation.metrics import metrics_at_k
-from embedtune.evaluation.tables import html_table, text_table
 from embedtune.files import replace_file
+from embedtune.tables import html_table, text_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,10 +18,14 @@ from embedtune.evaluation.comparison import Decision as Decision
 from embedtune.evaluation.comparison import MetricChange as MetricChange
 from embedtune.evaluation.intervals import standard_error
 from embedtune.evaluation.leaks import leak_warnings
-from embedtune.evaluation.tables import Row, html_table, text_table
+from embedtune.tables import Row, html_table, text_table
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from sentence_transformers import SentenceTransformerTrainer
+
     from embedtune.dataset import RetrievalDataset
+    from embedtune.evaluation.report.curve import Log
     from embedtune.evaluation.result import Evaluation
 
 logger = logging.getLogger(__name__)
@@ -174,6 +179,49 @@ class Verdict:
         if self.num_queries < _FEW_QUERIES:
             notes.append(f"{self.num_queries} questions can tell very little: ask a hundred or more.")
         return notes
+
+    def to_html(
+        self,
+        path: str | Path,
+        *,
+        data: RetrievalDataset | None = None,
+        trainer: SentenceTransformerTrainer | None = None,
+        log_history: Log | None = None,
+    ) -> Path:
+        """Write a report: one HTML file to send, print or read on a phone; it needs no network.
+
+        It holds this verdict, each retriever's accuracy with intervals, where the right chunks stand, every question
+        with what ranked above its right chunk, and what is needed to repeat it. The texts of questions and chunks are in
+        the file: treat it as confidential as the documents are.
+
+        Args:
+            path: Where to write it. An older file stays until the new one is whole.
+            data: The dataset that was evaluated, to show the chunks' texts rather than their ids.
+            trainer: What trained the model, to show the training curve, the settings, and how much of the chunks the model
+                does not read.
+            log_history: The curve alone, ``trainer.state.log_history`` or what a checkpoint's ``trainer_state.json`` holds.
+
+        Returns:
+            The path.
+
+        Raises:
+            ValueError: If ``data`` is not what was evaluated.
+        """
+        from embedtune.evaluation.report.page import write_report
+
+        return write_report(self, path, data=data, trainer=trainer, log_history=log_history)
+
+    def plot(self) -> Figure:
+        """Draw each retriever's accuracy@k with its interval, for a notebook or a paper.
+
+        ``verdict.plot().savefig("accuracy.pdf")`` writes it to a file. Needs matplotlib (``pip install 'embedtune[plot]'``).
+
+        Raises:
+            OptionalDependencyError: If matplotlib is not installed.
+        """
+        from embedtune.evaluation.report.figure import accuracy_figure
+
+        return accuracy_figure(self)
 
     def __repr__(self) -> str:
         lines = [self.sentence, *self.notes, "", self._title]

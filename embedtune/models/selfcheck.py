@@ -19,6 +19,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from embedtune.models.lora import transformers_of
 from embedtune.models.reference import reference_scores
 from embedtune.models.repository import quiet_transformers
+from embedtune.tables import html_table
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Check:
     remedy: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ModelReport:
     """What `check_model` found; prints as a table.
 
@@ -66,6 +67,12 @@ class ModelReport:
         lines = [f"{'ok  ' if c.ok else 'FAIL'}  {c.name:<{width}}  {c.found}" for c in self.checks]
         remedies = [f"{c.name}: {c.remedy}" for c in self.failures]
         return "\n".join([*lines, *([""] if remedies else []), *remedies])
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        rows = [("ok" if c.ok else "FAIL", c.name, c.found, "" if c.ok else c.remedy) for c in self.checks]
+        return html_table(["", "check", "found", "remedy"], rows, texts=True)
 
     def raise_if_failed(self) -> None:
         """Raise a ``ValueError`` that names what is wrong and what to do, if anything is."""

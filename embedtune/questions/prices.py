@@ -9,9 +9,11 @@ import threading
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from html import escape
 from importlib.resources import files
 from typing import Any
 
+from embedtune.tables import html_table
 from embedtune.types import LLM, Completion, Price, Prompt
 
 MICRODOLLARS = 1_000_000  # in a dollar
@@ -176,6 +178,12 @@ class Estimate:
             dollars = f"about ${self.live_usd:.2f} live, ${self.batch_usd:.2f} in batches"
         prices = f" (prices of {self.as_of})" if self.as_of else ""
         return f"{self.model}: {self.num_requests:,} requests, about {tokens}, {dollars}{prices}"
+
+    def _repr_html_(self) -> str:
+        dollars = ["not known" if usd is None else f"${usd:.2f}" for usd in (self.live_usd, self.batch_usd)]
+        row = [self.model, f"{self.num_requests:,}", f"{self.input_tokens:,}", f"{self.output_tokens:,}", *dollars]
+        prices = f"<p>About; prices of {escape(self.as_of)}.</p>" if self.as_of else ""
+        return html_table(["model", "requests", "tokens in", "tokens out", "live", "in batches"], [row]) + prices
 
 
 def estimate(llm: LLM, prompts: Iterable[Prompt], *, output_tokens: int) -> Estimate:

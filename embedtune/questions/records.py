@@ -6,9 +6,9 @@ import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from html import escape
 from typing import overload
 
+from embedtune.tables import html_table
 from embedtune.types import Chunk, Question
 
 
@@ -114,11 +114,7 @@ class Questions(Sequence[Question]):
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td style='text-align:left;white-space:pre'>{escape(label)}</td><td>{value}</td></tr>"
-            for label, value in self.summary()
-        )
-        return f"<table>{rows}</table>"
+        return html_table(["", "number"], [(label.replace("  ", "\u2003"), value) for label, value in self.summary()])
 
 
 @dataclass(frozen=True, repr=False)
@@ -141,13 +137,8 @@ class Review:
     __repr__ = __str__
 
     def _repr_html_(self) -> str:
-        rows = "".join(
-            f"<tr><td style='text-align:left'>{escape(question.text)}<br><small>{escape(question.style)}</small></td>"
-            f"<td style='text-align:left'>{escape(question.answer)}</td>"
-            f"<td style='text-align:left;white-space:pre-wrap'>{escape(chunk.text)}</td></tr>"
-            for question, chunk in self.pairs
-        )
-        return f"<table><tr><th>question</th><th>answer</th><th>chunk</th></tr>{rows}</table>"
+        rows = [(question.text, question.style, question.answer, chunk.text) for question, chunk in self.pairs]
+        return html_table(["question", "style", "answer", "chunk"], rows, texts=True)
 
 
 def _by_reason(reasons: Iterable[str]) -> list[tuple[str, int]]:

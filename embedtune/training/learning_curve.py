@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.tables import html_table, text_table
 from embedtune.evaluation.verdict import compare
+from embedtune.tables import html_table, text_table
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.runs import Plan, Run, base_row, header, loaded, row, told, train_all
 

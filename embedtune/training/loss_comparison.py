@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.tables import html_table, text_table
 from embedtune.evaluation.verdict import compare
+from embedtune.tables import html_table, text_table
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.runs import Plan, Run, base_row, header, loaded, row, told, train_all
 from embedtune.training.trainer import LOSSES

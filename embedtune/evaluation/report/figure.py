@@ -1,0 +1,82 @@
+"""The accuracy of every retriever as a matplotlib figure, told apart without colour too."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from embedtune.errors import OptionalDependencyError
+from embedtune.evaluation.report.results import runs_of
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from embedtune.evaluation.verdict import Verdict
+
+# Okabe and Ito's colours, which people with any colour vision tell apart; the markers tell them apart in grey.
+_COLOURS = ("#6b747d", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+_MARKERS = "osD^vPX"
+
+# How much of the axis a label's height takes.
+_LABEL_HEIGHT = 0.055
+
+
+def accuracy_figure(verdict: Verdict) -> Figure:
+    """Draw accuracy@k over k, with intervals, a line and a label for each retriever.
+
+    Raises:
+        OptionalDependencyError: If matplotlib is not installed.
+    """
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as err:
+        raise OptionalDependencyError("matplotlib", extra="plot", purpose="verdict.plot()") from err
+
+    runs, ks = runs_of(verdict), verdict.before.k
+    figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
+    plt.close(figure)  # a notebook shows what is returned; it would show an open figure once more
+    offsets = 0.09 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
+    last = [run.scores[f"accuracy@{ks[-1]}"].value for run in runs]
+    for i, (run, height) in enumerate(zip(runs, _spread(last), strict=True)):
+        scores = [run.scores[f"accuracy@{k}"] for k in ks]
+        x, y = np.arange(len(ks)) + offsets[i], np.array([score.value for score in scores])
+        errors = [[s.value - s.low for s in scores], [s.high - s.value for s in scores]]
+        colour, marker = _COLOURS[i % 7], _MARKERS[i % 7]
+        axes.errorbar(x, y, yerr=np.abs(errors), color=colour, marker=marker, linewidth=1.2, capsize=2.5)
+        axes.annotate(
+            run.name.replace("$", r"\$"),
+            (x[-1], y[-1]),
+            xytext=(len(ks) - 1 + offsets[-1] + 0.15, height),
+            color=colour,
+            va="center",
+            annotation_clip=False,
+        )
+    axes.set_xticks(range(len(ks)), [f"top {k}" for k in ks])
+    axes.set_ylabel("right chunk found")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+    axes.grid(axis="y", color="#d9dde1", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    questions = f"{verdict.num_queries} questions, {verdict.num_chunks} chunks"
+    axes.set_title(f"{questions}; bars: {100 * verdict.confidence:g}% intervals", fontsize="medium", loc="left")
+    return figure
+
+
+def _spread(values: Sequence[float]) -> list[float]:
+    """Move labels apart that would overlap, keeping their order.
+
+    Example:
+        >>> [round(height, 3) for height in _spread([0.8, 0.8, 0.5])]
+        [0.773, 0.828, 0.5]
+    """
+    order = sorted(range(len(values)), key=lambda i: values[i])
+    heights = list(values)
+    for _ in range(50 * len(values)):
+        for low, high in pairwise(order):
+            overlap = _LABEL_HEIGHT - (heights[high] - heights[low])
+            if overlap > 1e-9:
+                heights[low] -= overlap / 2
+                heights[high] += overlap / 2
+    return heights

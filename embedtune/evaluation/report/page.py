@@ -1,0 +1,135 @@
+"""The report: one HTML file that needs no network, shows hostile text as text, and works on a phone and on paper."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.evaluation.report.curve import Log, panels_of
+from embedtune.evaluation.report.facts import data_facts, model_facts, recipe, training_facts, version_facts
+from embedtune.evaluation.report.questions import Case, cases_of, select
+from embedtune.evaluation.report.results import Run, rank_histogram, runs_of
+from embedtune.files import replace_file
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformerTrainer
+
+    from embedtune.dataset import RetrievalDataset
+    from embedtune.evaluation.verdict import Verdict
+
+_SYMBOLS = {"better": "▲", "worse": "▼"}  # beside the colour, for those who do not see it and for grey print
+
+
+def write_report(
+    verdict: Verdict,
+    path: str | Path,
+    *,
+    data: RetrievalDataset | None = None,
+    trainer: SentenceTransformerTrainer | None = None,
+    log_history: Log | None = None,
+) -> Path:
+    """Write the report, see ``Verdict.to_html``."""
+    if data is not None:
+        _check_same(verdict, data)
+    html = render(verdict, data=data, trainer=trainer, log_history=log_history)
+    # What is no text in UTF-8 (half a surrogate pair in a name) must not keep the report from being written.
+    replace_file(path, html.encode("utf-8", "replace").decode())
+    return Path(path)
+
+
+def render(
+    verdict: Verdict,
+    *,
+    data: RetrievalDataset | None = None,
+    trainer: SentenceTransformerTrainer | None = None,
+    log_history: Log | None = None,
+) -> str:
+    """Return the report as a string."""
+    runs = runs_of(verdict)
+    texts = None if data is None else data.corpus_texts
+    cases = cases_of(runs, texts)
+    selection = select(cases, texts, runs[0].evaluation.k)
+    if log_history is None:
+        log_history = trainer.state.log_history if trainer is not None else []
+    style, script = _asset("report.css"), _asset("report.js")
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            verdict=verdict,
+            symbol=_SYMBOLS.get(verdict.decision, "≈"),
+            runs=runs,
+            histogram=rank_histogram(runs),
+            overlap=_accuracy_by_overlap(runs, cases),
+            panels=panels_of(log_history, verdict.primary_metric),
+            selection=selection,
+            questions=selection.to_json(runs),
+            data_facts=data_facts(verdict, data),
+            model_facts=model_facts(trainer.model, None if texts is None else texts.values())
+            if trainer is not None
+            else [],
+            training_facts=training_facts(trainer) if trainer is not None else [],
+            version_facts=version_facts(),
+            recipe=recipe(verdict),
+            style=style,
+            script=script,
+            policy=f"default-src 'none'; style-src {_source(style)}; script-src {_source(script)}; base-uri 'none'; "
+            "form-action 'none'",
+        )
+    )
+
+
+def _check_same(verdict: Verdict, data: RetrievalDataset) -> None:
+    first = verdict.before
+    fingerprint = TopKEvaluator(data, first.split, k=first.k).fingerprint
+    if fingerprint != first.fingerprint:
+        raise ValueError(
+            f"data is not what was evaluated: the questions, judgements or chunks of its split {first.split!r} differ "
+            f"(fingerprints {fingerprint[:8]} and {first.fingerprint[:8]}). Pass the dataset that the evaluator was made from."
+        )
+
+
+def _accuracy_by_overlap(runs: list[Run], cases: list[Case]) -> list[tuple[str, int, list[float]]]:
+    """Return accuracy at the largest k for questions that share few, some and most words with the right chunk."""
+    shares = [case.shared_words for case in cases]
+    rows = []
+    for label, low, high in (
+        ("less than a third", 0, 1 / 3),
+        ("a third to two thirds", 1 / 3, 2 / 3),
+        ("more", 2 / 3, 2),
+    ):
+        chosen = [i for i, share in enumerate(shares) if share is not None and low <= share < high]
+        hits = [run.evaluation.per_query_metrics[f"accuracy@{run.evaluation.k[-1]}"][chosen] for run in runs]
+        if chosen:
+            rows.append((label, len(chosen), [float(hit.mean()) for hit in hits]))
+    return rows
+
+
+@cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("embedtune.evaluation.report", "assets"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    # As they are, most scripts take half the bytes that escapes would; tojson still escapes <, >, & and '.
+    environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
+    return environment
+
+
+def _asset(name: str) -> str:
+    return resources.files("embedtune.evaluation.report").joinpath("assets", name).read_text(encoding="utf-8")
+
+
+def _source(content: str) -> str:
+    """Return the name by which a content security policy admits exactly this content."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

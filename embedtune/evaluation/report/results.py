@@ -1,0 +1,99 @@
+"""What the charts and tables of a report show, as numbers: scores with intervals, changes and ranks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from embedtune.evaluation.bootstrap import paired_interval
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from embedtune.evaluation.result import Evaluation
+    from embedtune.evaluation.verdict import Verdict
+
+# Where the ranks beyond the cut-offs are divided.
+_FAR_RANKS = (20, 50, 100)
+
+
+class Score(NamedTuple):
+    """A mean over the questions, and its bootstrap interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+class Run(NamedTuple):
+    """A retriever, as the report names it, what it found, and each metric's score."""
+
+    name: str
+    evaluation: Evaluation
+    scores: dict[str, Score]
+
+
+class RankBin(NamedTuple):
+    """For how many questions of each run the right chunk stands at such a rank."""
+
+    label: str
+    counts: list[int]
+
+
+def runs_of(verdict: Verdict) -> list[Run]:
+    """Return what a verdict is about: before, after and then the baselines, each with a name of its own."""
+    evaluations = [verdict.before, verdict.after, *verdict.baselines]
+    scores = _scores(evaluations, verdict.confidence)
+    return [
+        Run(name, evaluation, own)
+        for name, evaluation, own in zip(_names(evaluations), evaluations, scores, strict=True)
+    ]
+
+
+def rank_histogram(runs: Sequence[Run]) -> list[RankBin]:
+    """Count the ranks of the right chunk, in bins that end at each cut-off.
+
+    Every question is in one bin. Where the ranking ends before the corpus does, the last one holds what was not found.
+    """
+    first = runs[0].evaluation
+    edges = sorted({*first.k, first.depth, *(rank for rank in _FAR_RANKS if first.k[-1] < rank < first.depth)})
+    ranks = [run.evaluation.per_query["rank"][:] for run in runs]
+    bins, start = [], 1
+    for end in edges:
+        label = f"{start}" if start == end else f"{start} to {end}"
+        bins.append(RankBin(label, [sum(r is not None and start <= r <= end for r in column) for column in ranks]))
+        start = end + 1
+    if first.depth == first.num_chunks:
+        return bins
+    return [*bins, RankBin(f"beyond {first.depth}", [column.count(None) for column in ranks])]
+
+
+def _names(evaluations: Sequence[Evaluation]) -> list[str]:
+    """Tell results of the same name apart by a number."""
+    seen: Counter[str] = Counter()
+    names = []
+    for evaluation in evaluations:
+        seen[evaluation.name] += 1
+        number = seen[evaluation.name]
+        names.append(evaluation.name if number == 1 else f"{evaluation.name} ({number})")
+    return names
+
+
+def _scores(evaluations: Sequence[Evaluation], confidence: float) -> list[dict[str, Score]]:
+    """Return each metric's score for each result, all from the same resamples."""
+    metrics = list(evaluations[0].metrics)
+    values = np.stack([result.per_query_metrics[m] for result in evaluations for m in metrics], axis=1)
+    bounds = np.stack(paired_interval(values, _clusters(evaluations[0]), confidence=confidence), axis=1)
+    bounds = bounds.reshape(len(evaluations), len(metrics), 2)
+    return [
+        {m: Score(result.metrics[m], *map(float, pair)) for m, pair in zip(metrics, own, strict=True)}
+        for result, own in zip(evaluations, bounds, strict=True)
+    ]
+
+
+def _clusters(result: Evaluation) -> NDArray[np.int64]:
+    """Number the chunks that questions were written for, and return each question's, of shape ``(num_queries,)``."""
+    return np.unique([chunks[0] for chunks in result.per_query["relevant"][:]], return_inverse=True)[1]

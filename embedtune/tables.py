@@ -1,0 +1,49 @@
+"""Small tables, as aligned text for a terminal and as escaped HTML for a notebook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TypeAlias
+
+Row: TypeAlias = Sequence[str]
+
+
+def text_table(header: Row, rows: Sequence[Row]) -> str:
+    """Align columns, the first to the left and all others to the right.
+
+    Example:
+        >>> print(text_table(["metric", "before"], [["mrr@10", "0.5"]]))
+        metric  before
+        mrr@10     0.5
+    """
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join([row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))])
+        for row in [header, *rows]
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def html_table(header: Row, rows: Sequence[Row], *, texts: bool = False) -> str:
+    """Write a table in HTML, with every cell escaped.
+
+    Args:
+        header: The columns' names.
+        rows: The cells.
+        texts: Whether all columns hold texts, to be set to the left with their line breaks, rather than numbers behind a
+            first column of names. (Notebooks set everything to the right.)
+
+    Example:
+        >>> html_table(["metric", "value"], [["a < b", "0.5"]])
+        '<table><thead><tr><th style="text-align:left">metric</th><th>value</th></tr></thead><tbody><tr><td style="text-align:left">a &lt; b</td><td>0.5</td></tr></tbody></table>'
+    """
+    body = "".join(f"<tr>{_cells(row, 'td', texts=texts)}</tr>" for row in rows)
+    return f"<table><thead><tr>{_cells(header, 'th', texts=texts)}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def _cells(row: Row, tag: str, *, texts: bool) -> str:
+    first, other = ' style="text-align:left"', ""
+    if texts:
+        first = other = ' style="text-align:left;white-space:pre-wrap"'
+    return "".join(f"<{tag}{other if i else first}>{escape(cell)}</{tag}>" for i, cell in enumerate(row))

@@ -1,0 +1,100 @@
+"""What a notebook shows: a table of each result, holding what its text holds, with everything escaped."""
+
+from __future__ import annotations
+
+import pytest
+from bs4 import BeautifulSoup
+
+import embedtune as et
+from embedtune.models.selfcheck import Check, ModelReport
+from embedtune.questions.prices import Estimate
+from embedtune.questions.records import Questions, Review
+from embedtune.tables import html_table
+
+HOSTILE = "<script>alert(1)</script>"
+
+
+def cells(html):
+    return [
+        [cell.text for cell in row.find_all(["td", "th"])] for row in BeautifulSoup(html, "html.parser").find_all("tr")
+    ]
+
+
+def chunk(name, text):
+    return et.Chunk(f"{name}#0", name, text, 0, len(text))
+
+
+def question(name, text):
+    return et.Question(f"{name}#0/0", text, (f"{name}#0",), style="literal", answer=HOSTILE)
+
+
+def dataset():
+    pairs = [(f"press {i}", [f"how to press {i}", f"what is {i}"]) for i in ("pump", "door", "lamp", "roof")]
+    return et.RetrievalDataset.from_pairs(pairs, test_size=0.5, dev_size=0)
+
+
+def everything():
+    data = dataset()
+    evaluation = et.TopKEvaluator(data, k=(1, 2)).evaluate(et.BM25(), name=HOSTILE)
+    kept = Questions((question("a", HOSTILE),), (), {"b#0": HOSTILE}, (chunk("a", HOSTILE), chunk("b", "b")), None)
+    return {
+        "Evaluation": evaluation,
+        "Verdict": et.compare(evaluation, evaluation, num_resamples=10),
+        "RetrievalDataset": data,
+        "Questions": kept,
+        "Review": Review(((question("a", HOSTILE), chunk("a", "two\nlines")),)),
+        "ModelReport": ModelReport(
+            (Check("pooling", False, HOSTILE, "Load it again."), Check("prompts", True, "none"))
+        ),
+        "Estimate": Estimate(HOSTILE, 3, 1000, 200, 0.5, 0.25, "2026-11-01"),
+    }
+
+
+@pytest.fixture(scope="module")
+def objects():
+    return everything()
+
+
+@pytest.mark.parametrize("name", everything())
+def test_every_result_shows_as_a_table_and_runs_nothing(name, objects):
+    html = objects[name]._repr_html_()
+    soup = BeautifulSoup(html, "html.parser")
+    assert soup.find("table")
+    assert not soup.find("script")
+    assert name == "RetrievalDataset" or HOSTILE in soup.text
+
+
+def test_a_dataset_shows_the_size_of_each_split():
+    data = dataset()
+    rows = cells(data._repr_html_())
+    assert rows == [["split", "questions", "chunks asked about"], ["train", "6", "3"], ["test", "2", "1"]]
+    assert "4 chunks of 4 documents, 8 questions, split by document" in data._repr_html_()
+    assert str(data).splitlines()[1].split() == ["train", "6", "questions", "about", "3", "chunks"]
+
+
+def test_a_model_report_shows_the_remedy_of_what_fails_alone():
+    rows = cells(everything()["ModelReport"]._repr_html_())
+    assert rows[1:] == [["FAIL", "pooling", HOSTILE, "Load it again."], ["ok", "prompts", "none", ""]]
+
+
+def test_a_model_report_prints_as_a_table_without_print():
+    report = everything()["ModelReport"]
+    assert repr(report) == str(report)
+
+
+def test_an_estimate_shows_that_a_price_is_not_known():
+    estimate = Estimate("local", 3, 1000, 200, None, None, "")
+    assert cells(estimate._repr_html_())[1] == ["local", "3", "1,000", "200", "not known", "not known"]
+
+
+def test_a_review_keeps_the_line_breaks_of_a_chunk():
+    html = everything()["Review"]._repr_html_()
+    assert "white-space:pre-wrap" in html
+    assert "two\nlines" in html
+
+
+def test_numbers_keep_to_the_right_and_texts_to_the_left():
+    numbers = BeautifulSoup(html_table(["metric", "value"], [["a", "1"]]), "html.parser").find_all("td")
+    assert [cell.get("style") for cell in numbers] == ["text-align:left", None]
+    texts = BeautifulSoup(html_table(["metric", "value"], [["a", "b"]], texts=True), "html.parser").find_all("td")
+    assert {cell.get("style") for cell in texts} == {"text-align:left;white-space:pre-wrap"}
