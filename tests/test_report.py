@@ -69,7 +69,7 @@ def dataset(num_questions, *, texts=None, num_chunks=NUM_CHUNKS):
 def verdict_of(data, *rankings, names=("base", "tuned", "BM25", "hybrid", "closed"), k=KS):
     evaluator = et.TopKEvaluator(data, k=k)
     results = [evaluator.evaluate(Placed(ranks), name=name) for ranks, name in zip(rankings, names, strict=False)]
-    return et.compare(results[0], results[1], baselines=results[2:], num_resamples=200)
+    return et.compare(results[0], results[1], *results[2:], num_resamples=200)
 
 
 def some_ranks(num, *, seed=0):
@@ -101,7 +101,7 @@ def hostile():
     retrievers = {HOSTILE[0]: [9] * 8, HOSTILE[1]: [2] * 8, HOSTILE[3]: [12] * 8}
     evaluator = et.TopKEvaluator(data, k=KS)
     results = [evaluator.evaluate(Placed(ranks), name=name) for name, ranks in retrievers.items()]
-    return data, et.compare(results[0], results[1], baselines=results[2:], num_resamples=50)
+    return data, et.compare(results[0], results[1], *results[2:], num_resamples=50)
 
 
 def soup_of(html):
