@@ -108,10 +108,8 @@ class RemineNegatives(TrainerCallback):
     """Mine hard negatives anew at the start of every epoch, with the model as it is by then.
 
     A callback of ``transformers.Trainer`` that exchanges the negatives of `dataset` behind the trainer's back. The first
-    epoch trains on what the base model ranks high. Each mining encodes the whole corpus, which takes about a third of an
-    epoch's time on the same texts.
-
-    After resuming inside an epoch, that epoch goes on with negatives mined at the point of resuming.
+    epoch trains on what the base model ranks high. Each mining encodes every question and chunk, in every process of a
+    distributed run. After resuming inside an epoch, that epoch goes on with negatives mined at the point of resuming.
 
     Args:
         model: The model that is to be trained.
