@@ -12,7 +12,7 @@ from embedtune.dataset import build_dataset
 from embedtune.dataset.views import chunks_for_training
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.losses import CosineEmbeddingLoss, TripletMarginLoss
-from embedtune.training.mining import RemineNegatives, mine_hard_negatives
+from embedtune.training.mining import mine_hard_negatives
 from embedtune.training.trainer import EmbeddingTrainer
 from embedtune.types import Chunk, Question
 
@@ -157,42 +157,6 @@ def test_what_makes_no_sense_is_refused(tiny_model, data):
     ):
         with pytest.raises(error, match=message):
             mine_hard_negatives(tiny_model, data, **options)
-
-
-# Mining anew between epochs
-
-
-def read(dataset):
-    return [dataset[i] for i in range(len(dataset))]
-
-
-@pytest.mark.parametrize("loss", ["in-batch", "triplet", "cosine"])
-def test_each_epoch_trains_on_what_the_model_ranks_high_by_then(tiny_model, data, arguments, loss):
-    options = {"loss": loss, "num_negatives": 2, "relative_margin": None}
-    remine = RemineNegatives(tiny_model, data, **options)
-    first = read(remine.dataset)
-    assert first == read(mine_hard_negatives(tiny_model, data, **options))
-    seen = []
-
-    class Watch(type(remine)):
-        def __init__(self):
-            """Takes nothing, and only looks."""
-
-        def on_epoch_begin(self, args, state, control, **kwargs):
-            seen.append((read(remine.dataset), read(mine_hard_negatives(kwargs["model"], data, **options))))
-
-    named = {"in-batch": None, "triplet": TripletMarginLoss, "cosine": CosineEmbeddingLoss}[loss]
-    args = arguments(load_best_model_at_end=False, eval_strategy="no", save_strategy="no", learning_rate=1e-2)
-    trainer = EmbeddingTrainer(
-        tiny_model, args, data=data, train_dataset=remine.dataset, loss=named, callbacks=[remine, Watch()]
-    )
-    trainer.train()
-    assert len(seen) == 3
-    for now, expected in seen:
-        assert now == expected
-    assert seen[0][0] == first
-    assert seen[2][0] != first
-    assert read(trainer.train_dataset) == seen[2][0], "the trainer reads the same rows"
 
 
 def test_mining_draws_no_random_number_that_training_would_draw(tiny_model, data):
