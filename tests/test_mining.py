@@ -109,6 +109,18 @@ def test_places_without_a_candidate_are_filled_with_wrong_chunks_by_the_seed(tin
         assert not any(n == p for n, p in zip(rows[f"negative_{i}"], rows["positive"], strict=True))
 
 
+def test_a_corpus_with_fewer_wrong_chunks_than_wanted_repeats_them_and_one_without_any_is_refused(tiny_model):
+    data = entangled_data()
+    rows = mine_hard_negatives(tiny_model, data, num_negatives=5)
+    negatives = [rows[0][f"negative_{i}"] for i in range(1, 6)]
+    assert len(set(negatives)) == 3
+    assert negatives[3:] == negatives[:2]
+    chunks = [Chunk("a#0", "a", "red pump", 0, 8), Chunk("b#0", "b", "blue lamp", 0, 9)]
+    everything = build_dataset(chunks, [Question("1", "what is it", ("a#0", "b#0"))], test_size=0, dev_size=0)
+    with pytest.raises(ValueError, match="Every chunk answers the question 'what is it'"):
+        mine_hard_negatives(tiny_model, everything)
+
+
 def test_ids_keep_a_negative_away_from_the_questions_that_it_answers(tiny_model, data):
     rows = mine_hard_negatives(tiny_model, data, num_negatives=1)
     content = {row["positive"]: row["label"][0] for row in rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -169,9 +170,8 @@ class Miner:
         for question, right in self.right.items():
             hard = [text for text in candidates.get(question, ()) if text not in right]
             dropped += len(candidates.get(question, ())) - len(hard)
-            found[question] = hard[: self.num_negatives]
-            missing += self.num_negatives - len(found[question])
-            found[question] += self._others(rng, right, found[question], question)
+            missing += max(0, self.num_negatives - len(hard))
+            found[question] = self._filled(rng, right, hard[: self.num_negatives], question)
         logger.info(
             "Mined %d hard negatives for %d questions among %d texts: %d candidates were known to be right, and %d places "
             "without a candidate below the score filters were filled at random.",
@@ -204,15 +204,16 @@ class Miner:
             found.setdefault(question, {})[text] = None
         return {question: list(texts) for question, texts in found.items()}
 
-    def _others(self, rng: np.random.Generator, right: set[str], hard: Sequence[str], question: str) -> list[str]:
-        """Draw wrong texts for the places that are still empty."""
-        places = self.num_negatives - len(hard)
-        if not places:
-            return []
-        allowed = [text for text in self.pool if text not in right and text not in hard] or list(hard)
-        if not allowed:
+    def _filled(self, rng: np.random.Generator, right: set[str], hard: Sequence[str], question: str) -> list[str]:
+        """Return as many wrong texts as wanted: the hard ones, then random ones, and repetitions if there are no more."""
+        chosen, num_wrong = dict.fromkeys(hard), len(self.pool) - len(right)
+        if not num_wrong:
             raise ValueError(f"Every chunk answers the question {question!r}, so it has no negative. Add other chunks.")
-        return [allowed[i] for i in rng.choice(len(allowed), size=places, replace=places > len(allowed))]
+        while len(chosen) < min(self.num_negatives, num_wrong):
+            text = self.pool[rng.integers(len(self.pool))]
+            if text not in right:
+                chosen[text] = None
+        return list(itertools.islice(itertools.cycle(chosen), self.num_negatives))
 
 
 def checked(loss: str) -> LossName:
