@@ -83,7 +83,7 @@ _HOME = {
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
-    "RemineNegatives": "embedtune.training.mining",
+    "RemineNegatives": "embedtune.training.remining",
     "RetrievalDataset": "embedtune.dataset",
     "TokenCounter": "embedtune.types",
     "TopKEvaluator": "embedtune.evaluation.evaluator",
@@ -142,8 +142,8 @@ if TYPE_CHECKING:
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss
-    from embedtune.training.mining import RemineNegatives as RemineNegatives
     from embedtune.training.mining import mine_hard_negatives as mine_hard_negatives
+    from embedtune.training.remining import RemineNegatives as RemineNegatives
     from embedtune.training.trainer import EmbeddingTrainer as EmbeddingTrainer
     from embedtune.types import LLM as LLM
     from embedtune.types import Chunk as Chunk

@@ -13,48 +13,45 @@ from dataclasses import replace
 from pathlib import Path
 
 from benchmark_dataset import read_dataset
+from sentence_transformers import SentenceTransformer
 
 import embedtune as et
 
-Build = Callable[[et.RetrievalDataset, et.TuningArguments], et.EmbeddingTrainer]
+Build = Callable[[SentenceTransformer, et.RetrievalDataset, et.TuningArguments], et.EmbeddingTrainer]
 
 
-def in_batch(data, args):
-    return et.EmbeddingTrainer(et.load_model("minilm"), args, data=data)
+def in_batch(model, data, args):
+    return et.EmbeddingTrainer(model, args, data=data)
 
 
-def mined(data, args):
+def mined(model, data, args):
     """In-batch negatives, and for each question one chunk that the base model ranks high."""
-    model = et.load_model("minilm")
     return et.EmbeddingTrainer(model, args, data=data, train_dataset=et.mine_hard_negatives(model, data))
 
 
-def remined(data, args):
+def remined(model, data, args):
     """The same, mined anew at every epoch."""
-    model = et.load_model("minilm")
     remine = et.RemineNegatives(model, data)
     return et.EmbeddingTrainer(model, args, data=data, train_dataset=remine.dataset, callbacks=[remine])
 
 
-def triplet_mined(data, args):
+def triplet_mined(model, data, args):
     """The triplet loss, anchored at the question, with one mined chunk as its negative."""
-    model = et.load_model("minilm")
     rows = et.mine_hard_negatives(model, data, loss="triplet")
     return et.EmbeddingTrainer(model, args, data=data, train_dataset=rows, loss=et.TripletMarginLoss)
 
 
-def triplet_hardest(data, args):
+def triplet_hardest(model, data, args):
     """The triplet loss, anchored at the question, with the nearest wrong chunk of the batch as its negative."""
-    model = et.load_model("minilm")
     return et.EmbeddingTrainer(model, args, data=data, loss=et.TripletMarginLoss(model, negatives="hardest"))
 
 
 def query_side(query: str, learning_rate: float, *, against_held_out: bool = False) -> Build:
     """The query side alone, against every chunk that may be trained on, or even those of held-out documents."""
 
-    def build(data, args):
+    def build(model, data, args):
         args.learning_rate = learning_rate
-        model = et.freeze_index(et.load_model("minilm"), query=query)
+        model = et.freeze_index(model, query=query)
         corpus = replace(data, qrels={"train": data.qrels["train"]}) if against_held_out else data
         return et.FrozenIndexTrainer(model, args, data=data, loss=et.FrozenIndexLoss(model, corpus))
 
@@ -75,36 +72,48 @@ RECIPES: dict[str, Build] = {
 }
 
 
-def main(folder: str, recipes: list[str], *, epochs: float, learning_rate: float, seed: int, output: str) -> None:
+def main(
+    folder: str,
+    recipes: list[str],
+    *,
+    model_name: str = "minilm",
+    epochs: float = 2,
+    learning_rate: float = 5e-5,
+    seed: int = 42,
+    output: str = "out/recipes",
+) -> None:
     data = read_dataset(Path(folder), dev_size=0.1)
     print(data)
     evaluators = {split: et.TopKEvaluator(data, split) for split in data.splits if split not in ("train", "dev")}
-    model = et.load_model("minilm")
-    base = {split: evaluator.evaluate(model, name="base") for split, evaluator in evaluators.items()}
+    base = {split: e.evaluate(et.load_model(model_name), name="base") for split, e in evaluators.items()}
     for split, result in base.items():
         print(f"{'base':<16} {split:<16} {accuracies(result)}")
     for name in recipes:
         args = et.TuningArguments(
-            output,
+            f"{output}/{name}",
             num_train_epochs=epochs,
             learning_rate=learning_rate,
             dropout=0.0,
             seed=seed,
             disable_tqdm=True,
         )
+        model = et.load_model(model_name)
         start = time.process_time()
-        trainer = RECIPES[name](data, args)
+        trainer = RECIPES[name](model, data, args)
         trainer.train()
         seconds = time.process_time() - start
         for split, evaluator in evaluators.items():
             tuned = evaluator.evaluate(trainer.model, name=name)
-            verdict = et.compare(base[split], tuned)
-            change = verdict.metrics[verdict.primary_metric]
             print(
-                f"{name:<16} {split:<16} {accuracies(tuned)}  {verdict.primary_metric} {change.difference:+.3f} "
-                f"({change.low:+.3f} to {change.high:+.3f}) {verdict.decision:<12} {seconds:.0f} CPU seconds",
-                flush=True,
+                f"{name:<16} {split:<16} {accuracies(tuned)}  {change(base[split], tuned)}  {seconds:.0f} CPU seconds"
             )
+
+
+def change(before: et.Evaluation, after: et.Evaluation) -> str:
+    verdict = et.compare(before, after)
+    change = verdict.metrics[verdict.primary_metric]
+    interval = f"{change.low:+.3f} to {change.high:+.3f}"
+    return f"{verdict.primary_metric} {change.difference:+.3f} ({interval}) {verdict.decision}"
 
 
 def accuracies(result: et.Evaluation) -> str:
@@ -115,6 +124,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="where chunks.jsonl and questions.jsonl are")
     parser.add_argument("recipes", nargs="+", choices=RECIPES, help="what to compare")
+    parser.add_argument("--model", dest="model_name", default="minilm", help="a name on the Hub, a folder, or minilm")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-5, help="of the recipes that train the whole model")
     parser.add_argument("--seed", type=int, default=42)

@@ -20,6 +20,7 @@ def main(
     model_name: str = "minilm",
     epochs: float = 2,
     learning_rate: float = 5e-5,
+    num_negatives: int = 1,
     dev_size: float = 0.3,
     test_split: str = "test",
     only: str | None = None,
@@ -28,7 +29,13 @@ def main(
     data = read_dataset(Path(folder), dev_size)
     print(data, "\n")
     args = et.TuningArguments(
-        "unused", num_train_epochs=epochs, learning_rate=learning_rate, dropout=0.0, seed=seed, disable_tqdm=True
+        "unused",
+        num_train_epochs=epochs,
+        learning_rate=learning_rate,
+        num_negatives=num_negatives,
+        dropout=0.0,
+        seed=seed,
+        disable_tqdm=True,
     )
     comparison = curve = None
     if only != "curve":
@@ -54,6 +61,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", dest="model_name", default="minilm", help="a name on the Hub, a folder, or minilm")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
+    parser.add_argument("--num-negatives", type=int, default=1, help="drawn for each question by triplet and cosine")
     parser.add_argument("--dev-size", type=float, default=0.3, help="share of the training questions for choosing")
     parser.add_argument("--test-split", default="test", help="the questions that the choice is confirmed with")
     parser.add_argument("--only", choices=["losses", "curve"])

@@ -59,6 +59,25 @@ def test_benchmark_dataset_compares_each_split_on_its_own(folder, tiny_model_fol
 
 
 @pytest.mark.slow
+def test_compare_recipes_runs_every_recipe(folder, tiny_model_folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    example = load("compare_recipes")
+    options = {"model_name": str(tiny_model_folder), "epochs": 1, "output": str(tmp_path / "out")}
+    example.main(str(folder), list(example.RECIPES), **options)
+    output = capsys.readouterr().out
+    assert all(f"\n{recipe} " in output for recipe in example.RECIPES)
+
+
+@pytest.mark.slow
+def test_which_loss_compares_losses_and_draws_the_curve(folder, tiny_model_folder, monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    options = {"model_name": str(tiny_model_folder), "epochs": 1, "test_split": "test_unseen_doc"}
+    comparison, curve = load("which_loss").main(str(folder), **options)
+    assert len(comparison.runs) == 4
+    assert curve.split == "test_unseen_doc"
+
+
+@pytest.mark.slow
 def test_the_quickstart_saves_a_model_that_plain_sentence_transformers_loads(tmp_path, capsys):
     load("quickstart").main(str(tmp_path), documents=5, epochs=1)
     assert "documents it has never seen" in capsys.readouterr().out

@@ -112,6 +112,9 @@ def test_what_cannot_be_frozen_is_refused(tiny_model):
     twins = SentenceTransformer(modules=[Router.for_query_document(shared, shared)], device="cpu")
     with pytest.raises(ValueError, match="shares all its weights"):
         freeze_index(twins, query="route")
+    named = SentenceTransformer(modules=[Router({"text": shared}, default_route="text")], device="cpu")
+    with pytest.raises(ValueError, match=r"has the routes \['text'\], and none for a document"):
+        freeze_index(named)
     with pytest.raises(ValueError, match="needs float32 weights"):
         freeze_index(tiny_model.bfloat16(), query="linear")
     tiny_model.similarity_fn_name = "dot"

@@ -81,8 +81,12 @@ def is_index_frozen(model: SentenceTransformer) -> bool:
 
 def _side(model: SentenceTransformer, route: str) -> list[Any]:
     """Return the modules that a text passes on one side, in order."""
-    parts = (m.sub_modules[route] if isinstance(m, Router) else [m] for m in model.children())
-    return list(itertools.chain.from_iterable(parts))
+    modules: list[Any] = []
+    for module in model.children():
+        if isinstance(module, Router) and route not in module.sub_modules:
+            raise ValueError(f"The model's Router has the routes {list(module.sub_modules)}, and none for a {route}.")
+        modules += module.sub_modules[route] if isinstance(module, Router) else [module]
+    return modules
 
 
 def _with_lora(model: SentenceTransformer) -> list[nn.Module]:

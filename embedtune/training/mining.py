@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +11,6 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 
 import numpy as np
 from sentence_transformers.util import mine_hard_negatives as mine
-from transformers import TrainerCallback
 
 from embedtune.dataset.views import Contents, chunks_for_training, table
 from embedtune.training.arguments import LossName
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # How far down the ranking negatives are looked for. Where the right chunk stands lower, every candidate is as near as it.
 _RANGE_MAX = 200
 
-_Found = Mapping[str, Sequence[str]]
+Found = Mapping[str, Sequence[str]]
 """The negatives of each question, as texts, hardest first."""
 
 
@@ -100,75 +100,22 @@ def mine_hard_negatives(
         >>> rows.column_names, rows[0]["negative"]
         (['anchor', 'positive', 'negative', 'label'], 'Turn the key left.')
     """
-    miner = _Miner(data, split, num_negatives, relative_margin, seed, options)
-    return _ROWS[_checked_loss(loss)](miner.pairs, miner.mine(model), miner.content_of)
-
-
-class RemineNegatives(TrainerCallback):
-    """Mine hard negatives anew at the start of every epoch, with the model as it is by then.
-
-    A callback of ``transformers.Trainer`` that exchanges the negatives of `dataset` behind the trainer's back. The first
-    epoch trains on what the base model ranks high. Each mining encodes the whole corpus, which takes about a third of an
-    epoch's time on the same texts.
-
-    After resuming inside an epoch, that epoch goes on with negatives mined at the point of resuming.
-
-    Args:
-        model: The model that is to be trained.
-        data: Questions and chunks.
-        loss: What the rows are for, as in `mine_hard_negatives`.
-        num_negatives: As in `mine_hard_negatives`.
-        relative_margin: As in `mine_hard_negatives`.
-        seed: As in `mine_hard_negatives`.
-        **options: As in `mine_hard_negatives`.
-
-    Attributes:
-        dataset: The rows to train on; reading them gives the negatives mined last.
-
-    Example:
-        >>> import embedtune as et
-        >>> def tune(model, args, data):
-        ...     remine = et.RemineNegatives(model, data)
-        ...     trainer = et.EmbeddingTrainer(model, args, data=data, train_dataset=remine.dataset, callbacks=[remine])
-        ...     trainer.train()
-    """
-
-    def __init__(
-        self,
-        model: SentenceTransformer,
-        data: RetrievalDataset,
-        *,
-        loss: LossName = "in-batch",
-        num_negatives: int = 1,
-        relative_margin: float | None = 0.05,
-        seed: int = 0,
-        **options: Unpack[MiningOptions],
-    ) -> None:
-        self._miner = _Miner(data, "train", num_negatives, relative_margin, seed, options)
-        self._first = self._miner.mine(model)
-        self._now: dict[tuple[str, str], str] = {}
-        rows = _ROWS[_checked_loss(loss)](self._miner.pairs, self._first, self._miner.content_of)
-        self.dataset = rows.with_transform(_replacing(self._now, self._miner.content_of))
-
-    def on_epoch_begin(
-        self,
-        args: Any,  # noqa: ARG002 - the trainer gives it
-        state: Any,
-        control: Any,  # noqa: ARG002 - the trainer gives it
-        **kwargs: Any,
-    ) -> None:
-        """Mine, unless the model is still the one that `dataset` was made with."""
-        if state.global_step == 0:
-            return
-        found = self._miner.mine(kwargs["model"])
-        pairs = ((q, old, new) for q, first in self._first.items() for old, new in zip(first, found[q], strict=True))
-        self._now.clear()
-        self._now.update({(question, old): new for question, old, new in pairs})
+    miner = Miner(data, split, num_negatives, relative_margin, seed, options)
+    return ROWS[checked(loss)](miner.pairs, miner.mine(model), miner.content_of)
 
 
 @dataclass(frozen=True)
-class _Miner:
-    """What stays the same from one mining to the next."""
+class Miner:
+    """What stays the same from one mining to the next.
+
+    Attributes:
+        data: Questions and chunks.
+        split: Whose questions.
+        num_negatives: How many for each question.
+        relative_margin: As in `mine_hard_negatives`.
+        seed: Draws what fills up.
+        options: Passed on to sentence-transformers.
+    """
 
     data: RetrievalDataset
     split: str
@@ -197,21 +144,25 @@ class _Miner:
         return list(dict.fromkeys(chunks[c] for c in chunks_for_training(self.data, self.split)))
 
     @cached_property
+    def contents(self) -> Contents:
+        """What each chunk says."""
+        return Contents(self.data)
+
+    @cached_property
     def content_of(self) -> dict[str, int]:
         """What each chunk's text says, as the number that the labels of `pairs` use."""
-        contents = Contents(self.data)
-        return {text: contents.id_of[chunk] for chunk, text in self.data.corpus_texts.items()}
+        return {text: self.contents.id_of[chunk] for chunk, text in self.data.corpus_texts.items()}
 
     @cached_property
     def right(self) -> dict[str, set[str]]:
         """The texts that are no negatives of a question, by its text."""
-        answers, texts = Contents(self.data).answers(self.split), self.data.query_texts
+        answers, texts = self.contents.answers(self.split), self.data.query_texts
         texts_of: dict[int, set[str]] = {}
         for text in self.pool:
             texts_of.setdefault(self.content_of[text], set()).add(text)
         return {texts[q]: set().union(*(texts_of.get(c, ()) for c in contents)) for q, contents in answers.items()}
 
-    def mine(self, model: SentenceTransformer) -> _Found:
+    def mine(self, model: SentenceTransformer) -> Found:
         """Return ``num_negatives`` texts for the text of each question."""
         candidates = self._candidates(model)
         rng = np.random.default_rng(self.seed)
@@ -219,9 +170,8 @@ class _Miner:
         for question, right in self.right.items():
             hard = [text for text in candidates.get(question, ()) if text not in right]
             dropped += len(candidates.get(question, ())) - len(hard)
-            found[question] = hard[: self.num_negatives]
-            missing += self.num_negatives - len(found[question])
-            found[question] += self._others(rng, right, found[question], question)
+            missing += max(0, self.num_negatives - len(hard))
+            found[question] = self._filled(rng, right, hard[: self.num_negatives], question)
         logger.info(
             "Mined %d hard negatives for %d questions among %d texts: %d candidates were known to be right, and %d places "
             "without a candidate below the score filters were filled at random.",
@@ -254,24 +204,26 @@ class _Miner:
             found.setdefault(question, {})[text] = None
         return {question: list(texts) for question, texts in found.items()}
 
-    def _others(self, rng: np.random.Generator, right: set[str], hard: Sequence[str], question: str) -> list[str]:
-        """Draw wrong texts for the places that are still empty."""
-        places = self.num_negatives - len(hard)
-        if not places:
-            return []
-        allowed = [text for text in self.pool if text not in right and text not in hard] or list(hard)
-        if not allowed:
+    def _filled(self, rng: np.random.Generator, right: set[str], hard: Sequence[str], question: str) -> list[str]:
+        """Return as many wrong texts as wanted: the hard ones, then random ones, and repetitions if there are no more."""
+        chosen, num_wrong = dict.fromkeys(hard), len(self.pool) - len(right)
+        if not num_wrong:
             raise ValueError(f"Every chunk answers the question {question!r}, so it has no negative. Add other chunks.")
-        return [allowed[i] for i in rng.choice(len(allowed), size=places, replace=places > len(allowed))]
+        while len(chosen) < min(self.num_negatives, num_wrong):
+            text = self.pool[rng.integers(len(self.pool))]
+            if text not in right:
+                chosen[text] = None
+        return list(itertools.islice(itertools.cycle(chosen), self.num_negatives))
 
 
-def _checked_loss(loss: str) -> LossName:
-    if loss not in _ROWS:
+def checked(loss: str) -> LossName:
+    """Return the name of a loss that rows can be made for, or raise a ``ValueError``."""
+    if loss not in ROWS:
         raise ValueError(f"loss={loss!r} is none of {get_args(LossName)}.")
     return loss
 
 
-def _in_batch(pairs: Dataset, found: _Found, content_of: Mapping[str, int]) -> Dataset:
+def _in_batch(pairs: Dataset, found: Found, content_of: Mapping[str, int]) -> Dataset:
     questions, labels = pairs["anchor"][:], pairs["label"][:]
     columns = list(zip(*(found[question] for question in questions), strict=True))
     names = ["negative"] if len(columns) == 1 else [f"negative_{i}" for i in range(1, len(columns) + 1)]
@@ -288,12 +240,12 @@ def _in_batch(pairs: Dataset, found: _Found, content_of: Mapping[str, int]) -> D
     )
 
 
-def _triplets(pairs: Dataset, found: _Found, _: Mapping[str, int]) -> Dataset:
+def _triplets(pairs: Dataset, found: Found, _: Mapping[str, int]) -> Dataset:
     rows = [(q, c, text) for q, c in zip(pairs["anchor"][:], pairs["positive"][:], strict=True) for text in found[q]]
     return table(dict(zip(("anchor", "positive", "negative"), map(list, zip(*rows, strict=True)), strict=True)))
 
 
-def _labelled_pairs(pairs: Dataset, found: _Found, _: Mapping[str, int]) -> Dataset:
+def _labelled_pairs(pairs: Dataset, found: Found, _: Mapping[str, int]) -> Dataset:
     rows = [
         row
         for question, chunk in zip(pairs["anchor"][:], pairs["positive"][:], strict=True)
@@ -302,29 +254,9 @@ def _labelled_pairs(pairs: Dataset, found: _Found, _: Mapping[str, int]) -> Data
     return table(dict(zip(("anchor", "candidate", "label"), map(list, zip(*rows, strict=True)), strict=True)))
 
 
-_ROWS: dict[LossName, Callable[[Dataset, _Found, Mapping[str, int]], Dataset]] = {
+ROWS: dict[LossName, Callable[[Dataset, Found, Mapping[str, int]], Dataset]] = {
     "in-batch": _in_batch,
     "triplet": _triplets,
     "cosine": _labelled_pairs,
 }
-
-
-def _replacing(
-    now: Mapping[tuple[str, str], str], content_of: Mapping[str, int]
-) -> Callable[[dict[str, list[Any]]], dict[str, list[Any]]]:
-    """Return a transform of batches that puts, for each question, the new negatives in the place of the first ones."""
-
-    def replace(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        if not now or "anchor" not in batch:
-            return batch
-        new = dict(batch)
-        negatives = [name for name in batch if name.startswith(("negative", "candidate"))]
-        for name in negatives:
-            new[name] = [now.get(pair, pair[1]) for pair in zip(batch["anchor"], batch[name], strict=True)]
-        if "label" in batch and "candidate" not in batch:
-            ids = zip(*([-1 - content_of[text] for text in new[name]] for name in negatives), strict=True)
-            width = len(negatives)
-            new["label"] = [[*label[:-width], *row] for label, row in zip(batch["label"], ids, strict=True)]
-        return new
-
-    return replace
+"""Makes rows of the pairs, their negatives, and what each text says."""

@@ -89,11 +89,9 @@ def estimate(model: SentenceTransformer, plan: Plan) -> Cost:
     """Count the rows and tokens of a training, without doing it."""
     loss = plan.loss if plan.loss is not None else LOSSES[plan.args.loss]
     rows = view_for(loss, model, plan.data, plan.args)
-    if rows is None:
-        return Cost(0, 0)
     if plan.args.max_steps > 0:
-        effective = plan.args.per_device_train_batch_size * plan.args.gradient_accumulation_steps
-        epochs = plan.args.max_steps * effective / len(rows)
+        rows_per_step = plan.args.train_batch_size * plan.args.world_size * plan.args.gradient_accumulation_steps
+        epochs = plan.args.max_steps * rows_per_step / len(rows)
     else:
         epochs = plan.args.num_train_epochs
     return Cost(round(len(rows) * epochs), round(num_tokens(model, rows) * epochs))

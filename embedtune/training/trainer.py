@@ -177,9 +177,7 @@ def _from_init(model_init: Callable[[], SentenceTransformer] | None) -> Sentence
     return model_init()
 
 
-def view_for(
-    loss: Any, model: SentenceTransformer, data: RetrievalDataset | None, args: TuningArguments
-) -> Dataset | None:
+def view_for(loss: Any, model: SentenceTransformer, data: RetrievalDataset | None, args: TuningArguments) -> Dataset:
     """Return the view of the training split that the loss was made for."""
     if data is None:
         raise ValueError("There is nothing to train on: pass data=build_dataset(...), or a train_dataset.")
