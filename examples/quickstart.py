@@ -46,6 +46,8 @@ def main(output: str = "out/quickstart", *, documents: int | None = None, epochs
     print("\nNew questions about chunks it was trained on\n", verdicts["test_seen"], sep="\n")
     print("\nQuestions about documents it has never seen\n", verdicts["test"], sep="\n")
 
+    verdicts["test"].to_html(f"{output}/report.html", data=data, trainer=trainer)
+
     # 6. What is saved is a plain SentenceTransformer
     trainer.save_model(f"{output}/model")
     plain = SentenceTransformer(f"{output}/model")
@@ -55,7 +57,7 @@ def main(output: str = "out/quickstart", *, documents: int | None = None, epochs
         print(f"\n{question}")
         for score, position in zip(*similarities.topk(3), strict=True):
             print(f"  {score:.2f}  {' > '.join(chunks[position].headings)}")
-    print(f"\nThe model is in {output}/model")
+    print(f"\nThe model is in {output}/model, and a report of every question in {output}/report.html")
     return verdicts["test"]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
+from textwrap import fill
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 _COLOURS = ("#6b747d", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 _MARKERS = "osD^vPX"
 
-# How much of the axis a label's height takes.
-_LABEL_HEIGHT = 0.055
+# A line of a label, as a share of the axis.
+_LINE_HEIGHT = 0.05
+_MAX_LABEL_WIDTH = 22
 
 
 def accuracy_figure(verdict: Verdict) -> Figure:
@@ -39,21 +41,25 @@ def accuracy_figure(verdict: Verdict) -> Figure:
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
     plt.close(figure)  # a notebook shows what is returned; it would show an open figure once more
     offsets = 0.09 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
-    last = [run.scores[f"accuracy@{ks[-1]}"].value for run in runs]
-    for i, (run, height) in enumerate(zip(runs, _spread(last), strict=True)):
+    for i, run in enumerate(runs):
         scores = [run.scores[f"accuracy@{k}"] for k in ks]
-        x, y = np.arange(len(ks)) + offsets[i], np.array([score.value for score in scores])
+        values = np.array([score.value for score in scores])
         errors = [[s.value - s.low for s in scores], [s.high - s.value for s in scores]]
-        colour, marker = _COLOURS[i % 7], _MARKERS[i % 7]
-        axes.errorbar(x, y, yerr=np.abs(errors), color=colour, marker=marker, linewidth=1.2, capsize=2.5)
-        axes.annotate(
-            run.name.replace("$", r"\$"),
-            (x[-1], y[-1]),
-            xytext=(len(ks) - 1 + offsets[-1] + 0.15, height),
-            color=colour,
-            va="center",
-            annotation_clip=False,
+        axes.errorbar(
+            np.arange(len(ks)) + offsets[i],
+            values,
+            yerr=np.abs(errors),
+            color=_COLOURS[i % 7],
+            marker=_MARKERS[i % 7],
+            linewidth=1.2,
+            capsize=2.5,
         )
+    low, high = axes.get_ylim()
+    labels = [fill(run.name.replace("$", r"\$"), _MAX_LABEL_WIDTH) for run in runs]
+    sizes = [_LINE_HEIGHT * (high - low) * (label.count("\n") + 1) for label in labels]
+    heights = _spread([run.scores[f"accuracy@{ks[-1]}"].value for run in runs], sizes)
+    for i, (label, height) in enumerate(zip(labels, heights, strict=True)):
+        axes.text(len(ks) - 1 + offsets[-1] + 0.15, height, label, color=_COLOURS[i % 7], va="center")
     axes.set_xticks(range(len(ks)), [f"top {k}" for k in ks])
     axes.set_ylabel("right chunk found")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -64,18 +70,18 @@ def accuracy_figure(verdict: Verdict) -> Figure:
     return figure
 
 
-def _spread(values: Sequence[float]) -> list[float]:
-    """Move labels apart that would overlap, keeping their order.
+def _spread(values: Sequence[float], sizes: Sequence[float]) -> list[float]:
+    """Move labels of such sizes apart that would overlap, keeping their order.
 
     Example:
-        >>> [round(height, 3) for height in _spread([0.8, 0.8, 0.5])]
-        [0.773, 0.828, 0.5]
+        >>> [round(height, 3) for height in _spread([0.8, 0.8, 0.5], [0.1, 0.1, 0.1])]
+        [0.75, 0.85, 0.5]
     """
     order = sorted(range(len(values)), key=lambda i: values[i])
     heights = list(values)
     for _ in range(50 * len(values)):
         for low, high in pairwise(order):
-            overlap = _LABEL_HEIGHT - (heights[high] - heights[low])
+            overlap = (sizes[low] + sizes[high]) / 2 - (heights[high] - heights[low])
             if overlap > 1e-9:
                 heights[low] -= overlap / 2
                 heights[high] += overlap / 2
