@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from embedtune.models.packing import can_pack, encode_packed
+from embedtune.models.prompts import prompt_of
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
-    from sentence_transformers import SentenceTransformer
+
+    from embedtune.dataset.views import Role
 
 
 @dataclass(frozen=True)
@@ -19,11 +24,11 @@ class ModelEncoder:
     """Encode with a SentenceTransformer, as it is used in production.
 
     Queries go through ``encode_query`` and documents through ``encode_document``, so the model's own prompts, routes,
-    device and ``truncate_dim`` apply.
+    device and ``truncate_dim`` apply. The texts lie end to end instead of padded to the longest, where the model allows it.
 
     Attributes:
         model: The model.
-        batch_size: How many texts go through the model at once; sentence-transformers sorts them by length first.
+        batch_size: How many texts go through the model at once, those of similar length together.
         show_progress_bar: Show the progress of encoding.
 
     Example:
@@ -39,18 +44,32 @@ class ModelEncoder:
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one vector a query, of shape ``(num_texts, dim)``."""
-        return self._encode_distinct(self.model.encode_query, texts)
+        return self._encode_distinct(texts, "query")
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one vector a document, of shape ``(num_texts, dim)``."""
-        return self._encode_distinct(self.model.encode_document, texts)
+        return self._encode_distinct(texts, "document")
 
-    def _encode_distinct(self, encode: Callable[..., Any], texts: Sequence[str]) -> NDArray[np.float32]:
+    def _encode_distinct(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
         # Equal texts get equal vectors, bit for bit, whatever else stands in their batch.
         position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
-        vectors = encode(list(position), batch_size=self.batch_size, show_progress_bar=self.show_progress_bar)
-        vectors = np.asarray(vectors, dtype=np.float32)
+        distinct = list(position)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
+        if distinct and _encodes_as_usual(self.model) and can_pack(self.model, role):
+            vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
+        else:
+            encode: Callable[..., Any] = self.model.encode_query if role == "query" else self.model.encode_document
+            vectors = np.asarray(encode(distinct, **options), dtype=np.float32)
         return vectors if len(position) == len(texts) else vectors[[position[text] for text in texts]]
+
+
+def _encodes_as_usual(model: SentenceTransformer) -> bool:
+    """Say whether encoding is sentence-transformers' own, in this process alone."""
+    usual = all(
+        getattr(getattr(model, name), "__func__", None) is getattr(SentenceTransformer, name)
+        for name in ("encode", "encode_query", "encode_document")
+    )
+    return usual and getattr(model, "_distributed_inference", None) is None
 
 
 def model_name(model: SentenceTransformer) -> str:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from embedtune.dataset.views import Role
+
 _WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 
 # The first pattern that occurs in the name decides: query prompt, document prompt. Sources: the models' cards.
@@ -26,6 +28,9 @@ FAMILIES: dict[str, tuple[str, str]] = {
     r"snowflake-arctic-embed-(m-v1\.5|m-long)": ("Represent this sentence for searching relevant passages: ", ""),
     r"snowflake-arctic-embed-[ml]-v2": ("query: ", ""),
 }
+
+# The names under which sentence-transformers looks for a prompt, in its order.
+_NAMES: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 _INSTRUCTION = re.compile(r"Instruct: .*(?=\nQuery:)", flags=re.DOTALL)
 
@@ -54,3 +59,9 @@ def set_task(model: SentenceTransformer, task: str) -> None:
             "model.prompts['query'] yourself."
         )
     model.prompts["query"] = _INSTRUCTION.sub(lambda _: f"Instruct: {task}", prompt)
+
+
+def prompt_of(model: SentenceTransformer, role: Role) -> str:
+    """Return the prompt that ``encode_query`` or ``encode_document`` puts before a text."""
+    default = model.prompts.get(model.default_prompt_name or "", "")
+    return next((model.prompts[name] for name in _NAMES[role] if name in model.prompts), default) or ""

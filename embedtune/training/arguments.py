@@ -13,7 +13,7 @@ LossName = Literal["in-batch", "triplet", "cosine"]
 
 @dataclass
 class TuningArguments(SentenceTransformerTrainingArguments):
-    """Arguments of `EmbeddingTrainer`: every one of ``SentenceTransformerTrainingArguments``, and three more.
+    """Arguments of `EmbeddingTrainer`: every one of ``SentenceTransformerTrainingArguments``, and six more.
 
     Args:
         loss: ``"in-batch"`` (`InBatchNegativesLoss`), ``"triplet"`` (`TripletMarginLoss`) or ``"cosine"``
@@ -22,6 +22,13 @@ class TuningArguments(SentenceTransformerTrainingArguments):
         num_negatives: Drawn for each question by the losses that are given their negatives.
         dropout: Probability of dropout in every layer while training; the model's own where nothing is given. On a CPU,
             0 makes the steps of BERT-like models faster.
+        encode_once: Encode every distinct text of a batch once, to the same loss and gradient: the chunk of five questions
+            is encoded once instead of five times. Where loss or model do not allow it, the stock trainer's batches are used.
+        group_rows: Keep the rows about one chunk together in a batch, which is where texts repeat. Where nothing is given,
+            that is done for losses that look at one row at a time, such as ``"triplet"`` and ``"cosine"``; one that takes
+            the other chunks of the batch as negatives would have fewer of them.
+        mini_batch_num_tokens: Cache gradients (Gao et al. 2021, https://arxiv.org/abs/2101.06983), for any loss: batches of
+            any size in the memory of so many tokens, for about a third more time.
 
     These defaults differ from ``SentenceTransformerTrainingArguments``:
 
@@ -42,6 +49,9 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     loss: LossName = "in-batch"
     num_negatives: int = 5
     dropout: float | None = None
+    encode_once: bool = True
+    group_rows: bool | None = None
+    mini_batch_num_tokens: int | None = None
     per_device_train_batch_size: int = 32
     warmup_steps: float = 0.1
     eval_strategy: str = "epoch"
@@ -62,6 +72,8 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} is no probability below 1.")
+        if self.mini_batch_num_tokens is not None and self.mini_batch_num_tokens < 1:
+            raise ValueError(f"mini_batch_num_tokens={self.mini_batch_num_tokens} must be positive.")
         metric = self.metric_for_best_model
         super().__post_init__()
         # The superclass fills in "loss"; here the trainer does it, with the dev split's retrieval metric.

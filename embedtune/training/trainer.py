@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Router
-from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from embedtune.dataset.views import COLUMN_ROLES, Role, view_of
 from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.models.prompts import prompt_of
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
+from embedtune.training.encode_once_trainer import EncodeOnceTrainer
 from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
 
@@ -36,11 +37,8 @@ LOSSES: dict[str, type[RetrievalLoss]] = {
     "cosine": CosineEmbeddingLoss,
 }
 
-# The names under which sentence-transformers looks for a document prompt, in its order.
-_PROMPT_NAMES: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
-
-class EmbeddingTrainer(SentenceTransformerTrainer):
+class EmbeddingTrainer(EncodeOnceTrainer):
     """Fine-tune a SentenceTransformer on a `RetrievalDataset`.
 
     A ``SentenceTransformerTrainer`` that in addition
@@ -49,6 +47,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
     * fills prompts (and routes) for each column from the model: the stock trainer would train without the prompts that
       ``encode_query`` uses,
     * evaluates retrieval on the dev split and keeps the checkpoint that is best at it,
+    * encodes every distinct text of a batch once, and without padding, to the same loss and gradient,
     * refuses columns that would be trained on by mistake, and warns of chunks that the model would cut.
 
     Everything else is the stock trainer's: resuming, callbacks, trackers, ``accelerate launch``.
@@ -164,11 +163,6 @@ def set_dropout(model: nn.Module, probability: float) -> None:
             module.p = probability
         elif isinstance(getattr(module, "attention_dropout", None), float):  # decoders pass a number to the kernel
             setattr(module, "attention_dropout", probability)  # noqa: B010  # the type checker expects a module
-
-
-def prompt_of(model: SentenceTransformer, role: Role) -> str:
-    """Return the prompt that ``encode_query`` or ``encode_document`` puts before a text."""
-    return next((model.prompts[name] for name in _PROMPT_NAMES[role] if model.prompts.get(name)), "")
 
 
 def _from_init(model_init: Callable[[], SentenceTransformer] | None) -> SentenceTransformer:

@@ -1,0 +1,160 @@
+"""Attention over texts that lie end to end, without padding, as an attention implementation of transformers."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+from embedtune.models.lora import transformers_of
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+PACKED = "embedtune_packed"
+TEXT_LENGTHS = "text_lengths"
+"""The argument of a model's forward that says how many tokens each of the texts end to end has."""
+
+# What the kernel takes longer for a call of its own, counted in pairs of tokens: below, padding is cheaper.
+_PAIRS_PER_CALL = 2048
+
+# What some models add to their attention, and what has no meaning yet for texts end to end.
+_UNKNOWN = ("sliding_window", "position_bias", "softcap", "s_aux", "cache")
+
+
+Run = tuple[int, ...]
+"""Lengths of neighbouring texts that one call of the kernel handles, padded to the longest where they differ."""
+
+
+@functools.lru_cache(maxsize=64)
+def runs_of(lengths: tuple[int, ...]) -> tuple[Run, ...]:
+    """Cut texts, best sorted by length, into runs: as few as waste little on padding."""
+    runs: list[list[int]] = []
+    waste = longest = 0
+    for length in lengths:
+        if runs:
+            wider = max(longest, length)
+            added = len(runs[-1]) * (wider**2 - longest**2) + wider**2 - length**2
+            if waste + added <= _PAIRS_PER_CALL:
+                runs[-1].append(length)
+                waste, longest = waste + added, wider
+                continue
+        runs.append([length])
+        waste, longest = 0, length
+    return tuple(tuple(run) for run in runs)
+
+
+def packed_attention_forward(
+    module: nn.Module,
+    query: Any,
+    key: Any,
+    value: Any,
+    attention_mask: Tensor | None,
+    *,
+    text_lengths: tuple[int, ...] | None = None,
+    is_causal: bool | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Let each text attend to itself alone; without ``text_lengths``, do as transformers' ``sdpa`` does.
+
+    Args:
+        module: The attention layer.
+        query: Of shape ``(1, num_heads, num_tokens, head_dim)``.
+        key: Of shape ``(1, num_key_heads, num_tokens, head_dim)``.
+        value: Like ``key``.
+        attention_mask: Of padded texts; None for texts end to end.
+        text_lengths: How many tokens each text has.
+        is_causal: Whether a token sees only those before it; the layer's own where nothing is given.
+        **kwargs: Dropout, scaling and whatever else the model passes on.
+
+    Returns:
+        A tensor of shape ``(1, num_tokens, num_heads, head_dim)``, and None for the weights.
+
+    Raises:
+        NotImplementedError: If the layer's attention is of a kind that packing does not know.
+    """
+    output: Tensor
+    if text_lengths is None:
+        output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **kwargs)
+        return output, None
+    if unknown := [name for name in _UNKNOWN if kwargs.get(name) is not None]:
+        raise NotImplementedError(f"Attention with {unknown} is not implemented for texts end to end.")
+    causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+    runs = runs_of(tuple(text_lengths))
+    sizes = [sum(run) for run in runs]
+    outputs = [
+        _attend(module, run, *parts, causal=causal, **kwargs)
+        for run, *parts in zip(runs, *(states.split(sizes, dim=2) for states in (query, key, value)), strict=True)
+    ]
+    return torch.cat(outputs, dim=1), None
+
+
+def _attend(module: nn.Module, run: Run, *states: Any, causal: bool, **kwargs: Any) -> Tensor:
+    """Return the output of one run, of shape ``(1, num_tokens, num_heads, head_dim)``.
+
+    Args:
+        module: The attention layer.
+        run: The texts.
+        *states: Their queries, keys and values, of shape ``(1, num_heads, num_tokens, head_dim)``.
+        causal: Whether a token sees only those before it.
+        **kwargs: Passed on.
+    """
+    shape = len(run), max(run)
+    output: Tensor
+    if min(run) == max(run):
+        batch = [part[0].unflatten(1, shape).transpose(0, 1) for part in states]
+        output, _ = sdpa_attention_forward(module, *batch, None, is_causal=causal, **kwargs)
+        return output.reshape(1, -1, *output.shape[2:])
+    inside, source, kept = _padding_of(run, states[0].device)
+    batch = [part[0].index_select(1, source).unflatten(1, shape).transpose(0, 1) for part in states]
+    # The padding comes last, so no token of a causal model sees it.
+    mask = None if causal else inside[:, None, None, :].expand(-1, 1, max(run), -1)
+    output, _ = sdpa_attention_forward(module, *batch, mask, is_causal=causal, **kwargs)
+    return output.flatten(0, 1).index_select(0, kept).unsqueeze(0)
+
+
+@functools.lru_cache(maxsize=64)
+@torch.inference_mode(mode=False)  # what is kept must serve in training, too
+def _padding_of(run: Run, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return where a padded run has tokens, which token stands at each place, and which places have one."""
+    lengths = torch.tensor(run)
+    columns = torch.arange(max(run))
+    inside = columns < lengths[:, None]  # (num_texts, longest)
+    first = (lengths.cumsum(0) - lengths)[:, None]
+    source = torch.where(inside, first + columns, first).flatten()
+    return inside.to(device), source.to(device), inside.flatten().nonzero().squeeze(1).to(device)
+
+
+def _mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+    """Make the mask of padded texts, and none where there is no padding: texts end to end are kept apart otherwise."""
+    if attention_mask is None:
+        return None
+    mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, **kwargs)
+    return mask
+
+
+AttentionInterface.register(PACKED, packed_attention_forward)
+AttentionMaskInterface.register(PACKED, _mask)
+
+
+@contextmanager
+def packed_attention(model: SentenceTransformer) -> Iterator[None]:
+    """Let the model understand texts end to end. Padded ones are encoded as always.
+
+    It must last until the backward pass is over, because gradient checkpointing runs the layers again.
+    """
+    backbones = [part.model for _, part in transformers_of(model) if part.model.config._attn_implementation == "sdpa"]
+    for backbone in backbones:
+        backbone.set_attn_implementation(PACKED)
+    try:
+        yield
+    finally:
+        for backbone in backbones:
+            backbone.set_attn_implementation("sdpa")

@@ -1,0 +1,129 @@
+"""Losses on embeddings that exist already: each distinct text is encoded once, and the loss sees the rows it knows."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, uses_gradient_cache
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
+from torch import Tensor, nn
+
+Loss = Tensor | dict[str, Tensor]
+
+# The names under which losses hold the model.
+_MODEL_NAMES = ("model", "sentence_embedder")
+
+
+def takes_embeddings(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
+    """Say whether a loss is a function of the columns' embeddings and the labels, and of nothing else of the model's."""
+    if isinstance(loss, Mapping):
+        return all(takes_embeddings(part) for part in loss.values())
+    if type(loss) is MatryoshkaLoss:
+        return takes_embeddings(loss.get_submodule("loss"))
+    if isinstance(loss, CachedMultipleNegativesRankingLoss):  # the cached loss that computes it from embeddings alone
+        return type(loss).forward is CachedMultipleNegativesRankingLoss.forward
+    # A subclass that overrides forward() may do more there than embed the columns.
+    defines = next(
+        (c for c in type(loss).__mro__ if {"forward", "compute_loss_from_embeddings"} & vars(c).keys()), nn.Module
+    )
+    return "compute_loss_from_embeddings" in vars(defines) and not uses_gradient_cache(loss)
+
+
+class _Embedded(nn.Module):
+    """Stands in a loss for the model, when the embeddings are there already."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.get_embedding_dimension: Any = model.get_embedding_dimension
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(features)
+
+
+def loss_of_columns(loss: nn.Module, columns: list[Tensor], labels: Tensor | None, *, model: nn.Module) -> Loss:
+    """Compute a loss from the embeddings of its columns.
+
+    Args:
+        loss: One that `takes_embeddings`.
+        columns: A tensor of shape ``(batch_size, dim)`` for each column.
+        labels: What the loss compares them with.
+        model: The model that is trained.
+    """
+    asking: Any = _asking(loss, _Embedded(model))
+    value: Loss = asking([{"sentence_embedding": column} for column in columns], labels)
+    return value
+
+
+def _asking(loss: nn.Module, embedded: _Embedded) -> nn.Module:
+    """Return a loss like the given one, sharing its parameters, that takes embeddings in the place of a model."""
+    clone = copy.copy(loss)
+    clone._modules = {
+        name: embedded if name in _MODEL_NAMES else child and _asking(child, embedded)
+        for name, child in loss._modules.items()
+    }
+    return clone
+
+
+def embed_texts(model: nn.Module, parts: list[dict[str, Any]]) -> Tensor:
+    """Encode the parts of a batch, and return the vectors of all texts, of shape ``(num_texts, dim)``."""
+    return torch.cat([model(dict(part))["sentence_embedding"] for part in parts])
+
+
+class GradientCachedLoss(CachedLossMixin, nn.Module):
+    """Gradient caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983) for any loss that `takes_embeddings`.
+
+    The parts of a batch are encoded without a graph; the loss is computed, and its gradient with respect to the vectors
+    kept; then each part is encoded again, with the same dropout, and its gradient passed on. The activations of one part
+    are in memory at a time, for about a third more time.
+
+    Args:
+        model: The model that encodes, with whatever is wrapped around it.
+        loss: The loss.
+        rows: Which text stands in each row and column, of shape ``(batch_size, num_columns)``.
+        trained: The model without the wrapping.
+    """
+
+    def __init__(self, model: nn.Module, loss: nn.Module, rows: Tensor, *, trained: nn.Module) -> None:
+        super().__init__()
+        self.model, self.loss, self.rows = model, loss, rows
+        self.trained = trained
+        self.mini_batch_size = 1 << 62  # each part is one mini-batch: the collator cut them
+        self.components: dict[str, Tensor] = {}
+
+    def forward(self, parts: list[dict[str, Any]], labels: Tensor | None) -> Tensor:
+        """Return the loss, whose backward pass encodes the parts again."""
+        loss: Tensor = CachedLossMixin.forward_cached(self, parts, labels)
+        return loss
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Tensor:
+        """Compute the loss from the vectors of the parts, and pass its gradient on to them."""
+        texts = torch.cat([vectors for part in reps for vectors in part])
+        columns = [texts[column] for column in self.rows.unbind(dim=1)]
+        if uses_gradient_cache(self.loss):
+            return self._by_the_loss_itself(columns, labels, with_backward=with_backward)
+        loss = loss_of_columns(self.loss, columns, labels, model=self.trained)
+        if isinstance(loss, dict):
+            self.components = {name: value.detach() for name, value in loss.items()}
+            loss = torch.stack(list(loss.values())).sum()
+        if with_backward:
+            torch.autograd.backward(loss)
+            loss = loss.detach()
+        return loss
+
+    def _by_the_loss_itself(self, columns: list[Tensor], labels: Tensor | None, *, with_backward: bool) -> Tensor:
+        """Let a cached loss of sentence-transformers compute its loss in its own small steps."""
+        cached: Any = self.loss
+        while isinstance(cached, MatryoshkaLoss):
+            cached = cached.loss
+        if not with_backward:
+            value: Tensor = cached.calculate_loss([[column] for column in columns], labels)
+            return value
+        leaves = [column.detach().requires_grad_() for column in columns]
+        loss: Tensor = cached.calculate_loss([[leaf] for leaf in leaves], labels, with_backward=True)
+        torch.autograd.backward(columns, [leaf.grad for leaf in leaves])
+        return loss
