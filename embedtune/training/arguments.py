@@ -32,6 +32,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     * ``eval_on_start=True``: the first line of the log is the base model.
     * ``save_total_limit=2``: the best checkpoint and the last.
     * ``logging_steps=0.05``: twenty times in a run.
+    * ``logging_nan_inf_filter=False``: a loss that is no number stops the run; it is not logged as 0.
     * ``dataloader_pin_memory``: only where there is an accelerator; PyTorch warns otherwise.
 
     Example:
@@ -52,6 +53,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     eval_on_start: bool = True
     save_total_limit: int | None = 2
     logging_steps: float = 0.05
+    logging_nan_inf_filter: bool = False
     dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Router
-from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -19,6 +18,7 @@ from embedtune.dataset.views import COLUMN_ROLES, Role, view_of
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
+from embedtune.training.guarded import GuardedTrainer
 from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
 
@@ -40,7 +40,7 @@ LOSSES: dict[str, type[RetrievalLoss]] = {
 _PROMPT_NAMES: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
 
 
-class EmbeddingTrainer(SentenceTransformerTrainer):
+class EmbeddingTrainer(GuardedTrainer):
     """Fine-tune a SentenceTransformer on a `RetrievalDataset`.
 
     A ``SentenceTransformerTrainer`` that in addition
@@ -49,9 +49,11 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
     * fills prompts (and routes) for each column from the model: the stock trainer would train without the prompts that
       ``encode_query`` uses,
     * evaluates retrieval on the dev split and keeps the checkpoint that is best at it,
-    * refuses columns that would be trained on by mistake, and warns of chunks that the model would cut.
+    * refuses columns that would be trained on by mistake, and warns of chunks that the model would cut,
+    * loses nothing: stops at a loss that is no number, resumes from complete checkpoints only, and leaves one at SIGTERM
+      and Ctrl-C.
 
-    Everything else is the stock trainer's: resuming, callbacks, trackers, ``accelerate launch``.
+    Everything else is the stock trainer's: callbacks, trackers, ``accelerate launch``.
 
     Args:
         model: The model to train; it is changed in place.

@@ -1,0 +1,2 @@
+def memory_advice(args, model):
+    return ""
