@@ -22,6 +22,7 @@ __all__ = [
     "Encoder",
     "Evaluation",
     "InBatchNegativesLoss",
+    "MemoryEstimate",
     "ModelReport",
     "OpenAILLM",
     "OptionalDependencyError",
@@ -42,6 +43,7 @@ __all__ = [
     "chunk_documents",
     "compare",
     "estimate_cost",
+    "estimate_memory",
     "filter_by_judge",
     "filter_by_round_trip",
     "generate_questions",
@@ -62,6 +64,7 @@ _HOME = {
     "Evaluation": "embedtune.evaluation.evaluator",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
+    "MemoryEstimate": "embedtune.training.memory",
     "ModelReport": "embedtune.models.selfcheck",
     "OpenAILLM": "embedtune.questions.openai_llm",
     "OptionalDependencyError": "embedtune.errors",
@@ -82,6 +85,7 @@ _HOME = {
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
     "estimate_cost": "embedtune.questions.generation",
+    "estimate_memory": "embedtune.training.memory",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "generate_questions": "embedtune.questions.generation",
@@ -117,6 +121,8 @@ if TYPE_CHECKING:
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss
+    from embedtune.training.memory import MemoryEstimate as MemoryEstimate
+    from embedtune.training.memory import estimate_memory as estimate_memory
     from embedtune.training.trainer import EmbeddingTrainer as EmbeddingTrainer
     from embedtune.types import LLM as LLM
     from embedtune.types import Chunk as Chunk

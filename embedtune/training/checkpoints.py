@@ -72,7 +72,7 @@ def resumable(checkpoint: str | bool, output_dir: str | Path) -> Path:
     """
     if checkpoint is True:
         return _newest(output_dir)
-    path = Path(checkpoint)
+    path = Path(str(checkpoint))
     if not path.is_dir():
         raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.{_others(path)}")
     if fault := fault_of(path):

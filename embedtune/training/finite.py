@@ -90,6 +90,6 @@ def _send(step: int, values: Tensor) -> _Reading:
     if values.device.type != "cuda":
         return _Reading(step, values)
     values = values.to("cpu", non_blocking=True)  # into pinned memory, as PyTorch does for such a copy
-    arrived = torch.cuda.Event()
+    arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
     return _Reading(step, values, arrived)

@@ -16,10 +16,10 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from embedtune.files import merged_folder
+from embedtune.training.advice import memory_advice
 from embedtune.training.checkpoints import resumable, rotate, written_whole
 from embedtune.training.finite import FiniteGuard
 from embedtune.training.interruption import StopAtCheckpoint
-from embedtune.training.memory import memory_advice
 from embedtune.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)
@@ -27,6 +27,9 @@ logger = logging.getLogger(__name__)
 
 class GuardedTrainer(SentenceTransformerTrainer):
     """What `EmbeddingTrainer` does when something goes wrong; takes what ``SentenceTransformerTrainer`` takes."""
+
+    is_in_train: bool
+    model_wrapped: nn.Module
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
