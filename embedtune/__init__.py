@@ -26,6 +26,7 @@ __all__ = [
     "InBatchNegativesLoss",
     "LearningCurve",
     "LossComparison",
+    "MemoryEstimate",
     "ModelReport",
     "OpenAILLM",
     "OptionalDependencyError",
@@ -48,6 +49,7 @@ __all__ = [
     "compare",
     "compare_losses",
     "estimate_cost",
+    "estimate_memory",
     "filter_by_judge",
     "filter_by_round_trip",
     "freeze_index",
@@ -75,6 +77,7 @@ _HOME = {
     "LLM": "embedtune.types",
     "LearningCurve": "embedtune.training.learning_curve",
     "LossComparison": "embedtune.training.loss_comparison",
+    "MemoryEstimate": "embedtune.training.memory",
     "ModelReport": "embedtune.models.selfcheck",
     "OpenAILLM": "embedtune.questions.openai_llm",
     "OptionalDependencyError": "embedtune.errors",
@@ -97,6 +100,7 @@ _HOME = {
     "compare": "embedtune.evaluation.verdict",
     "compare_losses": "embedtune.training.loss_comparison",
     "estimate_cost": "embedtune.questions.generation",
+    "estimate_memory": "embedtune.training.memory",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "freeze_index": "embedtune.models.query_side",
@@ -142,6 +146,8 @@ if TYPE_CHECKING:
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss
+    from embedtune.training.memory import MemoryEstimate as MemoryEstimate
+    from embedtune.training.memory import estimate_memory as estimate_memory
     from embedtune.training.mining import mine_hard_negatives as mine_hard_negatives
     from embedtune.training.remining import RemineNegatives as RemineNegatives
     from embedtune.training.trainer import EmbeddingTrainer as EmbeddingTrainer

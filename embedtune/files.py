@@ -44,6 +44,40 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         shutil.rmtree(workspace, ignore_errors=True)
 
 
+@contextmanager
+def merged_folder(path: str | Path) -> Iterator[Path]:
+    """Give an empty folder to fill, and move its files to ``path`` once the block ends without an error.
+
+    A file of the same name is replaced at once; other files that stand there stay.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp())
+        >>> _ = (target / "mine.txt").write_text("mine")
+        >>> with merged_folder(target) as folder:
+        ...     _ = (folder / "a.txt").write_text("whole")
+        >>> sorted(path.name for path in target.iterdir())
+        ['a.txt', 'mine.txt']
+    """
+    target = Path(path).absolute()
+    home = target if target.exists() else target.parent  # the same file system, where renaming is atomic
+    home.mkdir(parents=True, exist_ok=True)
+    workspace = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
+    new = workspace / "new"
+    try:
+        new.mkdir()
+        yield new
+        if home is not target:
+            new.rename(target)
+            return
+        for source in sorted(file for file in new.rglob("*") if file.is_file()):
+            place = target / source.relative_to(new)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            source.replace(place)
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+
+
 def replace_file(path: str | Path, text: str) -> None:
     """Write ``text`` as UTF-8 in the place of ``path``; readers see the old content or the new one.
 

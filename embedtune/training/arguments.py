@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from embedtune.dataset import RetrievalDataset
 
 LossName = Literal["in-batch", "triplet", "cosine"]
 
@@ -39,6 +44,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     * ``eval_on_start=True``: the first line of the log is the base model.
     * ``save_total_limit=2``: the best checkpoint and the last.
     * ``logging_steps=0.05``: twenty times in a run.
+    * ``logging_nan_inf_filter=False``: a loss that is no number stops the run; it is not logged as 0.
     * ``dataloader_pin_memory``: only where there is an accelerator; PyTorch warns otherwise.
 
     Example:
@@ -62,6 +68,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     eval_on_start: bool = True
     save_total_limit: int | None = 2
     logging_steps: float = 0.05
+    logging_nan_inf_filter: bool = False
     dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
 
     def __post_init__(self) -> None:
@@ -80,3 +87,33 @@ class TuningArguments(SentenceTransformerTrainingArguments):
         if metric is None:
             self.metric_for_best_model = None
             self.greater_is_better = None
+
+    @classmethod
+    def for_gpu(
+        cls, memory: str, *, model: SentenceTransformer, data: RetrievalDataset, **settings: Any
+    ) -> TuningArguments:
+        """Choose precision, gradient checkpointing, optimiser and batch size so that training fits a GPU.
+
+        By `estimate_memory`, tried in this order: bf16; gradient checkpointing; 8-bit paged AdamW, where bitsandbytes is
+        installed and all weights are trained; half the batch with twice the accumulation, again and again. A full batch is
+        given up last, because losses with negatives from the batch learn from it.
+
+        Args:
+            memory: Of one GPU, for instance ``"24GB"``; 8% and 1 GiB are left to the system.
+            model: What to train, with its LoRA if it has one.
+            data: The longest texts decide.
+            **settings: Arguments of your own, which are kept.
+
+        Raises:
+            ValueError: If nothing fits.
+
+        Example:
+            >>> import embedtune as et
+            >>> data = et.RetrievalDataset.from_pairs([("Press both.", ["How to restart?"])], test_size=0, dev_size=0)
+            >>> model = et.load_model("minilm", device="cpu")
+            >>> TuningArguments.for_gpu("8GB", model=model, data=data, output_dir="out", use_cpu=True).bf16
+            True
+        """
+        from embedtune.training.presets import settings_for  # which imports this module
+
+        return cls(**settings_for(memory, model=model, data=data, settings=settings))

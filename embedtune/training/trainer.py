@@ -20,6 +20,7 @@ from embedtune.models.prompts import prompt_of
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.encode_once_trainer import EncodeOnceTrainer
+from embedtune.training.guarded import GuardedTrainer
 from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
 
@@ -38,7 +39,7 @@ LOSSES: dict[str, type[RetrievalLoss]] = {
 }
 
 
-class EmbeddingTrainer(EncodeOnceTrainer):
+class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
     """Fine-tune a SentenceTransformer on a `RetrievalDataset`.
 
     A ``SentenceTransformerTrainer`` that in addition
@@ -48,9 +49,11 @@ class EmbeddingTrainer(EncodeOnceTrainer):
       ``encode_query`` uses,
     * evaluates retrieval on the dev split and keeps the checkpoint that is best at it,
     * encodes every distinct text of a batch once, and without padding, to the same loss and gradient,
-    * refuses columns that would be trained on by mistake, and warns of chunks that the model would cut.
+    * refuses columns that would be trained on by mistake, and warns of chunks that the model would cut,
+    * loses nothing: stops at a loss that is no number, resumes from complete checkpoints only, and leaves one at SIGTERM
+      and Ctrl-C.
 
-    Everything else is the stock trainer's: resuming, callbacks, trackers, ``accelerate launch``.
+    Everything else is the stock trainer's: callbacks, trackers, ``accelerate launch``.
 
     Args:
         model: The model to train; it is changed in place.

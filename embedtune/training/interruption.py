@@ -1,0 +1,111 @@
+"""SIGTERM and Ctrl-C: finish the step, leave a complete checkpoint, and exit as if killed."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+logger = logging.getLogger(__name__)
+
+_DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+
+
+class StopAtCheckpoint(TrainerCallback):
+    """Stops a run at the end of the step in which a signal arrives, with a checkpoint, in every process at the same step.
+
+    The last step of an epoch ends with the epoch: what is due then (evaluation, the best checkpoint) is done first, so
+    that a resumed run goes on as if there had been no interruption.
+
+    Attributes:
+        received: The signal that has arrived in this process.
+    """
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self._stopping = False
+        self._group: Any = None
+
+    @contextmanager
+    def listening(self) -> Iterator[None]:
+        """Take note of signals in the place of Python's default handlers; a handler of the user's own is left alone."""
+        previous: dict[signal.Signals, Any] = {}
+        if threading.current_thread() is threading.main_thread():
+            previous = {s: h for s, h in _DEFAULTS.items() if signal.getsignal(s) == h}
+        self.received, self._stopping = None, False
+        for number in previous:
+            signal.signal(number, self._receive)
+        try:
+            yield
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self.received is not None:  # it came after the last step: there is nothing left to save
+            self._leave()
+
+    def _receive(self, number: int, _frame: Any) -> None:
+        # torchrun passes Ctrl-C on, so that one arrives twice: a second signal changes nothing.
+        self.received = self.received or signal.Signals(number)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Open a channel between the CPUs, because a question to a GPU would make every step wait for it."""
+        if args.world_size > 1 and self._group is None:
+            self._group = dist.new_group(backend="gloo")
+
+    def on_step_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave at once before the first step: there is nothing to save yet."""
+        if state.global_step == 0 and self._agree():
+            self._leave()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint, unless the epoch ends here as well."""
+        if self._agree() and state.epoch % 1 != 0:
+            control.should_save = True
+        return control
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> TrainerControl:
+        """Ask for a checkpoint after what is due at the end of an epoch."""
+        if self._agree():
+            control.should_save = True
+        return control
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Leave, now that the checkpoint is complete."""
+        if self._stopping:
+            logger.warning(
+                "Stopped at step %d of %d. Go on with trainer.train(resume_from_checkpoint=True).",
+                state.global_step,
+                state.max_steps,
+            )
+            self._leave()
+
+    def _agree(self) -> bool:
+        """Say whether any process has been told to stop; all must come here."""
+        told = self._stopping or self.received is not None
+        if self._group is not None:
+            any_told = torch.tensor(int(told))
+            dist.all_reduce(any_told, dist.ReduceOp.MAX, group=self._group)
+            told = bool(any_told)
+        self._stopping = told
+        return told
+
+    def _leave(self) -> NoReturn:
+        received, self.received = self.received, None
+        if received == signal.SIGINT:
+            raise KeyboardInterrupt
+        raise SystemExit(128 + (received or signal.SIGTERM))

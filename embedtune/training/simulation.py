@@ -1,0 +1,135 @@
+"""A training step in which every tensor has a shape and no contents: what it would hold in memory, at its peak."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import warnings
+import weakref
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from embedtune.dataset.views import Role
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a batch as the model gets it.
+
+    Attributes:
+        role: Whether it holds questions or chunks.
+        num_rows: Its texts.
+        num_tokens: The longest one's tokens, to which the others are padded.
+    """
+
+    role: Role
+    num_rows: int
+    num_tokens: int
+
+
+def peak_activations(
+    model: SentenceTransformer,
+    columns: Iterable[Column],
+    *,
+    bf16: bool = False,
+    gradient_checkpointing: bool = False,
+    fused_attention: bool = True,
+    prepare: Callable[[nn.Module], None] | None = None,
+) -> int:
+    """Return the bytes that one forward and backward pass holds at its peak besides weights and gradients.
+
+    The step is run on tensors without contents (``FakeTensorMode``), so that it takes no memory, and the model is not
+    changed. It may be on the device ``"meta"``.
+
+    Args:
+        model: What to train.
+        columns: The batch. Nothing of one column is freed before the backward pass.
+        bf16: Under autocast.
+        gradient_checkpointing: Keep only what goes into each layer, and compute it again.
+        fused_attention: Attention with dropout keeps no matrix of probabilities, as on GPUs; on CPUs it does.
+        prepare: Something to do to the copy of the model first.
+    """
+    with warnings.catch_warnings(), FakeTensorMode():
+        warnings.simplefilter("ignore", FutureWarning)  # of the name gradient_checkpointing_enable
+        fake = _without_contents(model)
+        if prepare is not None:
+            prepare(fake)
+        if fused_attention:
+            _fuse_attention(fake)
+        if gradient_checkpointing:
+            fake.gradient_checkpointing_enable()
+        fake.train()
+        batches = [_features(column) for column in columns]
+        with _LiveBytes(fake) as live:
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                embeddings = [fake(features)["sentence_embedding"] for features in batches]
+            torch.autograd.backward([column.float().sum() for column in embeddings])
+        return int(live.peak)
+
+
+class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the storages that operations create, besides a model's own, and takes them off when they are freed."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.live = self.peak = 0
+        own = [*model.parameters(), *model.buffers(), *(p.grad for p in model.parameters() if p.grad is not None)]
+        self._known = weakref.WeakSet(tensor.untyped_storage() for tensor in own)
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(output):
+            if isinstance(tensor, Tensor):
+                self._add(tensor.untyped_storage())
+        return output
+
+    def _add(self, storage: Any) -> None:
+        if storage not in self._known:
+            self._known.add(storage)
+            weakref.finalize(storage, self._remove, storage.nbytes())
+            self.live += storage.nbytes()
+            self.peak = max(self.peak, self.live)
+
+    def _remove(self, num_bytes: int) -> None:
+        self.live -= num_bytes
+
+
+def _fuse_attention(model: nn.Module) -> None:
+    """Take the dropout out of attention: on a GPU it is part of the kernel, and nothing of it is kept."""
+    for module in model.modules():
+        if "Attention" in type(module).__name__:
+            for child in module.children():
+                if isinstance(child, nn.Dropout):
+                    child.p = 0.0
+            if isinstance(getattr(module, "attention_dropout", None), float):
+                setattr(module, "attention_dropout", 0.0)  # noqa: B010  # the type checker expects a module
+
+
+def _without_contents(model: SentenceTransformer) -> Any:
+    """Copy a model with tensors of the same shapes, and with gradients as they are from the second batch of a step on."""
+    memo: dict[int, Any] = {}
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
+        memo[id(tensor)] = (
+            nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+        )
+        if tensor.requires_grad:
+            memo[id(tensor)].grad = torch.empty_like(empty)
+    return copy.deepcopy(model, memo)
+
+
+def _features(column: Column) -> dict[str, Any]:
+    ones = torch.ones(column.num_rows, column.num_tokens, dtype=torch.long, device="cpu")
+    return {"input_ids": ones, "attention_mask": ones.clone(), "task": column.role, "modality": "text"}

@@ -1,0 +1,237 @@
+"""The estimate of memory against what training takes, and settings that fit."""
+
+from __future__ import annotations
+
+import copy
+import gc
+
+import pytest
+import torch
+from peft import LoraConfig
+from test_trainer import make_data
+from torch.profiler import ProfilerActivity, profile
+
+from embedtune.dataset import RetrievalDataset
+from embedtune.models.load import load_model
+from embedtune.training.advice import memory_advice
+from embedtune.training.arguments import TuningArguments
+from embedtune.training.memory import estimate_memory
+from embedtune.training.presets import settings_for
+from embedtune.training.simulation import Column, peak_activations
+from embedtune.training.trainer import EmbeddingTrainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
+
+COLUMNS = (Column("query", 8, 12), Column("document", 8, 60))
+
+
+@pytest.fixture
+def arguments(tmp_path):
+    def make(**options):
+        return TuningArguments(str(tmp_path / "out"), **({"use_cpu": True, "disable_tqdm": True} | options))
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data()
+
+
+def peak_of(step):
+    """Run a step and return how many bytes it held at most, by the profiler's record of every allocation."""
+    gc.collect()
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as record:
+        step()
+    events = [event for event in record.profiler.kineto_results.events() if event.name() == "[memory]"]
+    live = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        live += event.nbytes()
+        peak = max(peak, live)
+    return peak
+
+
+def measured_activations(model, columns, *, bf16=False, gradient_checkpointing=False):
+    model = copy.deepcopy(model).train()
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable()
+
+    def step():
+        texts = [torch.ones(column.num_rows, column.num_tokens, dtype=torch.long) for column in columns]
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            vectors = [model({"input_ids": t, "attention_mask": t.clone()})["sentence_embedding"] for t in texts]
+        torch.cat(vectors).float().sum().backward()
+
+    return peak_of(step)
+
+
+@pytest.mark.parametrize("bf16", [False, True])
+def test_activations_are_those_of_a_real_step(tiny_model, bf16):
+    measured = measured_activations(tiny_model, COLUMNS, bf16=bf16)
+    assert peak_activations(tiny_model, COLUMNS, bf16=bf16, fused_attention=False) == pytest.approx(measured, rel=0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("gradient_checkpointing", [False, True])
+@pytest.mark.parametrize("bf16", [False, True])
+@pytest.mark.parametrize("lora", [None, True])
+def test_activations_of_a_real_model_are_those_of_a_real_step(bf16, gradient_checkpointing, lora):
+    model = load_model("minilm", device="cpu", lora=lora)
+    options = {"bf16": bf16, "gradient_checkpointing": gradient_checkpointing}
+    columns = (Column("query", 8, 16), Column("document", 8, 128))
+    measured = measured_activations(model, columns, **options)
+    estimate = peak_activations(model, columns, fused_attention=False, **options)
+    # A gradient of the word embeddings is counted that real autograd adds up in place.
+    extra = 0 if lora else model[0].model.embeddings.word_embeddings.weight.nbytes
+    assert measured * 0.95 <= estimate <= measured * 1.05 + extra
+
+
+def test_weights_gradients_and_moments_are_counted_by_what_is_trained(tiny_model, data, arguments):
+    weights = sum(parameter.nbytes for parameter in tiny_model.parameters())
+    estimate = estimate_memory(tiny_model, arguments(), data=data)
+    assert estimate.weights == weights + sum(buffer.nbytes for buffer in tiny_model.buffers())
+    assert (estimate.gradients, estimate.optimizer) == (weights, 2 * weights)
+    assert estimate.total == estimate.weights + estimate.gradients + estimate.optimizer + estimate.activations
+    adapted = load_model(copy.deepcopy(tiny_model), lora=LoraConfig(r=2, target_modules=["query"]))
+    trained = sum(parameter.nbytes for parameter in adapted.parameters() if parameter.requires_grad)
+    small = estimate_memory(adapted, arguments(optim="adamw_bnb_8bit"), data=data)
+    assert (small.gradients, small.optimizer) == (trained, trained // 2)
+
+
+def test_the_moments_are_those_of_the_trainers_optimiser(tiny_model, data, arguments):
+    args = arguments(max_steps=1, save_strategy="no", eval_strategy="no", load_best_model_at_end=False)
+    trainer = EmbeddingTrainer(tiny_model, args, data=data)
+    trainer.train()
+    held = sum(v.nbytes for state in trainer.optimizer.state.values() for v in state.values() if v.ndim)
+    # The pooler is never used, so its moments are never made.
+    pooler = sum(2 * parameter.nbytes for name, parameter in tiny_model.named_parameters() if "pooler" in name)
+    assert held + pooler == estimate_memory(tiny_model, args, data=data).optimizer
+
+
+@pytest.mark.parametrize(
+    ("loss", "roles"),
+    [
+        ("in-batch", ["query", "document"]),
+        ("triplet", ["document", "query", "query"]),
+        ("cosine", ["document", "query"]),
+    ],
+)
+def test_the_batch_is_the_losses_with_the_longest_texts_as_the_model_reads_them(tiny_model, arguments, loss, roles):
+    data = RetrievalDataset.from_pairs(
+        [("open " * 100, ["a", "how to open"]), ("valve", ["b"])], test_size=0, dev_size=0
+    )
+    tiny_model.prompts = {"query": "the ", "document": ""}
+    columns = estimate_memory(tiny_model, arguments(loss=loss, per_device_train_batch_size=7), data=data).columns
+    lengths = {"query": 6, "document": 64}  # [CLS] the how to open [SEP]; cut at the 64 tokens that the model reads
+    assert list(columns) == [Column(role, 7, lengths[role]) for role in roles]
+
+
+def test_what_saves_memory_is_seen_to(tiny_model, data, arguments):
+    def activations(device="cpu", **options):
+        return estimate_memory(tiny_model, arguments(**options), data=data, device=device).activations
+
+    plain = activations()
+    assert activations(per_device_train_batch_size=16) < plain
+    assert activations(gradient_checkpointing=True) < plain
+    assert activations(dropout=0.0) < plain
+    assert activations(bf16=True) < plain
+    assert activations(device="cuda") < plain, "attention with dropout is fused there"
+
+
+def test_estimating_changes_nothing_and_takes_a_model_without_weights(tiny_model, data, arguments):
+    before = {name: parameter.clone() for name, parameter in tiny_model.named_parameters()}
+    estimate = estimate_memory(tiny_model, arguments(gradient_checkpointing=True, dropout=0.0), data=data)
+    assert all(torch.equal(before[name], parameter) for name, parameter in tiny_model.named_parameters())
+    assert not any(parameter.grad is not None for parameter in tiny_model.parameters())
+    assert not tiny_model[0].model.is_gradient_checkpointing
+    assert {m.p for m in tiny_model.modules() if isinstance(m, torch.nn.Dropout)} == {0.1}
+    empty = copy.deepcopy(tiny_model).to("meta")
+    args = arguments(gradient_checkpointing=True, dropout=0.0)
+    assert estimate_memory(empty, args, data=data, device="cpu") == estimate
+
+
+def test_the_table_has_a_row_for_each_part(tiny_model, data, arguments):
+    lines = str(estimate_memory(tiny_model, arguments(), data=data)).splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "weights",
+        "gradients",
+        "optimizer",
+        "activations",
+        "total",
+        "batch:",
+    ]
+
+
+# Settings that fit
+
+
+def test_a_large_gpu_keeps_the_batch_and_a_smaller_one_gives_up_the_batch_last(tiny_model, data):
+    settings = {"output_dir": "out", "use_cpu": True}
+    large = settings_for("24GB", model=tiny_model, data=data, settings=settings)
+    assert large == settings | {"bf16": True}
+    estimates = {}
+    for checkpointing in (False, True):
+        args = TuningArguments("out", bf16=True, use_cpu=True, gradient_checkpointing=checkpointing)
+        estimates[checkpointing] = estimate_memory(tiny_model, args, data=data, device="cuda").total
+    middle = ((estimates[False] + estimates[True]) / 2 / 2**30 + 1) / 0.92
+    chosen = settings_for(f"{middle:.9f}GB", model=tiny_model, data=data, settings=settings)
+    assert chosen == settings | {"bf16": True, "gradient_checkpointing": True}
+    small = settings_for(
+        f"{(estimates[True] * 0.95 / 2**30 + 1) / 0.92:.9f}", model=tiny_model, data=data, settings=settings
+    )
+    assert small["per_device_train_batch_size"] * small["gradient_accumulation_steps"] == 32
+    assert small["per_device_train_batch_size"] < 32
+
+
+def test_what_does_not_fit_is_refused_with_what_it_takes(tiny_model, data):
+    with pytest.raises(ValueError, match=r"does not fit into 1GB(.|\n)*total(.|\n)*lora=True"):
+        TuningArguments.for_gpu("1GB", model=tiny_model, data=data, output_dir="out", use_cpu=True)
+    with pytest.raises(ValueError, match="memory='big' is no size"):
+        TuningArguments.for_gpu("big", model=tiny_model, data=data)
+
+
+def test_settings_of_ones_own_are_kept(tiny_model, data):
+    args = TuningArguments.for_gpu(
+        "8GB", model=tiny_model, data=data, output_dir="out", use_cpu=True, bf16=False, num_train_epochs=7
+    )
+    assert (args.bf16, args.num_train_epochs, args.output_dir) == (False, 7, "out")
+
+
+# Out of memory
+
+
+def test_running_out_of_memory_says_what_to_turn_down_and_in_which_order(tiny_model, data, arguments):
+    trainer = EmbeddingTrainer(tiny_model, arguments(max_steps=1, eval_on_start=False), data=data)
+
+    def allocate_too_much(*args):
+        torch.empty(2**60, dtype=torch.uint8)
+
+    tiny_model.register_forward_hook(allocate_too_much)
+    with pytest.raises(torch.OutOfMemoryError, match=r"can't allocate memory(.|\n)*In this order") as caught:
+        trainer.train()
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    lines = str(caught.value).splitlines()
+    order = [
+        next(i for i, line in enumerate(lines) if word in line)
+        for word in ("bf16", "gradient_checkpointing", "lora", "batch_size=16")
+    ]
+    assert order == sorted(order)
+
+
+def test_what_is_done_already_is_not_advised(tiny_model, arguments):
+    done = arguments(bf16=True, gradient_checkpointing=True, dropout=0.0, per_device_train_batch_size=1)
+    advice = memory_advice(done, load_model(tiny_model, lora=True))
+    assert "1. shorter chunks" in advice
+    assert "2." not in advice
+
+
+def test_another_error_of_the_model_is_left_as_it_is(tiny_model, data, arguments):
+    def fail(*args):
+        raise RuntimeError("something else")
+
+    trainer = EmbeddingTrainer(tiny_model, arguments(eval_on_start=False), data=data)
+    tiny_model.register_forward_hook(fail)
+    with pytest.raises(RuntimeError, match=r"^something else$"):
+        trainer.train()
