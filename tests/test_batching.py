@@ -265,7 +265,7 @@ for name, options in json.loads((out / "ways.json").read_text()).items():
     model = load_model(folder / kind, device="cpu") if kind != "tiny" else SentenceTransformer(str(folder / kind), device="cpu")
     args = TuningArguments(
         str(out / "run"), max_steps=2, per_device_train_batch_size=4 if distributed else 8, learning_rate=1e-2,
-        lr_scheduler_type="constant", warmup_steps=0, optim="sgd", max_grad_norm=0, use_cpu=True, dropout=0.0, ddp_backend="gloo",
+        lr_scheduler_type="constant", warmup_steps=0, optim="sgd", max_grad_norm=0, use_cpu=True, dropout=0.0, ddp_backend="gloo" if distributed else None,
         eval_strategy="no", save_strategy="no", load_best_model_at_end=False, disable_tqdm=True, group_rows=True, **options,
     )
     loss = {"triplet": TripletMarginLoss, "gathered": lambda m: InBatchNegativesLoss(m, gather_across_devices=distributed)}[loss]

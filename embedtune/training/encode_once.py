@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
+from operator import itemgetter
 from typing import Any
 
 import torch
-from sentence_transformers.base.losses.gradcache import CachedLossMixin, uses_gradient_cache
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, uses_gradient_cache
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 Loss = Tensor | dict[str, Tensor]
 
@@ -72,6 +75,17 @@ def embed_texts(model: nn.Module, parts: list[dict[str, Any]]) -> Tensor:
     return torch.cat([model(dict(part))["sentence_embedding"] for part in parts])
 
 
+def _steps(parts: list[dict[str, Any]], *, together: bool) -> list[list[int]]:
+    """Say which parts are encoded in one step: each alone, or, with several processes, the last of each route together.
+
+    Gradients are exchanged in the last step, which must reach every parameter.
+    """
+    last = sorted({part.get("task"): number for number, part in enumerate(parts)}.values())
+    if not together or len(last) == 1:
+        return [[number] for number in range(len(parts))]
+    return [[number] for number in range(len(parts)) if number not in last] + [last]
+
+
 class GradientCachedLoss(CachedLossMixin, nn.Module):
     """Gradient caching (Gao et al. 2021, https://arxiv.org/abs/2101.06983) for any loss that `takes_embeddings`.
 
@@ -90,19 +104,44 @@ class GradientCachedLoss(CachedLossMixin, nn.Module):
         super().__init__()
         self.model, self.loss, self.rows = model, loss, rows
         self.trained = trained
-        self.mini_batch_size = 1 << 62  # each part is one mini-batch: the collator cut them
+        self.mini_batch_size = 1
         self.components: dict[str, Tensor] = {}
+        self._order: list[int] = []
+        self._sizes: list[int] = []
 
     def forward(self, parts: list[dict[str, Any]], labels: Tensor | None) -> Tensor:
         """Return the loss, whose backward pass encodes the parts again."""
-        loss: Tensor = CachedLossMixin.forward_cached(self, parts, labels)
+        steps = _steps(parts, together=isinstance(self.model, DistributedDataParallel))
+        self._order, self._sizes = [number for step in steps for number in step], []
+        # One row for the superclass, because the collator has cut the batch already.
+        features = [{"input_ids": parts[0]["input_ids"][:1], "parts": [parts[i] for i in step]} for step in steps]
+        loss: Tensor = CachedLossMixin.forward_cached(self, features, labels)
         return loss
+
+    def embed_minibatch(
+        self,
+        sentence_feature: dict[str, Any],
+        begin: int,  # noqa: ARG002  # the superclass's signature
+        end: int,  # noqa: ARG002
+        with_grad: bool,
+        copy_random_state: bool,
+        random_state: RandContext | None = None,
+    ) -> tuple[Tensor, RandContext | None]:
+        """Encode the parts of one step."""
+        with nullcontext() if random_state is None else random_state, torch.set_grad_enabled(with_grad):
+            state = RandContext(sentence_feature["input_ids"]) if copy_random_state else None
+            vectors = [self.model(dict(part))["sentence_embedding"] for part in sentence_feature["parts"]]
+        if not with_grad:
+            self._sizes += [len(part) for part in vectors]
+        return torch.cat(vectors), state
 
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
-        """Compute the loss from the vectors of the parts, and pass its gradient on to them."""
-        texts = torch.cat([vectors for part in reps for vectors in part])
+        """Compute the loss from the vectors of the steps, and pass its gradient on to them."""
+        vectors: Any = torch.cat([rep for step in reps for rep in step])
+        vectors = vectors.split(self._sizes)
+        texts = torch.cat([part for _, part in sorted(zip(self._order, vectors, strict=True), key=itemgetter(0))])
         columns = [texts[column] for column in self.rows.unbind(dim=1)]
         if uses_gradient_cache(self.loss):
             return self._by_the_loss_itself(columns, labels, with_backward=with_backward)
