@@ -1,4 +1,4 @@
-"""Two processes train each of the models together, on CPUs."""
+"""Two processes train together, on CPUs: the same as one process would, for every loss and model, and as orderly."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -52,6 +53,8 @@ for name, options in json.loads(sys.argv[3]).items():
 dist.destroy_process_group()
 """
 
+TESTS = Path(__file__).parent
+
 WAYS = {
     "gte": {},
     "gte-lora": {"lora": True},
@@ -62,16 +65,22 @@ WAYS = {
 }
 
 
+def launch(tmp_path, program, *arguments, **options):
+    """Run a program in two processes, as ``torchrun --nproc_per_node=2`` does."""
+    (tmp_path / "program.py").write_text(program)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    command += [str(tmp_path / "program.py"), *map(str, arguments)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path, **options
+    )
+
+
 @pytest.mark.slow
 def test_two_processes_train_each_model_to_the_same_weights(tmp_path):
     gte_qwen2_repository(tmp_path / "gte")
     jina_hf_repository(tmp_path / "jina")
-    (tmp_path / "program.py").write_text(PROGRAM)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
-    tests = os.path.dirname(__file__)  # noqa: PTH120
-    command += [str(tmp_path / "program.py"), str(tmp_path), tests, json.dumps(WAYS)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, cwd=tmp_path)
+    result = launch(tmp_path, PROGRAM, tmp_path, TESTS, json.dumps(WAYS))
     assert result.returncode == 0, result.stderr[-8000:]
     lines = [line.partition("VECTORS ")[2] for line in result.stdout.splitlines() if "VECTORS " in line]
     vectors = {name: vector for line in lines for name, vector in json.loads(line).items()}
@@ -81,3 +90,136 @@ def test_two_processes_train_each_model_to_the_same_weights(tmp_path):
         torch.testing.assert_close(
             torch.tensor(plain.encode_query(["open the pump"])), torch.tensor(vector), atol=1e-6, rtol=0
         )
+
+
+# One loss and one gradient
+
+GRADIENTS = """
+import json, sys
+from datetime import timedelta
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
+
+dist.init_process_group("gloo", timeout=timedelta(seconds=60))
+rank, world = dist.get_rank(), dist.get_world_size()
+
+
+class Model(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer = torch.nn.Linear(6, 5)
+
+    def forward(self, features):
+        return {"sentence_embedding": torch.tanh(self.layer(features["x"]))}
+
+
+torch.manual_seed(1)
+columns = [torch.randn(8, 6) for _ in range(3)]
+ids = torch.tensor([[0, 3], [1, 1], [2, 2], [3, 0], [4, 4], [0, 3], [6, 6], [7, 1]])  # rows 0, 3 and 5 answer each other
+signs = torch.tensor([1.0, -1, 1, 1, -1, -1, 1, 1])
+losses = {
+    "in-batch": (lambda m: InBatchNegativesLoss(m), 2, ids),
+    "in-batch without ids": (lambda m: InBatchNegativesLoss(m), 2, None),
+    "in-batch with negatives": (lambda m: InBatchNegativesLoss(m), 3, ids),
+    "triplet": (lambda m: TripletMarginLoss(m), 3, None),
+    "hardest triplet": (lambda m: TripletMarginLoss(m, negatives="hardest"), 2, ids),
+    "cosine": (lambda m: CosineEmbeddingLoss(m), 2, signs),
+    "hardest cosine": (lambda m: CosineEmbeddingLoss(m, negatives="hardest"), 2, ids),
+}
+mine = slice(rank * 4, rank * 4 + 4)
+result = {}
+for name, (make, width, labels) in losses.items():
+    model = DistributedDataParallel(Model())
+    features = [{"x": column[mine]} for column in columns[:width]]
+    loss = make(model)(features, None if labels is None else labels[mine])
+    loss.backward()
+    dist.all_reduce(loss := loss.detach())
+    result[name] = [loss.item() / world, *(p.grad.flatten().tolist() for p in model.parameters())]
+alone = {}
+dist.destroy_process_group()  # from here on, this process is one of one
+for name, (make, width, labels) in losses.items():
+    model = Model()
+    loss = make(model)([{"x": column} for column in columns[:width]], labels)
+    loss.backward()
+    alone[name] = [loss.item(), *(p.grad.flatten().tolist() for p in model.parameters())]
+if rank == 0:
+    print("RESULT", json.dumps([result, alone]))
+"""
+
+
+def test_two_processes_have_the_loss_and_the_gradient_of_one_with_the_joint_batch(tmp_path):
+    result = launch(tmp_path, GRADIENTS)
+    assert result.returncode == 0, result.stderr[-8000:]
+    line = next(line for line in result.stdout.splitlines() if line.startswith("RESULT "))
+    together, alone = json.loads(line.removeprefix("RESULT "))
+    assert len(together) == 7
+    for name, values in together.items():
+        for together_one, alone_one in zip(values, alone[name], strict=True):
+            expected = torch.tensor(alone_one)
+            error = (torch.tensor(together_one) - expected).norm()
+            assert error <= 1e-5 * expected.norm(), (name, float(error))
+        assert torch.tensor(values[1]).abs().max() > 1e-3, name
+
+
+# Checkpoints and signals
+
+INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+sys.path.insert(0, sys.argv[1])
+from sentence_transformers import SentenceTransformer
+from test_guarded import AtStep
+from test_trainer import make_data
+from embedtune.training.arguments import TuningArguments
+from embedtune.training.checkpoints import complete_checkpoints
+from embedtune.training.trainer import EmbeddingTrainer
+
+
+def trainer_in(folder):
+    torch.manual_seed(0)
+    model = SentenceTransformer(sys.argv[2], device="cpu")
+    args = TuningArguments(
+        folder, num_train_epochs=3, per_device_train_batch_size=2, learning_rate=1e-3, use_cpu=True, ddp_backend="gloo",
+        disable_tqdm=True, save_total_limit=1,
+    )
+    return EmbeddingTrainer(model, args, data=make_data())
+
+
+straight = trainer_in("straight")
+straight.train()
+stopped = trainer_in("stopped")
+if dist.get_rank() == 1:  # the other process is not told
+    stopped.add_callback(AtStep(4, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+try:
+    stopped.train()
+    raise AssertionError("not stopped")
+except SystemExit as stop:
+    assert stop.code == 143, stop.code
+names = [path.name for path in complete_checkpoints("stopped")]
+assert names[0] == "checkpoint-4", names
+assert {f"rng_state_{rank}.pth" for rank in range(2)} <= {path.name for path in Path("stopped/checkpoint-4").iterdir()}
+resumed = trainer_in("stopped")
+output = resumed.train(resume_from_checkpoint=True)
+for name, parameter in resumed.model.named_parameters():
+    assert torch.equal(parameter, straight.model.get_parameter(name)), name
+tokens = torch.tensor(output.metrics["train_tokens"])
+dist.all_reduce(tokens, dist.ReduceOp.MAX)
+assert tokens == output.metrics["train_tokens"] > 0
+print("DONE", resumed.state.global_step, straight.state.global_step)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_a_signal_to_one_process_stops_both_at_one_step_and_the_run_goes_on_to_the_same_bits(
+    tmp_path, tiny_model_folder
+):
+    result = launch(tmp_path, INTERRUPTED, TESTS, tiny_model_folder)
+    assert result.returncode == 0, result.stderr[-8000:]
+    assert result.stdout.count("DONE") == 2

@@ -120,6 +120,7 @@ class GuardedTrainer(SentenceTransformerTrainer):
         self._finite.last_checkpoint = str(folder)
         if self.args.should_save:
             rotate(run, keep=folder, best=self.state.best_model_checkpoint, limit=limit)
+        self.accelerator.wait_for_everyone()  # no process may end before the checkpoint is complete
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the norm of the gradient, having looked at it before the weights are changed."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from sentence_transformers.base.losses.merged_forward import embed_columns
-from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, get_rank
+from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, get_rank, get_world_size
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -61,7 +61,8 @@ class InBatchNegativesLoss(RetrievalLoss):
     Args:
         model: The model to train.
         scale: What similarities are multiplied by, the inverse of the temperature.
-        gather_across_devices: Use the chunks of all devices as negatives.
+        gather_across_devices: Use the chunks of all devices as negatives, so that several processes with small batches
+            learn the same as one with a large batch. It makes no difference to one process.
 
     Requirements:
         Several rows in a batch; more are better.
@@ -84,7 +85,7 @@ class InBatchNegativesLoss(RetrievalLoss):
 
     uses_ids = True
 
-    def __init__(self, model: SentenceTransformer, *, scale: float = 20.0, gather_across_devices: bool = False) -> None:
+    def __init__(self, model: SentenceTransformer, *, scale: float = 20.0, gather_across_devices: bool = True) -> None:
         super().__init__(model)
         if not scale > 0:
             raise ValueError(f"scale={scale} must be positive.")
@@ -102,7 +103,7 @@ class InBatchNegativesLoss(RetrievalLoss):
         questions, *candidates = embeddings
         ids = labels
         first = 0
-        if self.gather_across_devices:
+        if self.gather_across_devices and get_world_size() > 1:
             candidates = [all_gather_with_grad(column) for column in candidates]
             ids = all_gather(labels) if labels is not None else None
             first = get_rank() * len(questions)
@@ -171,9 +172,8 @@ class TripletMarginLoss(RetrievalLoss):
             anchors, positives, negatives = embeddings
         else:
             _check_columns(self, embeddings, 2)
-            rows, nearest = _hardest(embeddings[0], embeddings[1], labels)
+            rows, negatives = _hardest(embeddings[0], embeddings[1], labels)
             anchors, positives = embeddings[0][rows], embeddings[1][rows]
-            negatives = embeddings[1][nearest]
             if len(rows) == 0:
                 return _nothing_to_learn(embeddings)
         return F.triplet_margin_loss(anchors, positives, negatives, margin=self.margin, p=self.p, swap=self.swap)
@@ -225,10 +225,10 @@ class CosineEmbeddingLoss(RetrievalLoss):
                     "CosineEmbeddingLoss needs a label of 1 or -1 in every row: data.labelled_pairs(split)."
                 )
             return F.cosine_embedding_loss(first, second, labels, margin=self.margin)
-        rows, nearest = _hardest(first, second, labels)
+        rows, negatives = _hardest(first, second, labels)
         signs = torch.cat([first.new_ones(len(first)), -first.new_ones(len(rows))])
         return F.cosine_embedding_loss(
-            torch.cat([first, first[rows]]), torch.cat([second, second[nearest]]), signs, margin=self.margin
+            torch.cat([first, first[rows]]), torch.cat([second, negatives]), signs, margin=self.margin
         )
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -270,16 +270,19 @@ def contents_of(ids: Tensor, num_columns: int) -> Tensor:
 
 
 def _hardest(questions: Tensor, chunks: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Return the rows that have a wrong chunk in the batch, and the position of their most similar one."""
+    """Return the rows that have a wrong chunk in the batches of all devices, and the vectors of their most similar ones."""
     if labels is None or labels.ndim != 2:
         raise ValueError(
             "negatives='hardest' needs the ids of data.pairs(split, with_ids=True) to know the wrong chunks."
         )
+    ids = labels
+    if get_world_size() > 1:
+        chunks, ids = all_gather_with_grad(chunks), all_gather(labels)
     with torch.no_grad():  # which chunk is hardest is a choice, not a function to differentiate
-        scores = cos_sim(questions, chunks).masked_fill(answers(labels, labels[:, 0]), -torch.inf)
+        scores = cos_sim(questions, chunks).masked_fill(answers(labels, ids[:, 0]), -torch.inf)
         best = scores.max(dim=1)
         rows = torch.nonzero(best.values > -torch.inf).squeeze(1)
-    return rows, best.indices[rows]
+    return rows, chunks[best.indices[rows]]
 
 
 def _nothing_to_learn(embeddings: list[Tensor]) -> Tensor:
