@@ -21,8 +21,10 @@ __all__ = [
     "EmbeddingTrainer",
     "Encoder",
     "Evaluation",
+    "Hybrid",
     "InBatchNegativesLoss",
     "ModelReport",
+    "OpenAIEncoder",
     "OpenAILLM",
     "OptionalDependencyError",
     "Price",
@@ -42,6 +44,7 @@ __all__ = [
     "chunk_documents",
     "compare",
     "estimate_cost",
+    "evaluate_all",
     "filter_by_judge",
     "filter_by_round_trip",
     "generate_questions",
@@ -60,9 +63,11 @@ _HOME = {
     "EmbeddingTrainer": "embedtune.training.trainer",
     "Encoder": "embedtune.types",
     "Evaluation": "embedtune.evaluation.evaluator",
+    "Hybrid": "embedtune.evaluation.hybrid",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
     "ModelReport": "embedtune.models.selfcheck",
+    "OpenAIEncoder": "embedtune.evaluation.openai_encoder",
     "OpenAILLM": "embedtune.questions.openai_llm",
     "OptionalDependencyError": "embedtune.errors",
     "Price": "embedtune.types",
@@ -82,6 +87,7 @@ _HOME = {
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
     "estimate_cost": "embedtune.questions.generation",
+    "evaluate_all": "embedtune.evaluation.evaluate_all",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "generate_questions": "embedtune.questions.generation",
@@ -97,8 +103,11 @@ if TYPE_CHECKING:
     from embedtune.dataset import build_dataset as build_dataset
     from embedtune.errors import OptionalDependencyError as OptionalDependencyError
     from embedtune.evaluation.bm25 import BM25 as BM25
+    from embedtune.evaluation.evaluate_all import evaluate_all as evaluate_all
     from embedtune.evaluation.evaluator import Evaluation as Evaluation
     from embedtune.evaluation.evaluator import TopKEvaluator as TopKEvaluator
+    from embedtune.evaluation.hybrid import Hybrid as Hybrid
+    from embedtune.evaluation.openai_encoder import OpenAIEncoder as OpenAIEncoder
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.models.load import load_model as load_model
