@@ -40,6 +40,7 @@ __all__ = [
     "TuningArguments",
     "Verdict",
     "build_dataset",
+    "check_forgetting",
     "check_model",
     "chunk_documents",
     "compare",
@@ -49,7 +50,9 @@ __all__ = [
     "filter_by_round_trip",
     "generate_questions",
     "load_model",
+    "load_nanobeir",
     "load_sample",
+    "merge_with_base",
     "read_documents",
 ]
 
@@ -83,6 +86,7 @@ _HOME = {
     "TuningArguments": "embedtune.training.arguments",
     "Verdict": "embedtune.evaluation.verdict",
     "build_dataset": "embedtune.dataset",
+    "check_forgetting": "embedtune.evaluation.forgetting",
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
@@ -92,7 +96,9 @@ _HOME = {
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "generate_questions": "embedtune.questions.generation",
     "load_model": "embedtune.models.load",
+    "load_nanobeir": "embedtune.evaluation.forgetting",
     "load_sample": "embedtune.sample",
+    "merge_with_base": "embedtune.evaluation.merging",
     "read_documents": "embedtune.corpus.documents",
 }
 
@@ -106,7 +112,10 @@ if TYPE_CHECKING:
     from embedtune.evaluation.evaluate_all import evaluate_all as evaluate_all
     from embedtune.evaluation.evaluator import Evaluation as Evaluation
     from embedtune.evaluation.evaluator import TopKEvaluator as TopKEvaluator
+    from embedtune.evaluation.forgetting import check_forgetting as check_forgetting
+    from embedtune.evaluation.forgetting import load_nanobeir as load_nanobeir
     from embedtune.evaluation.hybrid import Hybrid as Hybrid
+    from embedtune.evaluation.merging import merge_with_base as merge_with_base
     from embedtune.evaluation.openai_encoder import OpenAIEncoder as OpenAIEncoder
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
