@@ -23,11 +23,13 @@ __all__ = [
     "Evaluation",
     "FrozenIndexLoss",
     "FrozenIndexTrainer",
+    "Hybrid",
     "InBatchNegativesLoss",
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",
     "ModelReport",
+    "OpenAIEncoder",
     "OpenAILLM",
     "OptionalDependencyError",
     "Price",
@@ -44,19 +46,23 @@ __all__ = [
     "TuningArguments",
     "Verdict",
     "build_dataset",
+    "check_forgetting",
     "check_model",
     "chunk_documents",
     "compare",
     "compare_losses",
     "estimate_cost",
     "estimate_memory",
+    "evaluate_all",
     "filter_by_judge",
     "filter_by_round_trip",
     "freeze_index",
     "generate_questions",
     "learning_curve",
     "load_model",
+    "load_nanobeir",
     "load_sample",
+    "merge_with_base",
     "mine_hard_negatives",
     "read_documents",
 ]
@@ -73,12 +79,14 @@ _HOME = {
     "Evaluation": "embedtune.evaluation.evaluator",
     "FrozenIndexLoss": "embedtune.training.frozen_index",
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
+    "Hybrid": "embedtune.evaluation.hybrid",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
     "LearningCurve": "embedtune.training.learning_curve",
     "LossComparison": "embedtune.training.loss_comparison",
     "MemoryEstimate": "embedtune.training.memory",
     "ModelReport": "embedtune.models.selfcheck",
+    "OpenAIEncoder": "embedtune.evaluation.openai_encoder",
     "OpenAILLM": "embedtune.questions.openai_llm",
     "OptionalDependencyError": "embedtune.errors",
     "Price": "embedtune.types",
@@ -95,19 +103,23 @@ _HOME = {
     "TuningArguments": "embedtune.training.arguments",
     "Verdict": "embedtune.evaluation.verdict",
     "build_dataset": "embedtune.dataset",
+    "check_forgetting": "embedtune.evaluation.forgetting",
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
     "compare_losses": "embedtune.training.loss_comparison",
     "estimate_cost": "embedtune.questions.generation",
     "estimate_memory": "embedtune.training.memory",
+    "evaluate_all": "embedtune.evaluation.evaluate_all",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "freeze_index": "embedtune.models.query_side",
     "generate_questions": "embedtune.questions.generation",
     "learning_curve": "embedtune.training.learning_curve",
     "load_model": "embedtune.models.load",
+    "load_nanobeir": "embedtune.evaluation.forgetting",
     "load_sample": "embedtune.sample",
+    "merge_with_base": "embedtune.evaluation.merging",
     "mine_hard_negatives": "embedtune.training.mining",
     "read_documents": "embedtune.corpus.documents",
 }
@@ -119,8 +131,14 @@ if TYPE_CHECKING:
     from embedtune.dataset import build_dataset as build_dataset
     from embedtune.errors import OptionalDependencyError as OptionalDependencyError
     from embedtune.evaluation.bm25 import BM25 as BM25
+    from embedtune.evaluation.evaluate_all import evaluate_all as evaluate_all
     from embedtune.evaluation.evaluator import Evaluation as Evaluation
     from embedtune.evaluation.evaluator import TopKEvaluator as TopKEvaluator
+    from embedtune.evaluation.forgetting import check_forgetting as check_forgetting
+    from embedtune.evaluation.forgetting import load_nanobeir as load_nanobeir
+    from embedtune.evaluation.hybrid import Hybrid as Hybrid
+    from embedtune.evaluation.merging import merge_with_base as merge_with_base
+    from embedtune.evaluation.openai_encoder import OpenAIEncoder as OpenAIEncoder
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.models.load import load_model as load_model

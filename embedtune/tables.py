@@ -47,3 +47,13 @@ def _cells(row: Row, tag: str, *, texts: bool) -> str:
     if texts:
         first = other = ' style="text-align:left;white-space:pre-wrap"'
     return "".join(f"<{tag}{other if i else first}>{escape(cell)}</{tag}>" for i, cell in enumerate(row))
+
+
+def signed(value: float) -> str:
+    """Write a difference with its sign and three digits.
+
+    Example:
+        >>> signed(-0.0), signed(0.0521)
+        ('+0.000', '+0.052')
+    """
+    return f"{round(value, 3) + 0.0:+.3f}"  # adding zero makes -0.0 positive
