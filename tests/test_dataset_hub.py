@@ -37,7 +37,7 @@ def test_what_is_pushed_loads_again_and_is_private(hub, tmp_path):
     server, endpoint = hub
     program = """
 data = RetrievalDataset.from_pairs(pairs, seed=1)
-revision = data.push_to_hub("me/pairs")
+revision = data.push_to_hub("me/pairs").revision
 again = RetrievalDataset.load_from_hub("me/pairs", revision=revision)
 assert again.corpus.to_list() == data.corpus.to_list()
 assert {s: q.to_list() for s, q in again.qrels.items()} == {s: q.to_list() for s, q in data.qrels.items()}

@@ -13,7 +13,7 @@ LossName = Literal["in-batch", "triplet", "cosine"]
 
 @dataclass
 class TuningArguments(SentenceTransformerTrainingArguments):
-    """Arguments of `EmbeddingTrainer`: every one of ``SentenceTransformerTrainingArguments``, and three more.
+    """Arguments of `EmbeddingTrainer`: every one of ``SentenceTransformerTrainingArguments``, and four more.
 
     Args:
         loss: ``"in-batch"`` (`InBatchNegativesLoss`), ``"triplet"`` (`TripletMarginLoss`) or ``"cosine"``
@@ -22,6 +22,8 @@ class TuningArguments(SentenceTransformerTrainingArguments):
         num_negatives: Drawn for each question by the losses that are given their negatives.
         dropout: Probability of dropout in every layer while training; the model's own where nothing is given. On a CPU,
             0 makes the steps of BERT-like models faster.
+        check_saved: Load what ``save_model`` wrote, and raise if it gives other vectors. Not for checkpoints, and not where
+            the accelerator has no room for a second copy of the model.
 
     These defaults differ from ``SentenceTransformerTrainingArguments``:
 
@@ -42,6 +44,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     loss: LossName = "in-batch"
     num_negatives: int = 5
     dropout: float | None = None
+    check_saved: bool = True
     per_device_train_batch_size: int = 32
     warmup_steps: float = 0.1
     eval_strategy: str = "epoch"
