@@ -27,6 +27,7 @@ __all__ = [
     "OptionalDependencyError",
     "Price",
     "Prompt",
+    "Publication",
     "Question",
     "Questions",
     "Ranker",
@@ -47,6 +48,7 @@ __all__ = [
     "generate_questions",
     "load_model",
     "load_sample",
+    "push_to_hub",
     "read_documents",
 ]
 
@@ -67,6 +69,7 @@ _HOME = {
     "OptionalDependencyError": "embedtune.errors",
     "Price": "embedtune.types",
     "Prompt": "embedtune.types",
+    "Publication": "embedtune.hub",
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
@@ -87,6 +90,7 @@ _HOME = {
     "generate_questions": "embedtune.questions.generation",
     "load_model": "embedtune.models.load",
     "load_sample": "embedtune.sample",
+    "push_to_hub": "embedtune.publishing.hub",
     "read_documents": "embedtune.corpus.documents",
 }
 
@@ -101,9 +105,11 @@ if TYPE_CHECKING:
     from embedtune.evaluation.evaluator import TopKEvaluator as TopKEvaluator
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
+    from embedtune.hub import Publication as Publication
     from embedtune.models.load import load_model as load_model
     from embedtune.models.selfcheck import ModelReport as ModelReport
     from embedtune.models.selfcheck import check_model as check_model
+    from embedtune.publishing.hub import push_to_hub as push_to_hub
     from embedtune.questions.anthropic_llm import AnthropicLLM as AnthropicLLM
     from embedtune.questions.generation import estimate_cost as estimate_cost
     from embedtune.questions.generation import generate_questions as generate_questions

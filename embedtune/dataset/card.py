@@ -38,6 +38,8 @@ def describe_dataset(data: RetrievalDataset) -> str:
     lines = [f"{len(data.queries):,} questions about {len(data.corpus):,} chunks:", ""]
     lines += [f"- {origin}" for origin in question_origins(data)]
     lines += ["", f"Split {_SPLITS.get(data.split_by, data.split_by)}.", "", "```", repr(data), "```"]
+    if "test_seen" in data.splits:
+        lines += ["", "`test_seen` has new questions about chunks that were trained on."]
     if data.context:
         lines += [
             "",

@@ -89,7 +89,7 @@ class TopKEvaluator(BaseEvaluator):
         self._corpus = dict(sorted(data.corpus_texts.items()))
         self._queries = {query: data.query_texts[query] for query in sorted(relevant)}
         self._relevant = {query: list(dict.fromkeys(relevant[query])) for query in self._queries}
-        self._fingerprint = _fingerprint(self._queries, self._relevant, self._corpus)
+        self.fingerprint = _fingerprint(self._queries, self._relevant, self._corpus)
 
     def evaluate(self, retriever: Retriever, *, name: str | None = None) -> Evaluation:
         """Search the whole corpus for every question.
@@ -119,7 +119,7 @@ class TopKEvaluator(BaseEvaluator):
             k=self.k,
             per_query=Dataset.from_dict(columns, features=PER_QUERY_FEATURES),
             num_chunks=len(self._corpus),
-            fingerprint=self._fingerprint,
+            fingerprint=self.fingerprint,
         )
 
     def __call__(

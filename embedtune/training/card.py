@@ -59,6 +59,7 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
         """Describe the training data by numbers alone."""
         card = model.model_card_data
         card.widget = card.widget or [_WIDGET]
+        card.ir_model = True  # its example of use has encode_query and encode_document
         super().on_init_end(args, state, control, model=model, trainer=trainer, **options)
         for dataset in [*card.train_datasets, *card.eval_datasets]:
             for key in _SAMPLES:
