@@ -7,10 +7,10 @@ STAMP := .venv/.installed
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format types docs bench constraints clean
+.PHONY: help demo test test-all lint format types docs bench release-check constraints clean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
 # pip reads dependency groups since 25.1. torch comes first and alone, so that the constrained build is the one chosen.
 $(STAMP): pyproject.toml constraints.txt
@@ -50,6 +50,10 @@ docs: $(STAMP) ## build the documentation into site/
 bench: $(STAMP) ## run the benchmarks in benchmarks/
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/generation.py
+
+release-check: $(STAMP) ## what a release must pass: archives, bare install, oldest dependencies, the installed wheel (long)
+	@$(PIP) install --constraint constraints.txt --group release
+	PATH="$(CURDIR)/$(BIN):$$PATH" tools/release_check.sh
 
 constraints: $(STAMP) ## write constraints.txt anew from what is installed
 	@{ echo "# The versions that the tests ran on: pip install --constraint constraints.txt ..."; \

@@ -34,6 +34,7 @@ __all__ = [
     "OptionalDependencyError",
     "Price",
     "Prompt",
+    "Publication",
     "Question",
     "Questions",
     "Ranker",
@@ -64,6 +65,7 @@ __all__ = [
     "load_sample",
     "merge_with_base",
     "mine_hard_negatives",
+    "push_to_hub",
     "read_documents",
 ]
 
@@ -91,6 +93,7 @@ _HOME = {
     "OptionalDependencyError": "embedtune.errors",
     "Price": "embedtune.types",
     "Prompt": "embedtune.types",
+    "Publication": "embedtune.hub",
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
@@ -121,6 +124,7 @@ _HOME = {
     "load_sample": "embedtune.sample",
     "merge_with_base": "embedtune.evaluation.merging",
     "mine_hard_negatives": "embedtune.training.mining",
+    "push_to_hub": "embedtune.publishing.hub",
     "read_documents": "embedtune.corpus.documents",
 }
 
@@ -141,10 +145,12 @@ if TYPE_CHECKING:
     from embedtune.evaluation.openai_encoder import OpenAIEncoder as OpenAIEncoder
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
+    from embedtune.hub import Publication as Publication
     from embedtune.models.load import load_model as load_model
     from embedtune.models.query_side import freeze_index as freeze_index
     from embedtune.models.selfcheck import ModelReport as ModelReport
     from embedtune.models.selfcheck import check_model as check_model
+    from embedtune.publishing.hub import push_to_hub as push_to_hub
     from embedtune.questions.anthropic_llm import AnthropicLLM as AnthropicLLM
     from embedtune.questions.generation import estimate_cost as estimate_cost
     from embedtune.questions.generation import generate_questions as generate_questions

@@ -332,7 +332,7 @@ def test_saving_replaces_an_older_dataset(data, chunks, questions, tmp_path):
 
 def test_the_old_dataset_stays_when_saving_fails(data, tmp_path, monkeypatch):
     data.save_to_disk(tmp_path / "data")
-    monkeypatch.setattr("embedtune.dataset.storage._card", lambda data: 1 / 0)
+    monkeypatch.setattr("embedtune.dataset.storage.dataset_card", lambda data: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         data.save_to_disk(tmp_path / "data")
     same(RetrievalDataset.load_from_disk(tmp_path / "data"), data)

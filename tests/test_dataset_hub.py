@@ -26,7 +26,7 @@ def hub():
 def run(program, endpoint, cache):
     environment = {
         **os.environ, "HF_ENDPOINT": endpoint, "HF_TOKEN": "hf_secret", "HF_HOME": str(cache), "HF_HUB_OFFLINE": "0",
-        "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "NO_PROXY": "127.0.0.1", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "HF_HUB_DISABLE_XET": "1",
     }  # fmt: skip
     return subprocess.run(
         [sys.executable, "-c", SETUP + program], capture_output=True, text=True, check=False, env=environment
@@ -37,7 +37,7 @@ def test_what_is_pushed_loads_again_and_is_private(hub, tmp_path):
     server, endpoint = hub
     program = """
 data = RetrievalDataset.from_pairs(pairs, seed=1)
-revision = data.push_to_hub("me/pairs")
+revision = data.push_to_hub("me/pairs").revision
 again = RetrievalDataset.load_from_hub("me/pairs", revision=revision)
 assert again.corpus.to_list() == data.corpus.to_list()
 assert {s: q.to_list() for s, q in again.qrels.items()} == {s: q.to_list() for s, q in data.qrels.items()}
@@ -82,8 +82,7 @@ def test_a_repository_that_does_not_exist_is_named(hub, tmp_path):
 
 def test_nothing_is_pushed_to_a_public_repository_unless_that_is_asked_for(hub, tmp_path):
     server, endpoint = hub
-    server.private["datasets/me/pairs"] = False
-    server.files["datasets/me/pairs"] = {}
+    server.create("datasets/me/pairs", private=False)
     done = run('RetrievalDataset.from_pairs(pairs).push_to_hub("me/pairs")', endpoint, tmp_path)
     assert "me/pairs is public" in done.stderr
     assert server.files == {"datasets/me/pairs": {}}

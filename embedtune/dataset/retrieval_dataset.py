@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from embedtune.dataset.sources import Pair
+    from embedtune.hub import Publication
 
 SPLIT_ORDER = ("train", "dev", "test", "test_seen")
 
@@ -198,14 +199,26 @@ class RetrievalDataset:
         repo_id: str,
         *,
         private: bool = True,
+        dry_run: bool = False,
         token: str | None = None,
         commit_message: str = "Upload questions and chunks",
-    ) -> str:
-        """Upload the dataset to the Hub in one commit, private unless told otherwise, and return the revision.
+    ) -> Publication:
+        """Upload the dataset to the Hub in one commit, private unless told otherwise.
 
         ``datasets.load_dataset(repo_id, "corpus")`` (or ``"queries"``, or without a name the judgements) reads it too.
+        The whole text of chunks and questions is uploaded; the card itself has none of it.
+
+        Args:
+            repo_id: ``"organisation/name"``; created if it does not exist.
+            private: False to publish for everyone. A repository that is public already is refused otherwise.
+            dry_run: Only return what would be uploaded.
+            token: For the Hub; the one of ``hf auth login`` where nothing is given.
+            commit_message: Of the commit.
+
+        Returns:
+            The files, the card and the ``revision``; print it to see them.
         """
-        return storage.push(self, repo_id, private=private, token=token, message=commit_message)
+        return storage.push(self, repo_id, private=private, dry_run=dry_run, token=token, message=commit_message)
 
     @classmethod
     def load_from_hub(cls, repo_id: str, *, revision: str | None = None, token: str | None = None) -> RetrievalDataset:

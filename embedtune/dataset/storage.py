@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.parquet
 from datasets import Dataset
 
+from embedtune.dataset.card import dataset_card
 from embedtune.files import replaced_folder
+from embedtune.hub import Publication, list_files, upload_folder
 
 if TYPE_CHECKING:
     from embedtune.dataset.retrieval_dataset import RetrievalDataset
@@ -43,32 +45,29 @@ def load(path: str | Path) -> dict[str, Any]:
     }
 
 
-def push(data: RetrievalDataset, repo_id: str, *, private: bool, token: str | None, message: str) -> str:
-    """Upload the dataset in one commit and return its revision."""
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+def push(
+    data: RetrievalDataset, repo_id: str, *, private: bool, dry_run: bool, token: str | None, message: str
+) -> Publication:
+    """Upload the dataset in one commit."""
+    from huggingface_hub import HfApi
 
-    api = HfApi(token=token)
-    api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True)
-    if private and not api.dataset_info(repo_id).private:  # one that exists stays as public as it was
-        raise ValueError(
-            f"{repo_id} is public. Choose another repository, or publish your documents with private=False."
-        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         _write(data, folder)
-        files = {path.relative_to(folder).as_posix(): path for path in sorted(folder.rglob("*")) if path.is_file()}
-        # A split that is no longer there must not be found by load_dataset.
-        stale = [file for file in api.list_repo_files(repo_id, repo_type="dataset") if file.startswith("qrels/")]
-        commit = api.create_commit(
+        card = (folder / "README.md").read_text(encoding="utf-8")
+        publication = Publication(repo_id, private, list_files(folder), card)
+        if dry_run:
+            return publication
+        revision = upload_folder(
+            HfApi(token=token),
             repo_id,
-            [
-                *(CommitOperationAdd(file, path) for file, path in files.items()),
-                *(CommitOperationDelete(file) for file in stale if file not in files),
-            ],
-            commit_message=message,
+            folder,
             repo_type="dataset",
+            private=private,
+            message=message,
+            replaces=lambda file: file.startswith("qrels/"),  # load_dataset would find a split that is no longer there
         )
-    return str(commit.oid)
+    return replace(publication, revision=revision)
 
 
 def download(repo_id: str, *, revision: str | None, token: str | None) -> str:
@@ -86,7 +85,7 @@ def _write(data: RetrievalDataset, folder: Path) -> None:
         _write_table(judgements, folder / "qrels" / f"{split}.parquet")
     settings = {"split_by": data.split_by, "context": list(data.context), "splits": list(data.qrels)}
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
-    (folder / "README.md").write_text(_card(data), encoding="utf-8")
+    (folder / "README.md").write_text(dataset_card(data), encoding="utf-8")
 
 
 def _write_table(table: Dataset, path: Path) -> None:
@@ -97,31 +96,3 @@ def _write_table(table: Dataset, path: Path) -> None:
 def _read(path: Path) -> Dataset:
     # Not Dataset.from_parquet: it would leave a second copy in the user's cache folder.
     return Dataset(pyarrow.parquet.read_table(path))
-
-
-def _card(data: RetrievalDataset) -> str:
-    """Return a dataset card by which ``datasets.load_dataset(repo, "corpus" | "queries" | "default")`` finds the files."""
-    files: Mapping[str, list[tuple[str, str]]] = {
-        "corpus": [("corpus", "corpus.parquet")],
-        "queries": [("queries", "queries.parquet")],
-        "default": [(split, f"qrels/{split}.parquet") for split in data.qrels],
-    }
-    lines = ["---", "task_categories:", "- text-retrieval", "tags:", "- embedtune", "configs:"]
-    for config, splits in files.items():
-        lines += [f"- config_name: {config}", "  data_files:"]
-        for split, path in splits:
-            lines += [f"  - split: {split}", f"    path: {path}"]
-    lines += [
-        "---",
-        "",
-        "# Questions and chunks",
-        "",
-        "`corpus` holds every chunk, `queries` every question, and the default configuration which chunk answers which",
-        "question, by split. The layout is BEIR's.",
-        "",
-        "```",
-        repr(data),
-        "```",
-        "",
-    ]
-    return "\n".join(lines)

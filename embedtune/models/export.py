@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -50,6 +51,13 @@ class TunableModel(SentenceTransformer):
 TunableModel.__name__ = SentenceTransformer.__name__
 
 
+def as_tunable(model: SentenceTransformer) -> TunableModel:
+    """Return the same modules and settings in a new model that merges its LoRA when it is saved."""
+    tunable: Any = copy.copy(model)
+    tunable.__class__ = TunableModel
+    return cast("TunableModel", tunable)
+
+
 def add_compatibility_keys(folder: Path, *, max_seq_length: int | None) -> None:
     """Add what sentence-transformers 5, text-embeddings-inference and vLLM look for; nothing is taken away."""
     for name in ("modules.json", "router_config.json"):
@@ -60,6 +68,7 @@ def add_compatibility_keys(folder: Path, *, max_seq_length: int | None) -> None:
     needs = _requirements(folder)
     if needs:
         _edit(folder, "config_sentence_transformers.json", lambda config: config.update(requirements=needs))
+        _edit(folder, "tokenizer_config.json", _stop_transformers_4)
         _add_to_card(folder, needs)
 
 
@@ -102,6 +111,11 @@ def _rope_theta(config: dict[str, Any]) -> None:
     theta = (config.get("rope_parameters") or {}).get("rope_theta")
     if theta is not None:
         config.setdefault("rope_theta", theta)
+
+
+def _stop_transformers_4(config: dict[str, Any]) -> None:
+    """Write the extra tokens as a list, even an empty one, which transformers 4 cannot read: it would ignore is_causal."""
+    config.setdefault("extra_special_tokens", [])
 
 
 def _requirements(folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from embedtune.models.repository import check_weights, quiet_transformers, requi
 
 Attention = Literal["bidirectional", "causal"]
 
+LICENCE = "apache-2.0"  # says its card; a copy of the folder may come without
 _BY_HIDDEN_SIZE = {1536: "Alibaba-NLP/gte-Qwen2-1.5B-instruct", 3584: "Alibaba-NLP/gte-Qwen2-7B-instruct"}
 
 
@@ -47,6 +48,7 @@ def load_gte_qwen2(name: str, *, attention: Attention | None, revision: str | No
     _forget_remote_code(model)
     if original := _BY_HIDDEN_SIZE.get(model.config.hidden_size):  # a folder's name says nothing, in a model card
         model.model_card_data.base_model = original
+        model.model_card_data.license = LICENCE
     return model
 
 

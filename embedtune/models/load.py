@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import SentenceTransformer
 
-from embedtune.models.export import TunableModel
+from embedtune.models.export import TunableModel, as_tunable
 from embedtune.models.gte_qwen2 import Attention, is_gte_qwen2, load_gte_qwen2
 from embedtune.models.jina_v3 import LICENCE, Mode, Train, is_jina_v3, load_jina_v3
 from embedtune.models.lora import add_lora
@@ -22,8 +21,9 @@ from embedtune.models.repository import (
     check_whole,
     quiet_transformers,
     read_json,
+    read_licence,
 )
-from embedtune.models.selfcheck import declare
+from embedtune.models.selfcheck import check_model, declare
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -48,6 +48,7 @@ def load_model(
     train: Train | None = None,
     lora: bool | LoraConfig | str | Path | None = None,
     trust_remote_code: bool = False,
+    check: bool = True,
 ) -> SentenceTransformer:
     """Load a model to evaluate or to fine-tune, in float32, from safetensors, without remote code.
 
@@ -75,12 +76,14 @@ def load_model(
             the folder ``adapters`` beside a saved model, to go on training it on the model it began with.
         trust_remote_code: Run the code of a repository on the Hub, for models that transformers does not have. Needs the
             40 digits of the commit that you have read as ``revision``.
+        check: Hold the model to what it says of itself, as `check_model` does without saving it; three short texts are
+            encoded. False returns it whatever it is.
 
     Raises:
         OptionalDependencyError: If a package is not installed that the model or ``lora`` needs.
         FileNotFoundError: If there is no such folder, repository or revision.
         ConnectionError: If the Hub cannot be reached.
-        ValueError: If an option does not apply to this model, or weights are missing.
+        ValueError: If an option does not apply to this model, weights are missing, or the model fails the check.
 
     Example:
         >>> model = load_model("minilm", device="cpu")
@@ -96,7 +99,7 @@ def load_model(
             mode=mode,
             train=train,
         )
-        loaded = _adaptable(model) if lora is not None else model
+        loaded = as_tunable(model) if lora is not None else model
         if device is not None:
             loaded.to(device)
     else:
@@ -123,7 +126,15 @@ def load_model(
         add_lora(loaded, lora)
     if isinstance(loaded, TunableModel):
         loaded.declared = declare(loaded)
+    if check:
+        _check(loaded)
     return loaded
+
+
+def _check(model: SentenceTransformer) -> None:
+    report = check_model(model, reload=False)
+    if not report.ok:
+        raise ValueError(f"The model is not what it says it is:\n{report}\n\ncheck=False returns it all the same.")
 
 
 def _load(
@@ -150,6 +161,7 @@ def _load(
         _refuse(f"{name!r}", **gte_options, **jina_options)
         loaded = _load_any(name, config, trust_remote_code=trust_remote_code, **_arguments(options))
     fill_prompts(loaded, name)
+    loaded.model_card_data.license = read_licence(name, revision=revision) or loaded.model_card_data.license
     if getattr(loaded.config, "model_type", None) == "jina_embeddings_v3":
         _announce_licence(loaded)
     return loaded, lora
@@ -186,13 +198,6 @@ def _refuse(what: str, **options: Any) -> None:
     for option, value in options.items():
         if value is not None:
             raise ValueError(f"{option}={value!r} does not apply to {what}. Leave it out.")
-
-
-def _adaptable(model: SentenceTransformer) -> TunableModel:
-    """Return the same modules and settings in a model that merges its LoRA when it is saved."""
-    adaptable: Any = copy.copy(model)
-    adaptable.__class__ = TunableModel
-    return cast("TunableModel", adaptable)
 
 
 def _announce_licence(model: TunableModel) -> None:

@@ -10,7 +10,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
+import yaml
+from huggingface_hub import hf_hub_download, metadata_load
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -70,6 +71,16 @@ def read_json(name: str, file: str, *, revision: str | None = None) -> dict[str,
         return {}
     content = json.loads(path.read_text(encoding="utf-8"))
     return content if isinstance(content, dict) else {"items": content}
+
+
+def read_licence(name: str, *, revision: str | None = None) -> str | None:
+    """Return the licence that a repository's card names, which every model derived from it inherits."""
+    try:
+        card = find_file(name, "README.md", revision=revision)
+        return (metadata_load(card) or {}).get("license") if card else None
+    except (ConnectionError, ValueError, yaml.YAMLError) as error:  # a card is no condition for a model
+        logger.info("The licence of %s is not known: %s", name, error)
+        return None
 
 
 def require_transformers(minimum: str, *, reason: str) -> None:

@@ -18,7 +18,7 @@ LossName = Literal["in-batch", "triplet", "cosine"]
 
 @dataclass
 class TuningArguments(SentenceTransformerTrainingArguments):
-    """Arguments of `EmbeddingTrainer`: every one of ``SentenceTransformerTrainingArguments``, and six more.
+    """Arguments of `EmbeddingTrainer`: every one of ``SentenceTransformerTrainingArguments``, and seven more.
 
     Args:
         loss: ``"in-batch"`` (`InBatchNegativesLoss`), ``"triplet"`` (`TripletMarginLoss`) or ``"cosine"``
@@ -34,6 +34,8 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             the other chunks of the batch as negatives would have fewer of them.
         mini_batch_num_tokens: Cache gradients (Gao et al. 2021, https://arxiv.org/abs/2101.06983), for any loss: batches of
             any size in the memory of so many tokens, for about a third more time.
+        check_saved: Load what ``save_model`` wrote, and raise if it gives other vectors. Not for checkpoints, and not where
+            the accelerator has no room for a second copy of the model.
 
     These defaults differ from ``SentenceTransformerTrainingArguments``:
 
@@ -58,6 +60,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     encode_once: bool = True
     group_rows: bool | None = None
     mini_batch_num_tokens: int | None = None
+    check_saved: bool = True
     per_device_train_batch_size: int = 32
     warmup_steps: float = 0.1
     eval_strategy: str = "epoch"

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sentence_transformers.base.evaluation import BaseEvaluator
 from sentence_transformers.base.modules import Router
 from torch import nn
@@ -17,8 +18,10 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from embedtune.dataset.views import COLUMN_ROLES, Role, view_of
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.models.prompts import prompt_of
+from embedtune.models.selfcheck import check_model
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
+from embedtune.training.card import ModelCardCallback
 from embedtune.training.encode_once_trainer import EncodeOnceTrainer
 from embedtune.training.guarded import GuardedTrainer
 from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks
@@ -84,6 +87,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
     """
 
     training_args_class = TuningArguments
+    model_card_callback_class = ModelCardCallback
 
     def __init__(
         self,
@@ -143,10 +147,13 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         if not self.args.should_save:  # every process comes here, and two would write one file at a time
             return
         super()._save(output_dir, state_dict)
-        if output_dir is not None and Path(output_dir).name.startswith(PREFIX_CHECKPOINT_DIR):
-            save_trained_weights(self.model, output_dir)
+        folder = Path(output_dir or self.args.output_dir)
         # A pickle that nothing reads again, with paths and settings that need not travel with the model.
-        Path(output_dir or self.args.output_dir, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
+        if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
+            save_trained_weights(self.model, folder)
+        elif self.args.check_saved:
+            check_saved(self.model, folder)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         if not load_trained_weights(self.model, checkpoint_path):
@@ -157,6 +164,21 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         best = str(self.state.best_model_checkpoint)
         self._load_from_checkpoint(best)
         self.model.model_card_data.set_best_model_step(int(best.rpartition("-")[2]))
+
+
+def check_saved(model: SentenceTransformer, folder: Path) -> None:
+    """Raise a ``ValueError`` if plain sentence-transformers gets other vectors from a folder than the model in memory gives."""
+    size = sum(parameter.nbytes for parameter in model.parameters())
+    if model.device.type == "cuda" and torch.cuda.mem_get_info(model.device)[0] < 1.5 * size:
+        logger.warning(
+            "There is no room on %s for a second copy of the model, so %s was not compared with it. In a new process: "
+            "check_model(load_model(%r)).",
+            model.device,
+            folder,
+            str(folder),
+        )
+        return
+    check_model(model, folder=folder).raise_if_failed()
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:

@@ -1,0 +1,1 @@
+"""Models on the Hub: the files, the card with its evidence, and the check that what arrived is what was sent."""

@@ -1,0 +1,225 @@
+"""The model card: sentence-transformers' own, with the evidence that embedtune has put before it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from huggingface_hub import EvalResult, ModelCard
+
+import embedtune
+from embedtune.dataset.card import describe_dataset
+from embedtune.errors import OptionalDependencyError
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from embedtune.dataset import RetrievalDataset
+    from embedtune.evaluation.verdict import Verdict
+
+_BEGIN, _END = "<!-- embedtune: evidence -->", "<!-- embedtune: end of evidence -->"
+_LICENCES = {
+    "cc-by-nc-4.0": "not for commercial use; name the authors of the base model",
+    "apache-2.0": "free for commercial use; keep the notices of the base model",
+    "mit": "free for commercial use; keep the notice of the base model",
+}
+
+
+class Evidence(NamedTuple):
+    """What a card can tell beyond the model itself.
+
+    Attributes:
+        verdicts: Each with its own split, or its own run.
+        data: The dataset that the model was trained and tested on.
+        num_examples: How many training questions are shown with their chunks.
+    """
+
+    verdicts: Sequence[Verdict] = ()
+    data: RetrievalDataset | None = None
+    num_examples: int = 0
+
+
+def complete_card(folder: Path, repo_id: str, model: SentenceTransformer, evidence: Evidence) -> str:
+    """Put the evidence into the card of a saved model, in the place of older evidence, and return the text.
+
+    Args:
+        folder: With the ``README.md`` that sentence-transformers wrote; charts go there too.
+        repo_id: Where the model will be.
+        model: The model that was saved.
+        evidence: What is known of it.
+    """
+    path = folder / "README.md"
+    card = ModelCard(path.read_text(encoding="utf-8") if path.exists() else "---\n---\n", ignore_metadata_errors=True)
+    _complete_metadata(card.data, repo_id, model, evidence.verdicts)
+    sections = [
+        *(_verdict_section(verdict, folder, number) for number, verdict in enumerate(evidence.verdicts, start=1)),
+        _usage_section(model),
+        _data_section(evidence),
+        _training_section(model),
+        _limits_section(evidence),
+        _licence_section(card.data.get("license"), card.data.get("base_model")),
+    ]
+    card.text = _inserted(card.text, "\n\n".join(section for section in sections if section))
+    path.write_text(str(card), encoding="utf-8")
+    return str(card)
+
+
+def _complete_metadata(data: Any, repo_id: str, model: SentenceTransformer, verdicts: Sequence[Verdict]) -> None:
+    name = repo_id.rpartition("/")[2]
+    data.tags = list(dict.fromkeys([*(data.get("tags") or []), "embedtune"]))
+    data.license = data.get("license") or model.model_card_data.license
+    data.base_model = data.get("base_model") or model.model_card_data.base_model
+    if verdicts:
+        data.model_name = name
+        data.eval_results = [result for verdict in verdicts for result in _eval_results(verdict, name)]
+        data.metrics = list(dict.fromkeys(result.metric_type for result in data.eval_results))
+
+
+def _eval_results(verdict: Verdict, name: str) -> list[EvalResult]:
+    """Return the tuned model's metrics as the Hub's ``model-index`` has them, unrounded."""
+    return [
+        EvalResult(
+            task_type="information-retrieval",
+            task_name="Information Retrieval",
+            dataset_type=name,
+            dataset_name=f"{name}: questions of the split {verdict.after.split}",
+            dataset_split=verdict.after.split,
+            metric_type=metric,
+            metric_name=metric,
+            metric_value=value,
+        )
+        for metric, value in verdict.after.metrics.items()
+    ]
+
+
+def _inserted(text: str, sections: str) -> str:
+    """Put the sections before the first heading below the title, or at the end."""
+    block = f"{_BEGIN}\n{sections}\n{_END}\n\n"
+    text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", "", text, flags=re.DOTALL)
+    heading = re.search(r"^## ", text, flags=re.MULTILINE)
+    place = heading.start() if heading else len(text)
+    return text[:place].rstrip("\n") + "\n\n" + block + text[place:]
+
+
+def _verdict_section(verdict: Verdict, folder: Path, number: int) -> str:
+    rows = [
+        [
+            metric,
+            f"{change.before:.3f}",
+            f"**{change.after:.3f}**",
+            f"{change.difference:+.3f}",
+            f"{change.low:+.3f} to {change.high:+.3f}",
+            *(f"{baseline.metrics[metric]:.3f}" for baseline in verdict.baselines),
+        ]
+        for metric, change in verdict.metrics.items()
+    ]
+    names = [baseline.name for baseline in verdict.baselines]
+    header = [
+        "metric",
+        verdict.before.name,
+        verdict.after.name,
+        "difference",
+        f"{verdict.confidence:.0%} interval",
+        *names,
+    ]
+    lines = [
+        f"## Does it retrieve better? Questions of the split `{verdict.before.split}`",
+        f"**{verdict.sentence}**",
+        *verdict.notes,
+        _table(header, rows),
+        f"{verdict.num_queries:,} questions, {verdict.num_chunks:,} chunks to choose from. The interval is of the difference "
+        f"between {verdict.after.name} and {verdict.before.name}, by a paired bootstrap over chunks. `accuracy@k`: a right "
+        "chunk is among the first k (hit rate).",
+        _chart(verdict, folder, number),
+    ]
+    return "\n\n".join(line for line in lines if line)
+
+
+def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [header, ["---", *("--:" for _ in header[1:])], *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
+
+
+def _chart(verdict: Verdict, folder: Path, number: int) -> str:
+    """Save the verdict's figure, where it can draw one, and return the line that shows it."""
+    plot = getattr(verdict, "plot", None)
+    if plot is None:
+        return ""
+    try:
+        figure = plot()
+    except OptionalDependencyError:  # the table says the same
+        return ""
+    path = folder / "assets" / f"verdict-{number}.png"
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
+    return f"![Accuracy at k](assets/{path.name})"
+
+
+def _usage_section(model: SentenceTransformer) -> str:
+    prompts = {name: text for name, text in model.prompts.items() if text}
+    if prompts:
+        told = "\n".join(f"- `{name}`: `{text!r}`" for name, text in prompts.items())
+        told = f"`encode_query` and `encode_document` put a prompt before each text, `encode` only where it is told to:\n\n{told}"
+    else:
+        told = "Questions and chunks are encoded as they are, without a prompt."
+    return (
+        f"## How it is to be used\n\n{told}\n\nA text is cut after {model.max_seq_length} tokens, and a vector has "
+        f"{model.get_embedding_dimension()} numbers. See *Usage* below for the lines to load it."
+    )
+
+
+def _data_section(evidence: Evidence) -> str:
+    if evidence.data is None:
+        return ""
+    return "\n\n".join(
+        [
+            "## How the questions were made",
+            describe_dataset(evidence.data),
+            *_examples(evidence.data, evidence.num_examples),
+        ]
+    )
+
+
+def _examples(data: RetrievalDataset, number: int) -> list[str]:
+    """Show some training questions with their chunks, because somebody asked for it."""
+    rows = [
+        [data.query_texts[query], data.corpus_texts[chunks[0]]]
+        for query, chunks in sorted(data.relevant("train").items())
+    ]
+    cells = [[text.replace("\n", "<br>") for text in row] for row in rows[:number]]
+    return [_table(["question", "chunk"], cells)] if cells else []
+
+
+def _training_section(model: SentenceTransformer) -> str:
+    run = getattr(model.model_card_data, "training_run", None)
+    if run is None:
+        return ""
+    kept = f"the checkpoint of step {run.best_step} was kept" if run.best_step else "the last step was kept"
+    return (
+        f"## How it was trained\n\n{run.seconds / 60:.1f} minutes, evaluations included, on {run.num_devices} x {run.device}, "
+        f"with embedtune {embedtune.__version__}; {kept}. Settings, losses and versions are listed below."
+    )
+
+
+def _limits_section(evidence: Evidence) -> str:
+    lines = [
+        "The figures are for these documents and this kind of question. Other documents, other languages and longer texts were "
+        "not measured.",
+    ]
+    if evidence.data is not None and any(
+        evidence.data.queries["model"][:] if "model" in evidence.data.queries.column_names else []
+    ):
+        lines.append("Questions that a language model wrote resemble their chunks more than people's questions do.")
+    if not evidence.verdicts:
+        lines.append("No evaluation was published with this model.")
+    return "\n".join(["## Limits", "", *(f"- {line}" for line in lines)])
+
+
+def _licence_section(licence: str | None, base: str | list[str] | None) -> str:
+    if not licence:
+        return ""
+    meaning = _LICENCES.get(licence)
+    origin = f", inherited from `{base}`" if isinstance(base, str) else ""
+    return f"## Licence\n\n`{licence}`{origin}" + (f": {meaning}." if meaning else ".")

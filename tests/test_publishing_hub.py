@@ -1,0 +1,248 @@
+"""push_to_hub, with the real client against a server on loopback."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hub_server import serving
+from huggingface_hub import constants
+from huggingface_hub.errors import HfHubHTTPError
+from model_repositories import gte_qwen2_repository, jina_hf_repository, randomize
+from sentence_transformers import SentenceTransformer
+from test_trainer import make_data
+
+import embedtune as et
+from embedtune.models.selfcheck import same_vectors
+from embedtune.publishing import hub as publishing_hub
+
+# huggingface_hub calls httpx in a way that httpx will drop.
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+TEXTS = ["open the pump", "check the valve and press 3 to open it", "lamp"]
+REPO = "models/me/handbook"
+PLAIN = {
+    "1_Pooling/config.json",
+    "README.md",
+    "config.json",
+    "config_sentence_transformers.json",
+    "model.safetensors",
+    "modules.json",
+    "sentence_bert_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+}
+ELSEWHERE = """
+import json, sys
+sys.modules["embedtune"] = sys.modules["peft"] = None
+from sentence_transformers import SentenceTransformer
+texts, repos = json.loads(sys.argv[1]), sys.argv[2:]
+for repo in repos:
+    model = SentenceTransformer(repo, device="cpu")
+    print("VECTORS", json.dumps([model.encode_query(texts).tolist(), model.encode_document(texts).tolist()]))
+"""
+
+
+@pytest.fixture
+def server(monkeypatch, tmp_path):
+    """A Hub that this process talks to, without Xet and with a cache of its own."""
+    with serving() as (hub, endpoint):
+        hub.endpoint = endpoint
+        for name, value in (("ENDPOINT", endpoint), ("HF_HUB_OFFLINE", False), ("HF_HUB_DISABLE_XET", True)):
+            monkeypatch.setattr(constants, name, value)
+        url = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setenv("HF_TOKEN", "hf_secret")
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("repositories")
+    gte_qwen2_repository(root / "gte")
+    jina_hf_repository(root / "jina")
+    return root
+
+
+def vectors(model):
+    return torch.tensor([model.encode_query(TEXTS).tolist(), model.encode_document(TEXTS).tolist()])
+
+
+def lora(folders):
+    model = et.load_model(folders / "gte", lora=True, max_seq_length=128, device="cpu")
+    randomize(model, 1, only="lora_")
+    return model
+
+
+def jina(folders, **options):
+    model = et.load_model(folders / "jina", max_seq_length=128, device="cpu", **options)
+    randomize(model, 1, only="lora_")
+    return model
+
+
+def test_plain_sentence_transformers_loads_what_was_pushed_by_its_name(server, folders, tiny_model, tmp_path):
+    models = {
+        "me/plain": tiny_model,
+        "me/lora": lora(folders),
+        "me/two": jina(folders),
+        "me/one": jina(folders, mode="shared"),
+    }
+    for repo, model in models.items():
+        et.push_to_hub(model, repo, verify=False)
+    environment = {
+        **os.environ,
+        "HF_ENDPOINT": server.endpoint,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": str(tmp_path),
+    }
+    command = [sys.executable, "-c", ELSEWHERE, json.dumps(TEXTS), *models]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = [
+        json.loads(line.removeprefix("VECTORS ")) for line in done.stdout.splitlines() if line.startswith("VECTORS")
+    ]
+    for (repo, model), other in zip(models.items(), found, strict=True):
+        assert (vectors(model) - torch.tensor(other)).abs().max() < 1e-5, repo
+
+
+def test_exactly_the_files_that_are_needed_arrive_in_one_private_commit(server, tiny_model, folders):
+    publication = et.push_to_hub(tiny_model, "me/handbook")
+    assert set(server.files[REPO]) == set(publication.files) == PLAIN
+    assert {name: len(content) for name, content in server.files[REPO].items()} == publication.files
+    assert server.files[REPO]["README.md"].decode() == publication.card
+    assert server.private == {REPO: True}
+    assert (server.num_commits, publication.revision) == (1, server.revision)
+    everything = b"".join(server.files[REPO].values())
+    assert b"hf_secret" not in everything
+    assert str(folders.parent).encode() not in everything, "no path of this machine"
+
+
+def test_a_dry_run_shows_everything_and_asks_the_hub_nothing(server, tiny_model, data):
+    dry = et.push_to_hub(tiny_model, "me/handbook", data=data, dry_run=True)
+    assert (server.requests, dry.revision) == ([], None)
+    pushed = et.push_to_hub(tiny_model, "me/handbook", data=data, verify=False)
+    assert (list(pushed.files), pushed.card) == (list(dry.files), dry.card)
+    printed = str(dry)
+    assert all(name in printed for name in PLAIN)
+    assert dry.card in printed
+    assert "dry run: nothing was uploaded" in printed
+    assert not [text for text in data.corpus_texts.values() if text in dry.card]
+
+
+def test_a_push_that_fails_half_way_changes_nothing_and_goes_on_where_it_was(server, folders):
+    model = jina(folders)
+    server.max_uploads = 1
+    with pytest.raises((RuntimeError, HfHubHTTPError)):
+        et.push_to_hub(model, "me/handbook")
+    assert server.files[REPO] == {}
+    (arrived,) = server.uploads
+    server.max_uploads = None
+    publication = et.push_to_hub(model, "me/handbook")
+    assert len(server.uploads) == len(set(server.uploads)) == 2, "what had arrived was not sent again"
+    assert arrived in server.uploads
+    assert publication.revision == server.revision
+
+
+def test_a_refused_commit_leaves_the_older_model_in_its_place(server, tiny_model, folders):
+    first = et.push_to_hub(tiny_model, "me/handbook", verify=False)
+    server.refuse_commits = True
+    with pytest.raises(HfHubHTTPError, match="403"):
+        et.push_to_hub(lora(folders), "me/handbook")
+    assert {name: len(content) for name, content in server.files[REPO].items()} == first.files
+
+
+def test_a_new_model_leaves_nothing_of_the_old_one_that_a_loader_would_read(server, tiny_model, folders):
+    et.push_to_hub(jina(folders), "me/handbook", adapters=True, verify=False)
+    server.files[REPO] |= {"pytorch_model.bin": b"old", "LICENSE": b"mine", ".gitattributes": b"*.bin filter=lfs"}
+    et.push_to_hub(tiny_model, "me/handbook")
+    assert set(server.files[REPO]) == PLAIN | {"LICENSE", ".gitattributes"}
+
+
+def test_the_adapters_are_pushed_when_asked_for(folders):
+    model = lora(folders)
+    assert not [name for name in et.push_to_hub(model, "me/a", dry_run=True).files if "adapter" in name]
+    files = et.push_to_hub(model, "me/a", adapters=True, dry_run=True).files
+    assert [name for name in files if "adapter" in name] == [
+        "adapters/tuned/adapter_config.json",
+        "adapters/tuned/adapter_model.safetensors",
+    ]
+
+
+def test_nothing_is_pushed_to_a_public_repository_unless_that_is_asked_for(server, tiny_model):
+    server.create(REPO, private=False)
+    with pytest.raises(ValueError, match="me/handbook is public"):
+        et.push_to_hub(tiny_model, "me/handbook")
+    assert server.files[REPO] == {}
+    et.push_to_hub(tiny_model, "me/handbook", private=False, verify=False)
+    assert set(server.files[REPO]) == PLAIN
+
+
+def test_a_model_that_fails_its_check_does_not_leave_the_machine(server, folders):
+    model = et.load_model(folders / "gte", max_seq_length=128, device="cpu")
+    model.config.is_causal = True
+    with pytest.raises(ValueError, match="causal, but declared bidirectional"):
+        et.push_to_hub(model, "me/handbook")
+    assert REPO not in server.files
+
+
+def test_what_arrived_is_compared(server, tiny_model, monkeypatch):
+    def damaged(name, model, uploaded):
+        with torch.no_grad():
+            next(uploaded.parameters()).add_(0.5 * torch.randn_like(next(uploaded.parameters())))
+        return same_vectors(name, model, uploaded)
+
+    monkeypatch.setattr(publishing_hub, "same_vectors", damaged)
+    with pytest.raises(RuntimeError, match="was uploaded, but is not the same model: differ by"):
+        et.push_to_hub(tiny_model, "me/handbook")
+
+
+def test_files_that_are_not_on_the_list_are_refused(tiny_model, monkeypatch):
+    original = type(tiny_model[1]).save
+
+    def pickles(self, path, *args, **kwargs):
+        original(self, path, *args, **kwargs)
+        torch.save({}, f"{path}/pytorch_model.bin")
+
+    monkeypatch.setattr(type(tiny_model[1]), "save", pickles)
+    with pytest.raises(ValueError, match=r"needs \['1_Pooling/pytorch_model.bin'\]"):
+        et.push_to_hub(tiny_model, "me/handbook", dry_run=True)
+
+
+def test_the_model_is_not_changed(tiny_model):
+    before = dict(tiny_model.model_card_data.__dict__)
+    et.push_to_hub(tiny_model.train(), "me/handbook", dry_run=True)
+    assert tiny_model.training
+    assert type(tiny_model) is SentenceTransformer
+    assert tiny_model.model_card_data.__dict__ == before
+
+
+def test_a_verdict_on_other_data_is_refused(tiny_model, data):
+    evaluation = et.TopKEvaluator(data, k=(1, 3)).evaluate(et.BM25())
+    verdict = et.compare(evaluation, evaluation, num_resamples=10)
+    et.push_to_hub(tiny_model, "me/handbook", verdict=verdict, data=data, dry_run=True)
+    with pytest.raises(ValueError, match="is not about these data"):
+        et.push_to_hub(tiny_model, "me/handbook", verdict=verdict, data=make_data(seed=9), dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("repo_id", "options", "message"),
+    [
+        ("handbook", {}, "repo_id='handbook' is no name on the Hub"),
+        ("me/handbook", {"adapters": True}, "adapters=True, but the model has none"),
+        ("me/handbook", {"num_examples": 3}, "num_examples=3 shows training questions: pass data="),
+    ],
+)
+def test_bad_arguments_are_named(tiny_model, repo_id, options, message):
+    with pytest.raises(ValueError, match=message):
+        et.push_to_hub(tiny_model, repo_id, dry_run=True, **options)
