@@ -13,7 +13,7 @@ LossName = Literal["in-batch", "triplet", "cosine"]
 
 @dataclass
 class TuningArguments(SentenceTransformerTrainingArguments):
-    """Arguments of `EmbeddingTrainer`: every one of ``SentenceTransformerTrainingArguments``, and six more.
+    """Arguments of `EmbeddingTrainer`: every one of ``SentenceTransformerTrainingArguments``, and seven more.
 
     Args:
         loss: ``"in-batch"`` (`InBatchNegativesLoss`), ``"triplet"`` (`TripletMarginLoss`) or ``"cosine"``
@@ -29,6 +29,8 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             the other chunks of the batch as negatives would have fewer of them.
         mini_batch_num_tokens: Cache gradients (Gao et al. 2021, https://arxiv.org/abs/2101.06983), for any loss: batches of
             any size in the memory of so many tokens, for about a third more time.
+        onednn_linear: On a CPU, let oneDNN compute the linear layers in float32, if a trial shows that it does not round to
+            less. Faster on some processors and not on others; the last bits of a result may differ.
 
     These defaults differ from ``SentenceTransformerTrainingArguments``:
 
@@ -52,6 +54,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     encode_once: bool = True
     group_rows: bool | None = None
     mini_batch_num_tokens: int | None = None
+    onednn_linear: bool = False
     per_device_train_batch_size: int = 32
     warmup_steps: float = 0.1
     eval_strategy: str = "epoch"
