@@ -50,6 +50,7 @@ docs: $(STAMP) ## build the documentation into site/
 bench: $(STAMP) ## run the benchmarks in benchmarks/
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/training.py
 
 constraints: $(STAMP) ## write constraints.txt anew from what is installed
 	@{ echo "# The versions that the tests ran on: pip install --constraint constraints.txt ..."; \

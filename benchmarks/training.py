@@ -160,6 +160,7 @@ class Contender:
             disable_tqdm=True,
             report_to="none",
             gradient_checkpointing=False,
+            onednn_linear=args.precision == "onednn",
             mini_batch_num_tokens=args.mini_batch_num_tokens if name == "embedtune" else None,
         )
         trainer = EmbeddingTrainer if name == "embedtune" else Stock
@@ -288,7 +289,7 @@ def parse():
     parser.add_argument("--rows", type=int, default=80, help="that each contender trains on in each repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "onednn", "bf16"), default="fp32")
     parser.add_argument("--weights", choices=("fp32", "bf16"), default="fp32", help="of random models")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--mini-batch-num-tokens", type=int, default=None, help="cache gradients, in embedtune")

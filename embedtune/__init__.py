@@ -21,6 +21,7 @@ __all__ = [
     "EmbeddingTrainer",
     "Encoder",
     "Evaluation",
+    "GroupedBatchSampler",
     "InBatchNegativesLoss",
     "ModelReport",
     "OpenAILLM",
@@ -60,6 +61,7 @@ _HOME = {
     "EmbeddingTrainer": "embedtune.training.trainer",
     "Encoder": "embedtune.types",
     "Evaluation": "embedtune.evaluation.evaluator",
+    "GroupedBatchSampler": "embedtune.training.batching",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
     "ModelReport": "embedtune.models.selfcheck",
@@ -114,6 +116,7 @@ if TYPE_CHECKING:
     from embedtune.questions.transformers_llm import TransformersLLM as TransformersLLM
     from embedtune.sample import load_sample as load_sample
     from embedtune.training.arguments import TuningArguments as TuningArguments
+    from embedtune.training.batching import GroupedBatchSampler as GroupedBatchSampler
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss
