@@ -50,6 +50,7 @@ docs: $(STAMP) ## build the documentation into site/
 bench: $(STAMP) ## run the benchmarks in benchmarks/
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/generation.py
+	$(BIN)/python benchmarks/training.py
 
 release-check: $(STAMP) ## what a release must pass: archives, bare install, oldest dependencies, the installed wheel (long)
 	@$(PIP) install --constraint constraints.txt --group release

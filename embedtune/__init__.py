@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "BM25",
-    "LLM",
     "AnthropicLLM",
+    "BM25",
     "Chunk",
     "Completion",
     "CosineEmbeddingLoss",
@@ -23,8 +22,10 @@ __all__ = [
     "Evaluation",
     "FrozenIndexLoss",
     "FrozenIndexTrainer",
+    "GroupedBatchSampler",
     "Hybrid",
     "InBatchNegativesLoss",
+    "LLM",
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",
@@ -81,6 +82,7 @@ _HOME = {
     "Evaluation": "embedtune.evaluation.evaluator",
     "FrozenIndexLoss": "embedtune.training.frozen_index",
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
+    "GroupedBatchSampler": "embedtune.training.batching",
     "Hybrid": "embedtune.evaluation.hybrid",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
@@ -167,6 +169,7 @@ if TYPE_CHECKING:
     from embedtune.training.learning_curve import learning_curve as learning_curve
     from embedtune.training.loss_comparison import LossComparison as LossComparison
     from embedtune.training.loss_comparison import compare_losses as compare_losses
+    from embedtune.training.batching import GroupedBatchSampler as GroupedBatchSampler
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss

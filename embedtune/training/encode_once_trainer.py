@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ from embedtune.models.attention import packed_attention
 from embedtune.training.batching import TEXT_ROWS, GroupedBatchSampler, UniqueTextCollator
 from embedtune.training.encode_once import GradientCachedLoss, embed_texts, loss_of_columns, takes_embeddings
 from embedtune.training.losses import RetrievalLoss
+from embedtune.training.onednn import OneDnnLinear, is_exact
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -56,6 +58,9 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self._onednn = self.args.onednn_linear and is_exact()
+        if self.args.onednn_linear and not self._onednn:
+            logger.warning("onednn_linear=True has no effect: oneDNN would not compute in float32 on this machine.")
         self._group_rows = False
         if not self.args.encode_once and self.args.mini_batch_num_tokens is None:
             self._group_rows = bool(self.args.group_rows)
@@ -105,7 +110,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Do a forward and a backward pass, both with the attention that packed texts need."""
-        with packed_attention(self.model):
+        with packed_attention(self.model), OneDnnLinear() if self._onednn else nullcontext():
             loss: Tensor = super().training_step(*args, **kwargs)
         return loss
 
