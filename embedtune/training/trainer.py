@@ -19,7 +19,7 @@ from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.guarded import GuardedTrainer
-from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks
+from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks, warn_about_half_precision
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
 
 if TYPE_CHECKING:
@@ -122,6 +122,7 @@ class EmbeddingTrainer(GuardedTrainer):
         )
         if args.dropout is not None:
             set_dropout(self.model, args.dropout)
+        warn_about_half_precision(self.model)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as ``SentenceTransformerTrainer.train`` does, and say so if the base model was the best on dev."""
