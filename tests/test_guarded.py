@@ -114,7 +114,7 @@ def test_the_stock_filter_that_hides_such_losses_is_off(arguments):
 # Resuming
 
 
-@pytest.mark.parametrize("accumulation", [1, 2])
+@pytest.mark.parametrize("accumulation", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_a_run_resumed_anywhere_ends_with_the_same_bits(tiny_model_folder, data, arguments, accumulation):
     """In the midst of an epoch, at its end, and with dropout, accumulation and the choice of the best checkpoint."""
 
@@ -143,7 +143,9 @@ def test_a_run_resumed_anywhere_ends_with_the_same_bits(tiny_model_folder, data,
 WAYS = {"gte-lora": {"lora": True}, "jina-adapters": {}, "jina-full": {"train": "full"}}
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    "way", ["gte-lora", *(pytest.param(f"jina-{w}", marks=pytest.mark.slow) for w in ("adapters", "full"))]
+)
 def test_a_lora_and_tied_weights_are_resumed_with_the_same_bits(tmp_path, data, arguments, way):
     folder = tmp_path / way.partition("-")[0]
     (gte_qwen2_repository if folder.name == "gte" else jina_hf_repository)(folder)
@@ -179,8 +181,10 @@ def test_true_resumes_from_the_newest_complete_checkpoint(tiny_model, data, argu
 # Signals
 
 
-@pytest.mark.parametrize(("number", "error"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)])
-@pytest.mark.parametrize("where", ["within an epoch", "at the end of an epoch"])
+@pytest.mark.parametrize(
+    ("number", "error", "where"),
+    [("SIGINT", KeyboardInterrupt, "within an epoch"), ("SIGTERM", SystemExit, "at the end of an epoch")],
+)
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(
     tiny_model_folder, data, arguments, number, error, where
 ):
@@ -315,7 +319,7 @@ def test_saving_into_the_folder_of_the_run_keeps_its_checkpoints(tiny_model, dat
     assert SentenceTransformer(str(folder), device="cpu").encode("pump").shape == (32,)
 
 
-@pytest.mark.parametrize("limit", [1, 2])
+@pytest.mark.parametrize("limit", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_rotation_never_deletes_the_best_nor_the_last(tiny_model, data, arguments, limit):
     class Worse(TopKEvaluator):
         """Each evaluation is worse than the one before."""
@@ -390,3 +394,25 @@ def test_a_second_run_of_a_bf16_trainer_is_in_bf16_again(tiny_model, data, argum
     assert dtypes[0] == dtypes[-1] == torch.bfloat16
     assert torch.float32 in dtypes
     assert set(seen) == {torch.float32}, "the weights themselves stay in float32"
+
+
+def test_weights_of_16_bits_are_warned_of_because_small_steps_are_lost_on_them(tiny_model, data, arguments, caplog):
+    moved = {}
+    for dtype in (torch.bfloat16, torch.float32):
+        model = copy.deepcopy(tiny_model).to(dtype)
+        before = weights(model)
+        args = arguments(
+            max_steps=1,
+            bf16=True,
+            learning_rate=1e-6,
+            warmup_steps=0,
+            load_best_model_at_end=False,
+            save_strategy="no",
+            eval_strategy="no",
+        )
+        caplog.clear()
+        EmbeddingTrainer(model, args, data=data).train()
+        changed = sum(int((parameter != before[name]).sum()) for name, parameter in weights(model).items())
+        moved[dtype] = changed / sum(parameter.numel() for parameter in before.values())
+        assert ("small steps are rounded away" in caplog.text) == (dtype == torch.bfloat16)
+    assert moved[torch.bfloat16] < moved[torch.float32] / 5

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -68,6 +69,25 @@ def warn_about_cut_chunks(model: SentenceTransformer, data: RetrievalDataset, *,
             limit - _overhead(tokenizer, prompt),
         )
     return share
+
+
+def warn_about_half_precision(model: SentenceTransformer) -> int:
+    """Warn if weights of 16 bits would be trained, and return their number.
+
+    A step of 1e-5 is lost on a weight of 0.1: bfloat16 has 8 bits, and the next number is 5e-4 away.
+    """
+    halves = (torch.bfloat16, torch.float16)
+    number = sum(
+        parameter.numel() for parameter in model.parameters() if parameter.requires_grad and parameter.dtype in halves
+    )
+    if number:
+        logger.warning(
+            "%d weights are trained in %s, in which most small steps are rounded away. Load the model in float32 and set "
+            "TuningArguments(bf16=True), or train a LoRA on it: load_model(..., dtype='bfloat16', lora=True).",
+            number,
+            model.dtype,
+        )
+    return number
 
 
 def _overhead(tokenizer: Any, prompt: str) -> int:

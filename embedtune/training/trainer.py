@@ -24,7 +24,7 @@ from embedtune.training.arguments import TuningArguments
 from embedtune.training.card import ModelCardCallback
 from embedtune.training.encode_once_trainer import EncodeOnceTrainer
 from embedtune.training.guarded import GuardedTrainer
-from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks
+from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks, warn_about_half_precision
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
 
 if TYPE_CHECKING:
@@ -126,6 +126,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         )
         if args.dropout is not None:
             set_dropout(self.model, args.dropout)
+        warn_about_half_precision(self.model)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as ``SentenceTransformerTrainer.train`` does, and say so if the base model was the best on dev."""
