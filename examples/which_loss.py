@@ -39,13 +39,7 @@ def main(
     )
     comparison = curve = None
     if only != "curve":
-        losses = {
-            "in-batch": et.InBatchNegativesLoss,
-            "triplet": et.TripletMarginLoss,
-            "cosine": et.CosineEmbeddingLoss,
-            "triplet, hardest in batch": lambda model: et.TripletMarginLoss(model, negatives="hardest"),
-        }
-        comparison = et.compare_losses(model_name, data, losses=losses, args=args, test_split=test_split)
+        comparison = et.compare_losses(model_name, data, args=args, test_split=test_split)
         print(f"\n{comparison}\n")
     if only != "losses":
         curve = et.learning_curve(model_name, data, args=args, split=test_split)

@@ -73,7 +73,7 @@ def test_which_loss_compares_losses_and_draws_the_curve(folder, tiny_model_folde
     monkeypatch.syspath_prepend(ROOT / "examples")
     options = {"model_name": str(tiny_model_folder), "epochs": 1, "test_split": "test_unseen_doc"}
     comparison, curve = load("which_loss").main(str(folder), **options)
-    assert len(comparison.runs) == 4
+    assert len(comparison.runs) == 3
     assert curve.split == "test_unseen_doc"
 
 
