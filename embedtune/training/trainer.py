@@ -19,7 +19,7 @@ from embedtune.dataset.views import COLUMN_ROLES, Role, view_of
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks
+from embedtune.training.guards import LABEL_COLUMNS, check_columns, check_inputs, warn_about_cut_chunks
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         evaluator: BaseEvaluator | list[BaseEvaluator] | None = None,
         **options: Any,
     ) -> None:
+        check_inputs(model, data)
         # A copy, because what is filled in belongs to this model and these data.
         args = copy.copy(args) if args is not None else TuningArguments("tmp_trainer")
         reference = model if model is not None else _from_init(options.get("model_init"))
