@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "AnthropicLLM",
     "BM25",
+    "LLM",
+    "AnthropicLLM",
     "Chunk",
     "Completion",
     "CosineEmbeddingLoss",
@@ -25,7 +26,6 @@ __all__ = [
     "GroupedBatchSampler",
     "Hybrid",
     "InBatchNegativesLoss",
-    "LLM",
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",
@@ -163,13 +163,13 @@ if TYPE_CHECKING:
     from embedtune.questions.transformers_llm import TransformersLLM as TransformersLLM
     from embedtune.sample import load_sample as load_sample
     from embedtune.training.arguments import TuningArguments as TuningArguments
+    from embedtune.training.batching import GroupedBatchSampler as GroupedBatchSampler
     from embedtune.training.frozen_index import FrozenIndexLoss as FrozenIndexLoss
     from embedtune.training.frozen_index import FrozenIndexTrainer as FrozenIndexTrainer
     from embedtune.training.learning_curve import LearningCurve as LearningCurve
     from embedtune.training.learning_curve import learning_curve as learning_curve
     from embedtune.training.loss_comparison import LossComparison as LossComparison
     from embedtune.training.loss_comparison import compare_losses as compare_losses
-    from embedtune.training.batching import GroupedBatchSampler as GroupedBatchSampler
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss

@@ -25,9 +25,10 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         'whole'
     """
     target = Path(path).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    # A sibling, because renaming is atomic only within one file system.
-    workspace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    with _naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # A sibling, because renaming is atomic only within one file system.
+        workspace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
     new, old = workspace / "new", workspace / "old"
     try:
         new.mkdir()
@@ -89,14 +90,24 @@ def replace_file(path: str | Path, text: str) -> None:
         'whole'
     """
     target = Path(path).absolute()
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+    with _naming(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).replace(target)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def _naming(target: Path) -> Iterator[None]:
+    """Name what could not be written, where the system's error names a temporary file or a folder above."""
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(target)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        yield
+    except OSError as err:
+        raise OSError(err.errno, f"Cannot be written ({err.strerror}). Choose another path", str(target)) from err

@@ -488,3 +488,23 @@ def test_hostile_text_is_shown_and_not_run(hostile, tmp_path):
     assert not soup.find_all("img")
     shown = {element.text for element in soup.select(".question")}
     assert f"{HOSTILE[0]} 0" in shown
+
+
+@in_a_browser
+def test_a_narrow_screen_scrolls_wide_tables_and_never_the_page(tmp_path):
+    data = dataset(60)
+    names = ("base", "tuned", "BM25", "hybrid of BM25 and tuned by reciprocal rank fusion", "text-embedding-3-large")
+    rankings = [some_ranks(60, seed=i) for i in range(5)]
+    verdict_of(data, *rankings, names=names).to_html(tmp_path / "report.html", data=data, log_history=LOG)
+    # In a frame, because chromium's window is never narrower than 500 pixels; as srcdoc, for its size to be readable.
+    page = json.dumps((tmp_path / "report.html").read_text(encoding="utf-8")).replace("<", "\\u003c")
+    (tmp_path / "frame.html").write_text(
+        "<iframe id=frame style='width:390px;height:800px'></iframe><script>frame.onload = () => {"
+        "const root = frame.contentDocument.documentElement;"
+        "document.title = root.scrollWidth + ' of ' + root.clientWidth; };"
+        f"frame.srcdoc = {page};</script>"
+    )
+    soup, console = browse(tmp_path / "frame.html", tmp_path)
+    assert console == []
+    inner, outer = soup.title.text.split(" of ")
+    assert int(inner) <= int(outer) <= 390

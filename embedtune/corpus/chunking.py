@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from numbers import Integral
 from typing import Literal, get_args
 
 from tqdm.auto import tqdm
@@ -143,6 +144,9 @@ def _require_documents(documents: Sequence[Document]) -> None:
 
 
 def _require_sizes(max_tokens: int, *, overlap: int, strategy: str) -> None:
+    for name, value in (("max_tokens", max_tokens), ("overlap", overlap)):
+        if not isinstance(value, Integral):  # numpy's too
+            raise TypeError(f"{name} is {value!r}, a {type(value).__name__}. Give a whole number of tokens.")
     if max_tokens < 1:
         raise ValueError(f"max_tokens is {max_tokens}. A chunk needs at least one token; 200 to 800 are usual.")
     if not 0 <= overlap < max_tokens:

@@ -125,7 +125,10 @@ def _read_path(path: Path, options: _Options) -> list[Document]:
             f"there is no file or folder {str(path)[:100]!r}. A string is always a path; pass texts as a list: [text]."
         ) from err
     if not is_folder and path.suffix.lower() not in EXTENSIONS:
-        raise ValueError(f"{path} has none of the extensions that can be read: {', '.join(EXTENSIONS)}.")
+        raise ValueError(
+            f"{path} has none of the extensions that can be read: {', '.join(EXTENSIONS)}. Convert it to one of them, or pass "
+            "its text in a list: [text]."
+        )
     folder, names = (path, _names(path)) if is_folder else (path.parent, [path.name])
     documents: list[Document] = []
     for name in names:
@@ -149,7 +152,10 @@ def _names(folder: Path) -> list[str]:
                 ignored[file.suffix.lower() or "no extension"] += 1
     others = ", ".join(f"{count} with {extension}" for extension, count in sorted(ignored.items())) or "none"
     if not names:
-        raise ValueError(f"{folder} has no file to read. Known are {', '.join(EXTENSIONS)}; other files: {others}.")
+        raise ValueError(
+            f"{folder} has no file to read. Known are {', '.join(EXTENSIONS)}; other files: {others}. "
+            "Convert those to a known kind, or pass their texts in a list."
+        )
     if ignored:
         logger.info("Files in %s that were ignored: %s.", folder, others)
     return sorted(names)

@@ -103,6 +103,10 @@ def load_model(
         if device is not None:
             loaded.to(device)
     else:
+        if not isinstance(model, (str, Path)):
+            raise TypeError(
+                f"model is a {type(model).__name__}. Give a name on the Hub, a folder, or a SentenceTransformer."
+            )
         name = str(minilm_folder()) if model == "minilm" else str(model)  # SentenceTransformer refuses a Path
         loaded, lora = _load(
             name,
@@ -148,6 +152,7 @@ def _load(
 ) -> tuple[TunableModel, Any]:
     """Return the model, and the LoRA that is still to be added to it."""
     revision = options["revision"]
+    _check_name(name)
     if "/" not in name and not Path(name).is_dir():
         name = f"sentence-transformers/{name}"  # as SentenceTransformer completes it
     config = read_json(name, "config.json", revision=revision)
@@ -191,6 +196,16 @@ def _load_any(name: str, config: dict[str, Any], *, trust_remote_code: bool, **a
         )
     with quiet_transformers():
         return TunableModel(name, **arguments)
+
+
+def _check_name(name: str) -> None:
+    """Raise a ``FileNotFoundError`` for what can only be meant as a folder and is none, before the Hub is asked for it."""
+    is_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    if Path(name).is_file() or (is_path and not Path(name).is_dir()):
+        raise FileNotFoundError(
+            f"There is no folder {name!r}. Give the folder that a model was saved to, a name on the Hub ('org/name'), or "
+            "'minilm'."
+        )
 
 
 def _refuse(what: str, **options: Any) -> None:

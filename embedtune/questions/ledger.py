@@ -105,7 +105,7 @@ class Ledger:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.path = Path(folder) / FILE_NAME
+        self.path: Path = Path(folder) / FILE_NAME
         self._lock = threading.Lock()
         self._synced = 0.0
         self.path.parent.mkdir(parents=True, exist_ok=True)

@@ -106,7 +106,7 @@ class Budget:
 
     def __init__(self, ceiling: int | None, *, spent: int = 0) -> None:
         self.ceiling = ceiling
-        self.spent = spent
+        self.spent: int = spent
         self._held = 0
         self._changed = threading.Condition()
 

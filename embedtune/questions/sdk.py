@@ -73,7 +73,8 @@ def call(package: str, function: Callable[[], T]) -> T:
 
 def without_key(package: str, err: Exception) -> GenerationStoppedError:
     """Say what to do when an SDK finds no key."""
-    return GenerationStoppedError(f"{_redacted(str(err))} Set {package.upper()}_API_KEY, or pass a client.")
+    said = _redacted(str(err)).strip('"')
+    return GenerationStoppedError(f"There is no API key: set {package.upper()}_API_KEY, or pass a client. ({said})")
 
 
 def _redacted(message: str) -> str:

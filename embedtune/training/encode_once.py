@@ -16,9 +16,6 @@ from torch.nn.parallel import DistributedDataParallel
 
 Loss = Tensor | dict[str, Tensor]
 
-# The names under which losses hold the model.
-_MODEL_NAMES = ("model", "sentence_embedder")
-
 
 def takes_embeddings(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
     """Say whether a loss is a function of the columns' embeddings and the labels, and of nothing else of the model's."""
@@ -35,17 +32,6 @@ def takes_embeddings(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
     return "compute_loss_from_embeddings" in vars(defines) and not uses_gradient_cache(loss)
 
 
-class _Embedded(nn.Module):
-    """Stands in a loss for the model, when the embeddings are there already."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.get_embedding_dimension: Any = model.get_embedding_dimension
-
-    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        return dict(features)
-
-
 def loss_of_columns(loss: nn.Module, columns: list[Tensor], labels: Tensor | None, *, model: nn.Module) -> Loss:
     """Compute a loss from the embeddings of its columns.
 
@@ -55,18 +41,44 @@ def loss_of_columns(loss: nn.Module, columns: list[Tensor], labels: Tensor | Non
         labels: What the loss compares them with.
         model: The model that is trained.
     """
-    asking: Any = _asking(loss, _Embedded(model))
-    value: Loss = asking([{"sentence_embedding": column} for column in columns], labels)
+    asked: Any = loss
+    if isinstance(loss, MatryoshkaLoss):
+        asked = _matryoshka_of_columns(loss, model)
+        features = [{"sentence_embedding": column} for column in columns]
+        value: Loss = asked(features, labels)
+    else:
+        value = asked.compute_loss_from_embeddings(columns, labels)
     return value
 
 
-def _asking(loss: nn.Module, embedded: _Embedded) -> nn.Module:
-    """Return a loss like the given one, sharing its parameters, that takes embeddings in the place of a model."""
-    clone = copy.copy(loss)
-    clone._modules = {
-        name: embedded if name in _MODEL_NAMES else child and _asking(child, embedded)
-        for name, child in loss._modules.items()
-    }
+class _Embedded(nn.Module):
+    """Stands in a `MatryoshkaLoss` for the model, whose vectors it cuts, when they are there already."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.get_embedding_dimension: Any = model.get_embedding_dimension
+
+    def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        return dict(features)
+
+
+class _OnCutColumns(nn.Module):
+    """Stands in a `MatryoshkaLoss` for the loss, and takes the cut vectors where that would ask the model."""
+
+    def __init__(self, loss: nn.Module, embedded: _Embedded) -> None:
+        super().__init__()
+        self.loss, self.embedded = loss, embedded
+
+    def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None) -> Loss:
+        columns = [self.embedded(column)["sentence_embedding"] for column in features]
+        return loss_of_columns(self.loss, columns, labels, model=self.embedded)
+
+
+def _matryoshka_of_columns(loss: MatryoshkaLoss, model: nn.Module) -> nn.Module:
+    """Return a `MatryoshkaLoss` with the same settings, around the same loss, that takes embeddings."""
+    embedded = _Embedded(model)
+    clone: nn.Module = copy.copy(loss)
+    clone._modules = {"model": embedded, "loss": _OnCutColumns(loss.get_submodule("loss"), embedded)}
     return clone
 
 

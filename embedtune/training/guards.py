@@ -5,15 +5,16 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from embedtune.dataset import RetrievalDataset
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
-
-    from embedtune.dataset import RetrievalDataset
 
 logger = logging.getLogger(__name__)
 
@@ -22,6 +23,17 @@ _TEXT_COLUMN = re.compile(r"anchor|positive|candidate|negative(_\d+)?")
 
 # Tokenising a few thousand chunks tells the share well enough, and takes seconds.
 _MAX_CHUNKS_COUNTED = 5_000
+
+
+def check_inputs(model: Any, data: Any) -> None:
+    """Raise a ``TypeError`` for a model that is not loaded yet, or data that are no `RetrievalDataset`."""
+    if isinstance(model, (str, Path)):
+        raise TypeError(f"model is the name {str(model)!r}. Load it first: load_model({str(model)!r}).")
+    if data is not None and not isinstance(data, RetrievalDataset):
+        raise TypeError(
+            f"data is a {type(data).__name__}. Make a RetrievalDataset with build_dataset(...) or "
+            "RetrievalDataset.from_pairs(...), or give rows to train on as train_dataset."
+        )
 
 
 def check_columns(dataset: Any, *, name: str) -> None:
@@ -77,7 +89,7 @@ def warn_about_half_precision(model: SentenceTransformer) -> int:
     A step of 1e-5 is lost on a weight of 0.1: bfloat16 has 8 bits, and the next number is 5e-4 away.
     """
     halves = (torch.bfloat16, torch.float16)
-    number = sum(
+    number: int = sum(
         parameter.numel() for parameter in model.parameters() if parameter.requires_grad and parameter.dtype in halves
     )
     if number:

@@ -24,7 +24,13 @@ from embedtune.training.arguments import TuningArguments
 from embedtune.training.card import ModelCardCallback
 from embedtune.training.encode_once_trainer import EncodeOnceTrainer
 from embedtune.training.guarded import GuardedTrainer
-from embedtune.training.guards import LABEL_COLUMNS, check_columns, warn_about_cut_chunks, warn_about_half_precision
+from embedtune.training.guards import (
+    LABEL_COLUMNS,
+    check_columns,
+    check_inputs,
+    warn_about_cut_chunks,
+    warn_about_half_precision,
+)
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
 
 if TYPE_CHECKING:
@@ -101,6 +107,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         evaluator: BaseEvaluator | list[BaseEvaluator] | None = None,
         **options: Any,
     ) -> None:
+        check_inputs(model, data)
         # A copy, because what is filled in belongs to this model and these data.
         args = copy.copy(args) if args is not None else TuningArguments("tmp_trainer")
         reference = model if model is not None else _from_init(options.get("model_init"))

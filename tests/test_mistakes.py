@@ -1,0 +1,158 @@
+"""What a new user gets wrong: each message names what was given, and what to do."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+import pytest
+from datasets import Dataset
+
+import embedtune as et
+
+
+class Words:
+    def token_starts(self, text):
+        import numpy as np
+
+        return np.array([match.start() for match in re.finditer(r"\S+", text)])
+
+
+def dataset():
+    pairs = [(f"press {i}", [f"how to press {i}"]) for i in ("pump", "door", "lamp", "roof")]
+    return et.RetrievalDataset.from_pairs(pairs, test_size=0.5, dev_size=0)
+
+
+def test_a_folder_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match=r"no file or folder 'handbok'.*a list"):
+        et.read_documents("handbok")
+
+
+def test_a_folder_with_nothing_to_read(tmp_path):
+    (tmp_path / "a.docx").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"no file to read. Known are .txt.*1 with .docx. Convert those"):
+        et.read_documents(tmp_path)
+    with pytest.raises(ValueError, match=r"a.docx has none of the extensions.* Convert it"):
+        et.read_documents(tmp_path / "a.docx")
+
+
+@pytest.mark.parametrize("options", [{"max_tokens": "400"}, {"overlap": 0.1}])
+def test_a_size_that_is_no_whole_number(options):
+    (name,), (value,) = options.keys(), options.values()
+    with pytest.raises(
+        TypeError, match=re.escape(f"{name} is {value!r}, a {type(value).__name__}. Give a whole number")
+    ):
+        et.chunk_documents([et.Document("a", "text")], tokenizer=Words(), **options)
+
+
+@pytest.mark.parametrize(
+    "name", ["./out/model", "/nowhere/model", "~/model", "out/handbook/model", "C:\\model", "../model"]
+)
+def test_a_model_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
+    with pytest.raises(
+        FileNotFoundError, match=re.escape(f"no folder {name!r}. Give the folder that a model was saved to")
+    ):
+        et.load_model(name)
+
+
+def test_a_file_of_a_model_in_the_place_of_its_folder(tmp_path):
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    with pytest.raises(FileNotFoundError, match=r"no folder '.*model.safetensors'"):
+        et.load_model(tmp_path / "model.safetensors")
+
+
+def test_no_model_at_all():
+    with pytest.raises(TypeError, match=r"model is a NoneType. Give a name on the Hub"):
+        et.load_model(None)
+
+
+def test_a_number_of_numpy_is_a_whole_number():
+    import numpy as np
+
+    assert len(et.chunk_documents([et.Document("a", "one two")], tokenizer=Words(), max_tokens=np.int64(2))) == 1
+
+
+def test_the_name_of_a_language_model_in_its_place():
+    chunk = et.Chunk("a#0", "a", "text", 0, 4)
+    with pytest.raises(TypeError, match=r"llm is a str. Pass AnthropicLLM"):
+        et.generate_questions([chunk], "claude-sonnet-5-5")
+
+
+def test_an_unknown_split():
+    with pytest.raises(ValueError, match=re.escape("no split 'tset'; this dataset has ['train', 'test']")):
+        et.TopKEvaluator(dataset(), "tset")
+
+
+def test_a_k_beyond_the_corpus():
+    with pytest.raises(ValueError, match=r"k=10 is more than the 4 chunks of the corpus.*Choose smaller"):
+        et.TopKEvaluator(dataset())
+
+
+def test_too_few_chunks():
+    with pytest.raises(ValueError, match="1 chunks: retrieval needs at least 2"):
+        et.RetrievalDataset.from_pairs([("press", ["how to press"])])
+    with pytest.raises(ValueError, match=r"2 document groups, too few for 3 splits. Add documents, set dev_size=0"):
+        et.RetrievalDataset.from_pairs([("press it", ["how to press"]), ("open the door", ["how to open"])])
+
+
+def test_columns_of_other_names():
+    with pytest.raises(ValueError, match=r"columns \['context', 'query'\].*chunk_column=.*question_column="):
+        et.RetrievalDataset.from_pairs(Dataset.from_dict({"context": ["a"], "query": ["b"]}))
+    with pytest.raises(ValueError, match=r"no column 'text'. It has 'content'.*text_column="):
+        et.read_documents(Dataset.from_dict({"content": ["a"]}))
+
+
+@pytest.mark.parametrize(("llm", "variable"), [("AnthropicLLM", "ANTHROPIC_API_KEY"), ("OpenAILLM", "OPENAI_API_KEY")])
+def test_a_missing_key(llm, variable, monkeypatch, tmp_path):
+    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "OPENAI_API_KEY", "OPENAI_ADMIN_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where a client may look for credentials
+    with pytest.raises(RuntimeError, match=f"^There is no API key: set {variable}, or pass a client"):
+        getattr(et, llm)("claude-sonnet-5-5" if llm == "AnthropicLLM" else "gpt-5").prepare()
+
+
+def test_a_path_below_a_file(tmp_path):
+    (tmp_path / "file").write_text("")
+    evaluation = et.TopKEvaluator(dataset(), k=(1,)).evaluate(et.BM25())
+    for write, name in ((evaluation.save, "a.json"), (dataset().save_to_disk, "data")):
+        with pytest.raises(
+            FileExistsError, match=rf"Cannot be written \(File exists\). Choose another path: .*file/{name}'"
+        ):
+            write(tmp_path / "file" / name)
+
+
+def test_a_folder_in_the_place_of_a_file(tmp_path):
+    evaluation = et.TopKEvaluator(dataset(), k=(1,)).evaluate(et.BM25())
+    verdict = et.compare(evaluation, evaluation, num_resamples=10)
+    with pytest.raises(IsADirectoryError, match=rf"Choose another path: '{tmp_path}'"):
+        verdict.to_html(tmp_path)
+    assert [path for path in tmp_path.parent.iterdir() if path.name.startswith(f".{tmp_path.name}")] == []
+
+
+def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
+    def refuse(**options):
+        raise PermissionError(13, "Permission denied", f"{options['dir']}/.temporary")
+
+    evaluation = et.TopKEvaluator(dataset(), k=(1,)).evaluate(et.BM25())
+    monkeypatch.setattr(tempfile, "mkstemp", refuse)
+    monkeypatch.setattr(tempfile, "mkdtemp", refuse)
+    for write, name in ((evaluation.save, "a.json"), (dataset().save_to_disk, "data")):
+        with pytest.raises(PermissionError, match=rf"Permission denied\). Choose another path: '{tmp_path}/{name}'"):
+            write(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["minilm", Path("out/model")])
+def test_a_models_name_in_the_place_of_the_model(name):
+    with pytest.raises(TypeError, match=re.escape(f"Load it first: load_model({str(name)!r})")):
+        et.EmbeddingTrainer(name, data=dataset())
+
+
+def test_pairs_in_the_place_of_a_dataset(tiny_model):
+    with pytest.raises(TypeError, match=r"data is a list. Make a RetrievalDataset with build_dataset"):
+        et.EmbeddingTrainer(tiny_model, data=[("press", "how to press")])
+
+
+def test_a_loss_of_another_library():
+    with pytest.raises(ValueError, match=r"loss='mnrl' is none of .*goes to the trainer"):
+        et.TuningArguments("out", loss="mnrl")
