@@ -69,7 +69,7 @@ def dataset(num_questions, *, texts=None, num_chunks=NUM_CHUNKS):
 def verdict_of(data, *rankings, names=("base", "tuned", "BM25", "hybrid", "closed"), k=KS):
     evaluator = et.TopKEvaluator(data, k=k)
     results = [evaluator.evaluate(Placed(ranks), name=name) for ranks, name in zip(rankings, names, strict=False)]
-    return et.compare(results[0], results[1], *results[2:], num_resamples=200)
+    return et.compare(*results, num_resamples=200)
 
 
 def some_ranks(num, *, seed=0):
@@ -101,7 +101,7 @@ def hostile():
     retrievers = {HOSTILE[0]: [9] * 8, HOSTILE[1]: [2] * 8, HOSTILE[3]: [12] * 8}
     evaluator = et.TopKEvaluator(data, k=KS)
     results = [evaluator.evaluate(Placed(ranks), name=name) for name, ranks in retrievers.items()]
-    return data, et.compare(results[0], results[1], *results[2:], num_resamples=50)
+    return data, et.compare(*results, num_resamples=50)
 
 
 def soup_of(html):
@@ -160,18 +160,27 @@ def test_changes_are_those_of_the_verdict(verdict):
             assert counts == f"{len(verdict.fixed[k])} / {len(verdict.broken[k])}"
 
 
-def test_the_interval_is_that_of_a_plain_bootstrap_over_chunks(verdict):
-    run = runs_of(verdict)[1]
-    hits = run.evaluation.per_query_metrics["accuracy@3"]
-    chunk = np.array([right[0] for right in run.evaluation.per_query["relevant"][:]])
-    groups = [hits[chunk == name] for name in np.unique(chunk)]
-    rng = np.random.default_rng(5)
-    means = [
-        np.concatenate([groups[i] for i in rng.integers(len(groups), size=len(groups))]).mean() for _ in range(4000)
-    ]
-    assert (run.scores["accuracy@3"].low, run.scores["accuracy@3"].high) == pytest.approx(
-        np.quantile(means, [0.025, 0.975]), abs=0.02
-    )
+def test_intervals_are_those_of_the_evaluations(verdict):
+    for run in runs_of(verdict):
+        for metric, interval in run.evaluation.intervals(confidence=verdict.confidence).items():
+            assert (run.scores[metric].low, run.scores[metric].high) == interval
+
+
+def test_every_other_result_is_compared_with_the_one_after(verdict, data):
+    rows = soup_of(render(verdict)).select(".against tbody tr")
+    for row, comparison in zip(rows, verdict.comparisons, strict=True):
+        change = comparison.metrics["ndcg@10"]
+        before, difference, p, decision = (cell.text for cell in row.find_all("td"))
+        assert (row.th.text, before, decision) == (comparison.other.name, f"{change.before:.3f}", comparison.decision)
+        assert difference.split()[:2] == [f"{change.difference:+.3f}", f"{change.low:+.3f}"]
+        assert p == f"{comparison.p_value:.4f}"
+    assert not soup_of(render(verdict_of(data, some_ranks(60), some_ranks(60)))).select(".against")
+
+
+def test_the_hash_of_each_model_is_there(verdict):
+    facts = {row.th.text: row.td.text for row in soup_of(render(verdict)).select("#repeat .facts tr")}
+    assert facts["questions and corpus"] == verdict.before.fingerprint
+    assert facts["tuned"] == verdict.after.model != ""
 
 
 def test_the_histogram_counts_every_question_once(verdict):

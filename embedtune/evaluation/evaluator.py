@@ -75,11 +75,11 @@ class TopKEvaluator(BaseEvaluator):
         if not relevant:
             raise ValueError(f"The split {split!r} has no questions. Choose another of {list(data.qrels)}.")
         self.split = split
-        self.k = _checked_k(k, len(data.corpus_texts))
+        self.k: tuple[int, ...] = _checked_k(k, len(data.corpus_texts))
         self.batch_size = batch_size
-        self.name = name or split
+        self.name: str = name or split
         self.show_progress_bar = show_progress_bar
-        self.primary_metric = f"{self.name}_ndcg@{self.k[-1]}"
+        self.primary_metric: str = f"{self.name}_ndcg@{self.k[-1]}"
         self._corpus = dict(sorted(data.corpus_texts.items()))
         self._queries = {query: data.query_texts[query] for query in sorted(relevant)}
         self._relevant = {query: list(dict.fromkeys(relevant[query])) for query in self._queries}

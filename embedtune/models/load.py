@@ -103,13 +103,8 @@ def load_model(
         if device is not None:
             loaded.to(device)
     else:
-        if not isinstance(model, (str, Path)):
-            raise TypeError(
-                f"model is a {type(model).__name__}. Give a name on the Hub, a folder, or a SentenceTransformer."
-            )
-        name = str(minilm_folder()) if model == "minilm" else str(model)  # SentenceTransformer refuses a Path
         loaded, lora = _load(
-            name,
+            _name(model),
             {"attention": attention},
             {"mode": mode, "train": train},
             lora=lora,
@@ -133,6 +128,15 @@ def load_model(
     if check:
         _check(loaded)
     return loaded
+
+
+def _name(model: object) -> str:
+    """Return a name or a folder as ``SentenceTransformer`` takes it, which refuses a ``Path``."""
+    if not isinstance(model, (str, Path)):
+        raise TypeError(
+            f"model is a {type(model).__name__}. Give a name on the Hub, a folder, or a SentenceTransformer."
+        )
+    return str(minilm_folder()) if model == "minilm" else str(model)
 
 
 def _check(model: SentenceTransformer) -> None:

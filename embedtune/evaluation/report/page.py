@@ -77,6 +77,10 @@ def render(
             else [],
             training_facts=training_facts(trainer) if trainer is not None else [],
             version_facts=version_facts(),
+            hash_facts=[
+                ("questions and corpus", verdict.before.fingerprint),
+                *((run.name, run.evaluation.model) for run in runs if run.evaluation.model),
+            ],
             recipe=recipe(verdict),
             style=style,
             script=script,

@@ -6,13 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-
-from embedtune.evaluation.bootstrap import paired_interval
-
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from embedtune.evaluation.result import Evaluation
     from embedtune.evaluation.verdict import Verdict
 
@@ -21,7 +15,7 @@ _FAR_RANKS = (20, 50, 100)
 
 
 class Score(NamedTuple):
-    """A mean over the questions, and its bootstrap interval."""
+    """A mean over the questions, and its confidence interval."""
 
     value: float
     low: float
@@ -46,10 +40,9 @@ class RankBin(NamedTuple):
 def runs_of(verdict: Verdict) -> list[Run]:
     """Return what a verdict is about: before, after and then the baselines, each with a name of its own."""
     evaluations = [verdict.before, verdict.after, *verdict.baselines]
-    scores = _scores(evaluations, verdict.confidence)
     return [
-        Run(name, evaluation, own)
-        for name, evaluation, own in zip(_names(evaluations), evaluations, scores, strict=True)
+        Run(name, evaluation, _scores(evaluation, verdict.confidence))
+        for name, evaluation in zip(_names(evaluations), evaluations, strict=True)
     ]
 
 
@@ -82,18 +75,6 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     return names
 
 
-def _scores(evaluations: Sequence[Evaluation], confidence: float) -> list[dict[str, Score]]:
-    """Return each metric's score for each result, all from the same resamples."""
-    metrics = list(evaluations[0].metrics)
-    values = np.stack([result.per_query_metrics[m] for result in evaluations for m in metrics], axis=1)
-    bounds = np.stack(paired_interval(values, _clusters(evaluations[0]), confidence=confidence), axis=1)
-    bounds = bounds.reshape(len(evaluations), len(metrics), 2)
-    return [
-        {m: Score(result.metrics[m], *map(float, pair)) for m, pair in zip(metrics, own, strict=True)}
-        for result, own in zip(evaluations, bounds, strict=True)
-    ]
-
-
-def _clusters(result: Evaluation) -> NDArray[np.int64]:
-    """Number the chunks that questions were written for, and return each question's, of shape ``(num_queries,)``."""
-    return np.unique([chunks[0] for chunks in result.per_query["relevant"][:]], return_inverse=True)[1]
+def _scores(evaluation: Evaluation, confidence: float) -> dict[str, Score]:
+    intervals = evaluation.intervals(confidence=confidence)
+    return {metric: Score(value, *intervals[metric]) for metric, value in evaluation.metrics.items()}
