@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "BM25",
-    "LLM",
     "AnthropicLLM",
+    "BM25",
     "Chunk",
     "Completion",
     "CosineEmbeddingLoss",
@@ -26,6 +25,7 @@ __all__ = [
     "GroupedBatchSampler",
     "Hybrid",
     "InBatchNegativesLoss",
+    "LLM",
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -157,3 +160,77 @@ def test_top_k_of_scores_is_a_stable_sort(scores, data):
     found = top_k_of_scores(scores, k)
     for got, expected in zip(found, stable_sort(scores, k), strict=True):
         np.testing.assert_array_equal(got, expected)
+
+
+def clustered(num, *, dim=24, seed=0):
+    """Vectors of which many are nearly equal, so that half of the digits do not tell them apart."""
+    rng = np.random.default_rng(seed)
+    return (
+        vectors(max(num // 50, 1), dim=dim)[rng.integers(0, max(num // 50, 1), num)] + 1e-3 * vectors(num, dim=dim)
+    ).astype(np.float32)
+
+
+@pytest.mark.parametrize("make", [vectors, clustered])
+@pytest.mark.parametrize("k", [1, 10, 400])
+def test_half_of_the_digits_give_the_same_result(make, k):
+    corpus, queries = make(1500), make(40, seed=1)
+    scores, positions = top_k(queries, corpus, k)
+    rough_scores, rough_positions = top_k(queries, corpus, k, precision="bfloat16", block_size=128)
+    np.testing.assert_allclose(rough_scores, scores, atol=1e-6)
+    # Where the positions differ, the scores are equal but for the last digit.
+    exact = np.take_along_axis(
+        (queries / np.linalg.norm(queries, axis=1, keepdims=True))
+        @ (corpus / np.linalg.norm(corpus, axis=1, keepdims=True)).T,
+        rough_positions,
+        axis=1,
+    )
+    np.testing.assert_allclose(exact, scores, atol=1e-6)
+    assert make is clustered or (rough_positions == positions).mean() > 0.99
+    assert all(len(set(row)) == k for row in rough_positions.tolist())
+
+
+def test_half_of_the_digits_break_ties_by_position():
+    corpus = np.tile(vectors(7), (30, 1))
+    positions = top_k(vectors(5, seed=1), corpus, 20, precision="bfloat16")[1]
+    assert (np.diff(positions, axis=1) == 7).all()
+
+
+def test_half_of_the_digits_are_for_cosine_alone():
+    with pytest.raises(ValueError, match="for cosine alone, and similarity is 'dot'"):
+        top_k(vectors(2), vectors(9), 3, similarity="dot", precision="bfloat16")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_corpus_in_a_file_gives_the_same_result(tmp_path, precision):
+    corpus, queries = vectors(500), vectors(9, seed=1)
+    np.save(tmp_path / "corpus.npy", corpus)
+    mapped = np.load(tmp_path / "corpus.npy", mmap_mode="r")
+    for found, expected in zip(
+        top_k(queries, mapped, 7, precision=precision), top_k(queries, corpus, 7, precision=precision), strict=True
+    ):
+        np.testing.assert_array_equal(found, expected)
+
+
+LARGER_THAN_MEMORY = """
+import resource, sys
+import numpy as np, torch
+from embedtune.evaluation.search import top_k
+torch.set_num_threads(1)
+corpus = np.load(sys.argv[1], mmap_mode="r")
+queries = np.array(corpus[[5, 70_000, 99_999]])
+top_k(queries, corpus[:5000], 3)  # what torch allocates once
+before = 1024 * int(open("/proc/self/status").read().partition("VmData:")[2].split()[0])
+resource.setrlimit(resource.RLIMIT_DATA, (before + 80_000_000, before + 80_000_000))
+print(top_k(queries, corpus, 3)[1][:, 0].tolist())
+"""
+
+
+def test_a_corpus_larger_than_the_memory_left_is_searched_from_its_file(tmp_path):
+    corpus = np.lib.format.open_memmap(tmp_path / "c.npy", mode="w+", dtype=np.float32, shape=(100_000, 384))  # 154 MB
+    rng = np.random.default_rng(0)
+    for start in range(0, len(corpus), 20_000):
+        corpus[start : start + 20_000] = rng.standard_normal((20_000, 384), dtype=np.float32)
+    corpus.flush()
+    command = [sys.executable, "-c", LARGER_THAN_MEMORY, str(tmp_path / "c.npy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[5, 70000, 99999]", done.stderr[-2000:]

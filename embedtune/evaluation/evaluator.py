@@ -20,6 +20,7 @@ from embedtune.evaluation.retrieval import Retriever, name_of, retrieve
 
 if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
+    from embedtune.evaluation.search import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ class TopKEvaluator(BaseEvaluator):
         split: Whose questions to ask.
         k: The cut-offs.
         batch_size: How many texts a SentenceTransformer encodes at once.
+        precision: ``"bfloat16"`` searches faster among very many vectors, with the same result (see `top_k`).
         name: What the metrics' names begin with in a trainer; the split's name if not given.
         show_progress_bar: Show the progress of encoding and searching.
 
@@ -67,6 +69,7 @@ class TopKEvaluator(BaseEvaluator):
         *,
         k: Sequence[int] = (1, 3, 5, 10),
         batch_size: int = 32,
+        precision: Precision = "float32",
         name: str | None = None,
         show_progress_bar: bool = False,
     ) -> None:
@@ -78,6 +81,7 @@ class TopKEvaluator(BaseEvaluator):
         self.k: tuple[int, ...] = _checked_k(k, len(data.corpus_texts))
         self.batch_size = batch_size
         self.name: str = name or split
+        self.precision = precision
         self.show_progress_bar = show_progress_bar
         self.primary_metric: str = f"{self.name}_ndcg@{self.k[-1]}"
         self._corpus = dict(sorted(data.corpus_texts.items()))
@@ -107,6 +111,7 @@ class TopKEvaluator(BaseEvaluator):
             self._corpus,
             search_depth(self.k, len(self._corpus)),
             batch_size=self.batch_size,
+            precision=self.precision,
             show_progress_bar=self.show_progress_bar,
         )
         found = np.array(list(self._corpus), dtype=object)[positions].tolist()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from sentence_transformers import SentenceTransformer
 
 from embedtune.evaluation.encoders import ModelEncoder, model_name
-from embedtune.evaluation.search import top_k
+from embedtune.evaluation.search import Precision, top_k
 from embedtune.types import Encoder, Ranker
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ def retrieve(
     k: int,
     *,
     batch_size: int = 32,
+    precision: Precision = "float32",
     show_progress_bar: bool = False,
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Find the best ``k`` chunks for each query.
@@ -37,6 +38,7 @@ def retrieve(
         corpus: The chunks' texts by id.
         k: How many to find, at most the size of the corpus.
         batch_size: How many texts a SentenceTransformer encodes at once.
+        precision: Of the search among vectors, see `top_k`.
         show_progress_bar: Show the progress of encoding and searching.
 
     Returns:
@@ -63,6 +65,7 @@ def retrieve(
         encoder.encode_documents(list(corpus.values())),
         k,
         similarity=similarity,
+        precision=precision,
         device=device,
         query_ids=list(queries),
         corpus_ids=list(corpus),

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 Similarity = Literal["cosine", "dot", "euclidean", "manhattan"]
+Precision = Literal["float32", "bfloat16"]
 
 # 2048 x 2048 float scores are 16 MB: enough for the matrix product to run at full speed, little enough for the scores to
 # be in the processor's cache when the best of them are picked.
@@ -22,6 +23,11 @@ BLOCK_SIZE = 2048
 # A matrix product rounds the rows at the edges of its tiles differently from those inside. Blocks filled up to whole
 # tiles make equal vectors score equally wherever they stand, so that a tie is a tie.
 _TILE = 16
+
+# How many candidates a search in bfloat16 keeps for each that is wanted, and by how much a cosine may then be wrong: two
+# unit vectors, each number rounded by at most 2 ** -9 of itself, and the result once more.
+_CANDIDATES = 4
+_ROUNDING = 2.0**-7
 
 
 class _Block(NamedTuple):
@@ -45,6 +51,7 @@ def top_k(
     *,
     similarity: Similarity = "cosine",
     block_size: int = BLOCK_SIZE,
+    precision: Precision = "float32",
     device: str | torch.device = "cpu",
     query_ids: Sequence[str] | None = None,
     corpus_ids: Sequence[str] | None = None,
@@ -54,13 +61,17 @@ def top_k(
 
     The order is total, by falling score and then rising position, so a corpus sorted by id has its ties broken by id.
     Memory beyond the two inputs: a copy of the queries, the result, and a few blocks of ``block_size ** 2`` numbers.
+    The corpus is read block by block, so it may be larger than the memory: ``np.load(path, mmap_mode="r")``.
 
     Args:
         queries: Vectors of shape ``(num_queries, dim)``.
-        corpus: Vectors of shape ``(num_chunks, dim)``.
+        corpus: Vectors of shape ``(num_chunks, dim)``, in memory or mapped from a file.
         k: How many to return, at most ``num_chunks``.
         similarity: The model's ``similarity_fn_name``; sentence-transformers' own function computes it.
         block_size: How many queries and how many corpus vectors are scored at once. It does not change the result.
+        precision: ``"bfloat16"``, for cosine alone, searches with half of the digits, faster where the processor can, and
+            scores exactly what may be among the best. Queries for which rounding could have hidden something are searched
+            again, so the result is that of ``"float32"`` but for scores that differ in the last digit.
         device: Where to compute.
         query_ids: The queries' ids, for error messages.
         corpus_ids: The corpus vectors' ids, for error messages.
@@ -82,21 +93,67 @@ def top_k(
     _check_ids(queries, "queries", query_ids)
     _check_ids(corpus, "chunks", corpus_ids)
     _check_arguments(queries, corpus, k=k, block_size=block_size)
-    unit = similarity == "cosine"
-    score = SimilarityFunction.to_similarity_fn("dot" if unit else similarity)
+    rough = precision == "bfloat16"
+    if rough and similarity != "cosine":
+        raise ValueError(f"precision='bfloat16' is for cosine alone, and similarity is {similarity!r}. Use 'float32'.")
+    search = _Search(corpus, similarity, block_size, torch.device(device), corpus_ids, show_progress_bar)
     with torch.inference_mode():
+        unit = similarity == "cosine"
         query_blocks = list(_blocks(queries, block_size, kind="query", ids=query_ids, unit=unit, device=device))
-        best = [_empty(block.num_rows, k, device) for block in query_blocks]
+        found = search.nearly_best(query_blocks, k) if rough else search.best(query_blocks, k)
+    return found.scores.cpu().numpy(), found.positions.cpu().numpy()
+
+
+class _Search(NamedTuple):
+    """A corpus and how to search it."""
+
+    corpus: NDArray[np.float32]
+    similarity: Similarity
+    block_size: int
+    device: torch.device
+    ids: Sequence[str] | None
+    show_progress_bar: bool
+
+    def best(self, query_blocks: Sequence[_Block], k: int, dtype: torch.dtype = torch.float32) -> _Best:
+        """Find the best ``k`` for each query, with vectors of a precision."""
+        unit = self.similarity == "cosine"
+        score = SimilarityFunction.to_similarity_fn("dot" if unit else self.similarity)
+        best = [_empty(block.num_rows, k, self.device) for block in query_blocks]
+        queries = [block.vectors.to(dtype) for block in query_blocks]
         # The corpus is the outer loop, so that each of its blocks goes to the device and is normalised once.
-        corpus_blocks = _blocks(corpus, block_size, kind="chunk", ids=corpus_ids, unit=unit, device=device)
-        num_blocks = -(-len(corpus) // block_size)
-        for chunks in tqdm(corpus_blocks, desc="Searching", total=num_blocks, disable=not show_progress_bar):
+        blocks = _blocks(self.corpus, self.block_size, kind="chunk", ids=self.ids, unit=unit, device=self.device)
+        num_blocks = -(-len(self.corpus) // self.block_size)
+        for chunks in tqdm(blocks, desc="Searching", total=num_blocks, disable=not self.show_progress_bar):
+            vectors = chunks.vectors.to(dtype)
             for i, block in enumerate(query_blocks):
-                scores = score(block.vectors, chunks.vectors)[: block.num_rows, : chunks.num_rows]
+                scores = score(queries[i], vectors)[: block.num_rows, : chunks.num_rows].float()
                 best[i] = _merge(best[i], scores, chunks.start)
-        all_scores = torch.cat([found.scores for found in best])
-        all_positions = torch.cat([found.positions for found in best])
-    return all_scores.cpu().numpy(), all_positions.cpu().numpy()
+        return _Best(torch.cat([found.scores for found in best]), torch.cat([found.positions for found in best]))
+
+    def nearly_best(self, query_blocks: Sequence[_Block], k: int) -> _Best:
+        """Find the best ``k`` for each query by cosine: candidates in bfloat16, scored in float32."""
+        candidates = self.best(query_blocks, min(_CANDIDATES * k, len(self.corpus)), torch.bfloat16)
+        queries = torch.cat([block.vectors[: block.num_rows] for block in query_blocks])
+        # In the order of positions, so that a stable sort by score breaks ties by position.
+        positions = candidates.positions.sort(dim=1).values
+        scores = torch.cat(
+            [self._exact(queries[i : i + 16], positions[i : i + 16]) for i in range(0, len(queries), 16)]
+        )
+        scores, order = scores.sort(dim=1, descending=True, stable=True)
+        best = _Best(scores[:, :k].contiguous(), positions.gather(1, order[:, :k]))
+        # What is no candidate scored at most as the last of them, and at most the rounding more in truth.
+        is_hidden = best.scores[:, -1] < candidates.scores[:, -1] + _ROUNDING
+        if candidates.positions.shape[1] < len(self.corpus) and is_hidden.any():
+            rows = is_hidden.nonzero().flatten()
+            parts = (rows[i : i + self.block_size] for i in range(0, len(rows), self.block_size))
+            again = self.best([_padded(0, queries[part]) for part in parts], k)
+            best.scores[rows], best.positions[rows] = again.scores, again.positions
+        return best
+
+    def _exact(self, queries: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        rows = torch.from_numpy(self.corpus[positions.cpu().numpy()]).to(self.device, torch.float32)
+        rows /= torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+        return (rows * queries[:, None]).sum(dim=-1)
 
 
 def top_k_of_scores(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
@@ -152,8 +209,11 @@ def _blocks(
         rows = torch.tensor(vectors[start : start + size], dtype=torch.float32, device=device)
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         _check_norms(norms.squeeze(1), start, kind=kind, ids=ids)
-        rows = rows / norms if unit else rows
-        yield _Block(start, len(rows), torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _TILE)))
+        yield _padded(start, rows / norms if unit else rows)
+
+
+def _padded(start: int, rows: torch.Tensor) -> _Block:
+    return _Block(start, len(rows), torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _TILE)))
 
 
 def _check_norms(norms: torch.Tensor, start: int, *, kind: str, ids: Sequence[str] | None) -> None:
