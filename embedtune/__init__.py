@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 __all__ = [
     "BM25",
     "LLM",
+    "Answer",
     "AnthropicLLM",
     "Chunk",
     "Completion",
@@ -21,6 +22,7 @@ __all__ = [
     "EmbeddingTrainer",
     "Encoder",
     "Evaluation",
+    "FeedbackLog",
     "InBatchNegativesLoss",
     "ModelReport",
     "OpenAILLM",
@@ -31,12 +33,14 @@ __all__ = [
     "Questions",
     "Ranker",
     "RetrievalDataset",
+    "Retriever",
     "TokenCounter",
     "TopKEvaluator",
     "TransformersLLM",
     "TripletMarginLoss",
     "TuningArguments",
     "Verdict",
+    "answer",
     "build_dataset",
     "check_model",
     "chunk_documents",
@@ -45,12 +49,15 @@ __all__ = [
     "filter_by_judge",
     "filter_by_round_trip",
     "generate_questions",
+    "label_misses",
     "load_model",
     "load_sample",
     "read_documents",
+    "suggest_chunk",
 ]
 
 _HOME = {
+    "Answer": "embedtune.rag.answer",
     "AnthropicLLM": "embedtune.questions.anthropic_llm",
     "BM25": "embedtune.evaluation.bm25",
     "Chunk": "embedtune.types",
@@ -60,6 +67,7 @@ _HOME = {
     "EmbeddingTrainer": "embedtune.training.trainer",
     "Encoder": "embedtune.types",
     "Evaluation": "embedtune.evaluation.evaluator",
+    "FeedbackLog": "embedtune.rag.feedback",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
     "ModelReport": "embedtune.models.selfcheck",
@@ -71,12 +79,14 @@ _HOME = {
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
     "RetrievalDataset": "embedtune.dataset",
+    "Retriever": "embedtune.rag.retriever",
     "TokenCounter": "embedtune.types",
     "TopKEvaluator": "embedtune.evaluation.evaluator",
     "TransformersLLM": "embedtune.questions.transformers_llm",
     "TripletMarginLoss": "embedtune.training.losses",
     "TuningArguments": "embedtune.training.arguments",
     "Verdict": "embedtune.evaluation.verdict",
+    "answer": "embedtune.rag.answer",
     "build_dataset": "embedtune.dataset",
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
@@ -85,9 +95,11 @@ _HOME = {
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "generate_questions": "embedtune.questions.generation",
+    "label_misses": "embedtune.rag.suggest",
     "load_model": "embedtune.models.load",
     "load_sample": "embedtune.sample",
     "read_documents": "embedtune.corpus.documents",
+    "suggest_chunk": "embedtune.rag.suggest",
 }
 
 if TYPE_CHECKING:
@@ -112,6 +124,12 @@ if TYPE_CHECKING:
     from embedtune.questions.records import Questions as Questions
     from embedtune.questions.round_trip import filter_by_round_trip as filter_by_round_trip
     from embedtune.questions.transformers_llm import TransformersLLM as TransformersLLM
+    from embedtune.rag.answer import Answer as Answer
+    from embedtune.rag.answer import answer as answer
+    from embedtune.rag.feedback import FeedbackLog as FeedbackLog
+    from embedtune.rag.retriever import Retriever as Retriever
+    from embedtune.rag.suggest import label_misses as label_misses
+    from embedtune.rag.suggest import suggest_chunk as suggest_chunk
     from embedtune.sample import load_sample as load_sample
     from embedtune.training.arguments import TuningArguments as TuningArguments
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
