@@ -77,7 +77,7 @@ def main(
     verdicts = {}
     for split, evaluator in evaluators.items():
         tuned, bm25 = evaluator.evaluate(model, name=f"tuned, {loss}"), evaluator.evaluate(et.BM25())
-        verdicts[split] = et.compare(base[split], tuned, baselines=[bm25])
+        verdicts[split] = et.compare(base[split], tuned, bm25)
         print(f"\n{split}\n\n{verdicts[split]}")
     return verdicts
 

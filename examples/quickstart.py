@@ -42,7 +42,7 @@ def main(output: str = "out/quickstart", *, documents: int | None = None, epochs
 
     # 5. After: new questions about chunks that were trained on, and questions about documents never seen
     tuned = {split: evaluator.evaluate(trainer.model, name="tuned") for split, evaluator in evaluators.items()}
-    verdicts = {split: et.compare(base[split], tuned[split], baselines=[bm25[split]]) for split in evaluators}
+    verdicts = {split: et.compare(base[split], tuned[split], bm25[split]) for split in evaluators}
     print("\nNew questions about chunks it was trained on\n", verdicts["test_seen"], sep="\n")
     print("\nQuestions about documents it has never seen\n", verdicts["test"], sep="\n")
 

@@ -14,6 +14,7 @@ from embedtune.dataset import RetrievalDataset
 from embedtune.evaluation.bm25 import BM25
 from embedtune.evaluation.encoders import ModelEncoder
 from embedtune.evaluation.evaluator import Evaluation, TopKEvaluator
+from embedtune.evaluation.fingerprint import model_fingerprint
 
 torch.set_num_threads(1)
 
@@ -367,9 +368,32 @@ def test_a_result_survives_saving(tiny_model, tmp_path):
     assert loaded.metrics == evaluation.metrics
     assert loaded.per_query.to_dict() == evaluation.per_query.to_dict()
     assert loaded.per_query.features == evaluation.per_query.features
-    for name in ("name", "split", "k", "num_chunks", "fingerprint"):
+    for name in ("name", "split", "k", "num_chunks", "fingerprint", "model"):
         assert getattr(loaded, name) == getattr(evaluation, name)
     assert json.loads(path.read_text())["metrics"] == evaluation.metrics
+
+
+def test_a_result_remembers_what_was_evaluated(tiny_model, tmp_path):
+    evaluator = TopKEvaluator(build(*made_up()))
+    assert evaluator.evaluate(tiny_model).model == model_fingerprint(tiny_model)
+    assert evaluator.evaluate(BM25()).model == BM25().fingerprint
+    assert evaluator.evaluate(Fixed([range(48)] * 40)).model == "Fixed"
+
+
+def test_a_result_that_an_older_version_saved_can_be_read(tmp_path):
+    evaluation = TopKEvaluator(build(*made_up())).evaluate(BM25())
+    evaluation.save(tmp_path / "result.json")
+    content = json.loads((tmp_path / "result.json").read_text())
+    del content["model"]
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert Evaluation.load(tmp_path / "result.json").model == ""
+
+
+def test_each_metric_has_an_interval_around_it():
+    evaluation = TopKEvaluator(build(*made_up())).evaluate(BM25())
+    for metric, (low, high) in evaluation.intervals().items():
+        assert 0 <= low <= evaluation.metrics[metric] <= high <= 1
+        assert evaluation.intervals(confidence=0.8)[metric].high < high
 
 
 def test_a_result_prints_as_a_table_and_escapes_html(tiny_model):

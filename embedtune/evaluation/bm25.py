@@ -61,6 +61,12 @@ class BM25:
     tokenize: Callable[[str], Sequence[str]] = words
     show_progress_bar: bool = False
 
+    @property
+    def fingerprint(self) -> str:
+        """The settings, as a result remembers them."""
+        tokenize = getattr(self.tokenize, "__qualname__", type(self.tokenize).__qualname__)
+        return f"BM25(k1={self.k1}, b={self.b}, tokenize={tokenize})"
+
     def rank(
         self, queries: Sequence[str], documents: Sequence[str], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

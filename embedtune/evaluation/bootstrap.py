@@ -1,10 +1,13 @@
-"""Confidence intervals for a difference between two retrievers that answered the same questions."""
+"""The paired bootstrap: how sure a difference between two retrievers is that answered the same questions."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import stats
+
+from embedtune.evaluation.intervals import cluster_totals
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,30 +27,50 @@ def paired_interval(
     """Bootstrap the mean difference of paired values, drawing whole clusters.
 
     Questions about one chunk stand or fall together, so they are no independent evidence: each resample draws as many
-    clusters as there are, with replacement, and takes the mean over all questions in them. The interval is the
-    percentile interval (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13; on clusters: Field and
-    Welsh, "Bootstrapping clustered data", 2007).
+    clusters as there are, with replacement, and takes the mean over all questions in them (Field and Welsh,
+    "Bootstrapping clustered data", 2007). The interval is the mean and, to either side, the standard deviation of the
+    resamples' means times a quantile of Student's t (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
+    chapter 12). The percentile interval is too narrow for this: with 50 questions about 13 chunks it holds the truth 90
+    times in 100 instead of 95.
+
+    Where nothing differs, resampling says nothing. Then it is the largest difference that such questions can overlook:
+    zero of ``n`` clusters differ with a chance of ``(1 - p) ** n``, and none differs by more than 1 (Clopper and Pearson,
+    1934).
 
     Args:
-        differences: One row a question and one column a metric, of shape ``(num_queries, num_metrics)``.
+        differences: One row a question and one column a metric, between -1 and 1, of shape ``(num_queries, num_metrics)``.
         clusters: Which cluster each question belongs to, numbered from 0, of shape ``(num_queries,)``.
         confidence: How often the interval should hold the true difference.
         num_resamples: How many resamples to draw.
         seed: Draws them.
 
     Returns:
-        The lower and the upper bounds, both of shape ``(num_metrics,)``.
+        The lower and the upper bounds, both of shape ``(num_metrics,)``; -1 and 1 for a single cluster.
 
     Example:
-        >>> low, high = paired_interval(np.array([[0.0], [1.0], [0.0], [1.0]]), np.array([0, 1, 2, 3]))
-        >>> low.tolist(), high.tolist()
-        ([0.0], [1.0])
+        >>> low, high = paired_interval(np.array([[0.0], [1.0]] * 20), np.arange(40))
+        >>> low.round(2).tolist(), high.round(2).tolist()
+        ([0.34], [0.66])
     """
-    sizes = np.bincount(clusters).astype(np.float64)
-    sums = np.zeros((len(sizes), differences.shape[1]))
-    np.add.at(sums, clusters, differences)
+    sums, sizes = cluster_totals(differences, clusters)
+    means, num_clusters = sums.sum(axis=0) / sizes.sum(), len(sizes)
+    if num_clusters == 1:
+        return np.full_like(means, -1.0), np.full_like(means, 1.0)
+    resampled = _resampled_means(sums, sizes, num_resamples, seed)
+    # Drawn from n clusters, resamples vary by (n - 1) / n of the variance there is.
+    errors = resampled.std(axis=0) * np.sqrt(num_clusters / (num_clusters - 1))
+    widths = stats.t.ppf((1 + confidence) / 2, num_clusters - 1) * errors
+    overlooked = 1 - ((1 - confidence) / 2) ** (1 / num_clusters)
+    widths = np.where(np.any(sums, axis=0) | np.any(differences, axis=0), widths, overlooked)
+    return np.maximum(means - widths, -1.0), np.minimum(means + widths, 1.0)
+
+
+def _resampled_means(
+    sums: NDArray[np.float64], sizes: NDArray[np.float64], num_resamples: int, seed: int
+) -> NDArray[np.float64]:
+    """Return the mean of each resample, of shape ``(num_resamples, num_metrics)``."""
     rng = np.random.default_rng(seed)
-    means = np.empty((num_resamples, differences.shape[1]))
+    means = np.empty((num_resamples, sums.shape[1]))
     block = max(1, _DRAWS_PER_BLOCK // len(sizes))
     for start in range(0, num_resamples, block):
         shape = (min(block, num_resamples - start), len(sizes))
@@ -55,6 +78,4 @@ def paired_interval(
         # How often each cluster is drawn says all about a resample, and makes its mean a matrix product.
         counts = np.bincount(drawn.ravel(), minlength=drawn.size).reshape(shape).astype(np.float64)
         means[start : start + block] = (counts @ sums) / (counts @ sizes)[:, None]
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(means, [tail, 1 - tail], axis=0)
-    return low, high
+    return means

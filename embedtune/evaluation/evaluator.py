@@ -14,6 +14,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from embedtune.evaluation.encoders import ModelEncoder, model_name
+from embedtune.evaluation.fingerprint import fingerprint_of, model_fingerprint
 from embedtune.evaluation.result import PER_QUERY_FEATURES, search_depth
 from embedtune.evaluation.result import Evaluation as Evaluation
 from embedtune.evaluation.search import top_k
@@ -103,6 +104,10 @@ class TopKEvaluator(BaseEvaluator):
             TypeError: If it is none of these.
             ValueError: If it gives no usable vectors or ranking.
         """
+        model = model_fingerprint if isinstance(retriever, SentenceTransformer) else fingerprint_of
+        return self._evaluate(retriever, name=name or _name_of(retriever), model=model(retriever))
+
+    def _evaluate(self, retriever: Retriever, *, name: str, model: str = "") -> Evaluation:
         scores, positions = self._search(retriever, search_depth(self.k, len(self._corpus)))
         found = np.array(list(self._corpus), dtype=object)[positions].tolist()
         columns = {
@@ -114,12 +119,13 @@ class TopKEvaluator(BaseEvaluator):
             "scores": scores[:, : self.k[-1]].tolist(),
         }
         return Evaluation(
-            name=name or _name_of(retriever),
+            name=name,
             split=self.split,
             k=self.k,
             per_query=Dataset.from_dict(columns, features=PER_QUERY_FEATURES),
             num_chunks=len(self._corpus),
             fingerprint=self._fingerprint,
+            model=model,
         )
 
     def __call__(
@@ -140,7 +146,7 @@ class TopKEvaluator(BaseEvaluator):
         Returns:
             Each metric with the evaluator's name in front, ``"test_ndcg@10"`` for instance.
         """
-        evaluation = self.evaluate(model)
+        evaluation = self._evaluate(model, name=self.name)  # a fingerprint of each step's weights would be for nothing
         metrics = {f"{self.name}_{metric}": value for metric, value in evaluation.metrics.items()}
         logger.info("%s: %.4f", self.primary_metric, metrics[self.primary_metric])
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)

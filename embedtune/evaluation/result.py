@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
+from embedtune.evaluation.intervals import Interval, mean_intervals
 from embedtune.evaluation.metrics import metrics_at_k
 from embedtune.evaluation.tables import html_table, text_table
 from embedtune.files import replace_file
@@ -59,6 +60,8 @@ class Evaluation:
         num_chunks: How many chunks there were to choose from.
         fingerprint: A SHA-256 of the questions, the judgements and the corpus. Only results with the same fingerprint
             can be compared.
+        model: What was evaluated: the SHA-256 of a SentenceTransformer's weights and settings (see `model_fingerprint`),
+            what another retriever says in its attribute ``fingerprint``, or its class.
     """
 
     name: str
@@ -67,6 +70,7 @@ class Evaluation:
     per_query: Dataset
     num_chunks: int
     fingerprint: str
+    model: str = ""
 
     @property
     def num_queries(self) -> int:
@@ -96,6 +100,25 @@ class Evaluation:
         num_relevant = np.array([len(right) for right in relevant])
         return {name: values for k in self.k for name, values in metrics_at_k(hits, num_relevant, k=k).items()}
 
+    @cached_property
+    def clusters(self) -> NDArray[np.int64]:
+        """The chunk that each question was written for, numbered from 0, of shape ``(num_queries,)``."""
+        number: dict[str, int] = {}
+        return np.array([number.setdefault(chunks[0], len(number)) for chunks in self.per_query["relevant"][:]])
+
+    def intervals(self, *, confidence: float = 0.95) -> dict[str, Interval]:
+        """Return the confidence interval of each metric; questions about one chunk count as one observation.
+
+        Args:
+            confidence: The level.
+        """
+        values = np.stack(list(self.per_query_metrics.values()), axis=1)
+        bounds = mean_intervals(values, self.clusters, confidence=confidence)
+        return {
+            metric: Interval(float(low), float(high))
+            for metric, low, high in zip(self.per_query_metrics, *bounds, strict=True)
+        }
+
     def misses(self, k: int = 10) -> Dataset:
         """Return the rows of ``per_query`` whose right chunk is not among the first ``k``.
 
@@ -115,6 +138,7 @@ class Evaluation:
             "k": self.k,
             "num_chunks": self.num_chunks,
             "fingerprint": self.fingerprint,
+            "model": self.model,
             "metrics": self.metrics,  # for other readers; `load` computes them
             "per_query": self.per_query.to_dict(),
         }
@@ -131,6 +155,7 @@ class Evaluation:
             per_query=Dataset.from_dict(content["per_query"], features=PER_QUERY_FEATURES),
             num_chunks=content["num_chunks"],
             fingerprint=content["fingerprint"],
+            model=content.get("model", ""),
         )
 
     def __repr__(self) -> str:

@@ -1,44 +1,32 @@
-"""A verdict on two results for the same questions: better, worse, or cannot tell, with the evidence."""
+"""A verdict on results for the same questions: better, worse, or cannot tell, with the evidence."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
+from scipy import stats
 
-from embedtune.evaluation.bootstrap import paired_interval
+from embedtune.evaluation.comparison import Comparison, compare_with_each
+from embedtune.evaluation.comparison import Decision as Decision
+from embedtune.evaluation.comparison import MetricChange as MetricChange
+from embedtune.evaluation.intervals import standard_error
+from embedtune.evaluation.leaks import leak_warnings
 from embedtune.evaluation.tables import Row, html_table, text_table
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
+    from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.result import Evaluation
 
-Decision = Literal["better", "worse", "cannot tell"]
+logger = logging.getLogger(__name__)
 
 _FEW_QUERIES = 20
-
-
-@dataclass(frozen=True)
-class MetricChange:
-    """What became of one metric.
-
-    Attributes:
-        before: Its mean before.
-        after: Its mean after.
-        difference: After minus before.
-        low: Lower bound of the difference's paired bootstrap interval.
-        high: Upper bound.
-    """
-
-    before: float
-    after: float
-    difference: float
-    low: float
-    high: float
+_SMALL_DIFFERENCE = 0.03
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,30 +34,57 @@ class Verdict:
     """What `compare` found. Printing it shows the sentence, the notes and the tables.
 
     Attributes:
-        decision: ``"better"``, ``"worse"`` or ``"cannot tell"``, by the primary metric.
-        metrics: Each metric's change, by name, ``"accuracy@3"`` for instance.
+        before: The result before.
+        after: The result after, which is judged.
+        comparisons: The result after against ``before``, and then against each of the other results.
         fixed: For each k the ids of the questions that are hits after and were none before.
         broken: For each k the ids of the questions that were hits before and are none after.
-        before: The result before.
-        after: The result after.
-        baselines: Other results for the same questions.
-        against_baselines: What the decision would be if each baseline stood in the place of ``before``.
-        num_clusters: About how many chunks the questions are: the number of independent observations.
-        num_changed: For how many of these chunks the primary metric changed.
-        confidence: The level of the intervals.
+        confidence: The level at which all intervals of differences, and all decisions, hold at once.
+        warnings: Signs that the gain is a leak, a sentence each.
     """
 
-    decision: Decision
-    metrics: Mapping[str, MetricChange]
-    fixed: Mapping[int, tuple[str, ...]]
-    broken: Mapping[int, tuple[str, ...]]
     before: Evaluation
     after: Evaluation
-    baselines: tuple[Evaluation, ...]
-    against_baselines: tuple[Decision, ...]
-    num_clusters: int
-    num_changed: int
+    comparisons: tuple[Comparison, ...]
+    fixed: Mapping[int, tuple[str, ...]]
+    broken: Mapping[int, tuple[str, ...]]
     confidence: float
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def decision(self) -> Decision:
+        """``"better"``, ``"worse"`` or ``"cannot tell"``, by the primary metric."""
+        return self.comparisons[0].decision
+
+    @property
+    def metrics(self) -> Mapping[str, MetricChange]:
+        """Each metric's change, by name, ``"accuracy@3"`` for instance."""
+        return self.comparisons[0].metrics
+
+    @property
+    def p_value(self) -> float:
+        """Of the paired permutation test on the primary metric, adjusted for the number of comparisons."""
+        return self.comparisons[0].p_value
+
+    @property
+    def baselines(self) -> tuple[Evaluation, ...]:
+        """The other results for the same questions."""
+        return tuple(comparison.other for comparison in self.comparisons[1:])
+
+    @property
+    def against_baselines(self) -> tuple[Decision, ...]:
+        """What the decision would be if each of the other results stood in the place of ``before``."""
+        return tuple(comparison.decision for comparison in self.comparisons[1:])
+
+    @property
+    def num_changed(self) -> int:
+        """For how many chunks the primary metric changed."""
+        return self.comparisons[0].num_changed
+
+    @property
+    def num_clusters(self) -> int:
+        """About how many chunks the questions are: the number of independent observations."""
+        return int(self.before.clusters.max()) + 1
 
     @property
     def num_queries(self) -> int:
@@ -86,9 +101,27 @@ class Verdict:
         """The metric that the decision rests on."""
         return self.before.primary_metric
 
+    def num_queries_needed(self, difference: float = _SMALL_DIFFERENCE, *, power: float = 0.8) -> int | None:
+        """Return how many questions like these, with chunks in proportion, would show a difference of the primary metric.
+
+        ``n * ((z(1 - alpha / 2) + z(power)) * error / difference) ** 2`` (Cohen, "Statistical Power Analysis for the
+        Behavioral Sciences", 1988, chapter 2), with the cluster-robust standard error of the difference seen here.
+
+        Args:
+            difference: The difference to be seen.
+            power: How often it should be seen.
+
+        Returns:
+            The number, or None where nothing changed, so that nothing can be estimated.
+        """
+        after, before = (run.per_query_metrics[self.primary_metric] for run in (self.after, self.before))
+        error = float(standard_error((after - before)[:, None], self.before.clusters)[0])
+        quantiles = stats.norm.ppf((1 + self.confidence) / 2) + stats.norm.ppf(power)
+        return math.ceil(self.num_queries * (quantiles * error / difference) ** 2) or None
+
     @property
     def sentence(self) -> str:
-        """The decision with its figures, and every baseline that is not behind."""
+        """The decision with its figures, and every other result that is not behind."""
         metric = self.primary_metric
         change = self.metrics[metric]
         sentence = (
@@ -103,20 +136,40 @@ class Verdict:
         return sentence + "."
 
     @property
+    def advice(self) -> str:
+        """Why not to fine-tune, in a sentence, or an empty string."""
+        if self.decision == "worse":
+            return f"Do not fine-tune like this: {self.before.name} finds more."
+        if self.decision == "cannot tell":
+            return f"Do not fine-tune on this evidence: {self.before.name} may be as good."
+        for bm25, decision in zip(self.baselines, self.against_baselines, strict=True):
+            if bm25.model.startswith("BM25") and decision != "better":
+                relation = "is better" if decision == "worse" else "may be as good"
+                return f"Do not fine-tune on this evidence: {bm25.name}, which needs no training, {relation}."
+        return ""
+
+    @property
     def notes(self) -> list[str]:
-        """What else a reader should know, a sentence each."""
+        """What else a reader should know, a sentence each, what matters most first."""
         k = self.before.k[-1]
         accuracy, change = self.metrics[f"accuracy@{k}"], self.metrics[self.primary_metric]
         notes = [
+            *([self.advice] if self.advice else []),
+            *self.warnings,
             f"A right chunk is among the first {k} for {accuracy.after:.1%} of the questions, before for "
-            f"{accuracy.before:.1%}: {len(self.fixed[k])} fixed, {len(self.broken[k])} broken."
+            f"{accuracy.before:.1%}: {len(self.fixed[k])} fixed, {len(self.broken[k])} broken.",
         ]
         if self.decision == "cannot tell" and not change.low <= 0 <= change.high:
             notes.append(f"The questions of only {self.num_changed} chunks changed, which can be chance.")
-        elif self.decision == "cannot tell" and self.num_changed:
+        elif self.decision == "cannot tell" and (needed := self.num_queries_needed()):
             notes.append(
-                f"These questions can tell a difference of about {(change.high - change.low) / 2:.3f} or more; four times "
-                "as many could tell half of it."
+                f"These questions can tell a difference of about {(change.high - change.low) / 2:.3f} or more; to see one of "
+                f"{_SMALL_DIFFERENCE} takes about {needed} like them."
+            )
+        if len(self.comparisons) > 1:
+            notes.append(
+                f"{self.after.name} is compared with {len(self.comparisons)} others: the intervals of differences are wide "
+                f"enough for all of them to hold with {_percent(self.confidence)}."
             )
         if self.num_queries < _FEW_QUERIES:
             notes.append(f"{self.num_queries} questions can tell very little: ask a hundred or more.")
@@ -138,7 +191,7 @@ class Verdict:
             f"{self.num_clusters} chunks, {self.num_chunks} chunks to choose from"
         )
 
-    def _tables(self) -> Iterator[tuple[Row, list[Row]]]:
+    def _tables(self) -> Iterator[tuple[Row, Sequence[Row]]]:
         ks = self.before.k
         shown = [*(f"accuracy@{k}" for k in ks), *(f"{kind}@{ks[-1]}" for kind in ("recall", "mrr", "ndcg", "map"))]
         names = [baseline.name for baseline in self.baselines]
@@ -156,17 +209,36 @@ class Verdict:
                 for metric, change in ((metric, self.metrics[metric]) for metric in shown)
             ],
         )
+        yield self._runs_table()
         yield (
             ["questions", "fixed", "broken"],
             [[f"in top {k}", str(len(self.fixed[k])), str(len(self.broken[k]))] for k in ks],
         )
 
+    def _runs_table(self) -> tuple[Row, Sequence[Row]]:
+        """Return each retriever with its own intervals, and what it means that the one after stands beside it."""
+        shown = [f"accuracy@{self.before.k[-1]}", self.primary_metric]
+        against = {id(comparison.other): comparison for comparison in self.comparisons}
+        rows = []
+        for run in (self.before, self.after, *self.baselines):
+            intervals = run.intervals(confidence=self.confidence)
+            figures = [f"{run.metrics[m]:.3f} ({intervals[m].low:.3f} to {intervals[m].high:.3f})" for m in shown]
+            rows.append([run.name, *figures, *self._difference_cells(against.get(id(run)))])
+        header = [f"{metric} ({_percent(self.confidence)} interval)" for metric in shown]
+        return ["retriever", *header, f"{self.after.name} minus it", "p", "verdict"], rows
+
+    def _difference_cells(self, comparison: Comparison | None) -> list[str]:
+        if comparison is None:
+            return ["", "", ""]
+        change = comparison.metrics[self.primary_metric]
+        return [f"{_signed(change.difference)} ({_interval(change)})", f"{comparison.p_value:.4f}", comparison.decision]
+
 
 def compare(
     before: Evaluation,
     after: Evaluation,
-    *,
-    baselines: Sequence[Evaluation] = (),
+    *others: Evaluation,
+    training: RetrievalDataset | Iterable[str] | None = None,
     confidence: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
@@ -174,16 +246,18 @@ def compare(
     """Say whether a retriever got better, and how sure that is.
 
     The decision rests on the nDCG at the largest k: better or worse if the paired bootstrap interval of its difference
-    (see `paired_interval`; questions about one chunk are drawn together) excludes zero and enough chunks changed for that
-    not to be chance, else "cannot tell". The other metrics' intervals are for reading: among twenty of them one excludes
+    (see `paired_interval`; questions about one chunk are drawn together) excludes zero and a paired permutation test
+    agrees, else "cannot tell". With other results, ``after`` is held against each of them too, and intervals and
+    decisions allow for their number. The other metrics' intervals are for reading: among twenty of them one excludes
     zero by chance.
 
     Args:
         before: The result to compare with.
         after: The result to judge.
-        baselines: Results of other retrievers, BM25 for instance, to stand in the same table.
-        confidence: The level of the intervals.
-        num_resamples: How many bootstrap resamples to draw.
+        *others: Results of other retrievers, BM25 for instance, that ``after`` should beat as well.
+        training: What was trained on (the dataset, or the training questions), to warn of questions that are in both.
+        confidence: The level at which all intervals and decisions hold.
+        num_resamples: How many bootstrap resamples, and how many permutations, to draw.
         seed: Draws them.
 
     Raises:
@@ -204,35 +278,21 @@ def compare(
         raise ValueError(f"confidence={confidence} is no level. Give a number between 0 and 1, such as 0.95.")
     if num_resamples < 1:
         raise ValueError(f"num_resamples={num_resamples} draws nothing. Give some thousands.")
-    _check_comparable([before, after, *baselines])
-    bootstrap = _Bootstrap(_clusters(before), confidence, num_resamples, seed)
-    judgement = _judge(before, after, bootstrap)
+    _check_comparable([before, after, *others])
+    warnings = leak_warnings(before, after, training)
+    for warning in warnings:
+        logger.warning(warning)
     return Verdict(
-        decision=judgement.decision,
-        metrics=judgement.metrics,
-        fixed={k: _newly_hit(before, after, k) for k in before.k},
-        broken={k: _newly_hit(after, before, k) for k in before.k},
         before=before,
         after=after,
-        baselines=tuple(baselines),
-        against_baselines=tuple(_judge(baseline, after, bootstrap).decision for baseline in baselines),
-        num_clusters=int(bootstrap.clusters.max()) + 1,
-        num_changed=judgement.num_changed,
+        comparisons=compare_with_each(
+            after, [before, *others], confidence=confidence, num_resamples=num_resamples, seed=seed
+        ),
+        fixed={k: _newly_hit(before, after, k) for k in before.k},
+        broken={k: _newly_hit(after, before, k) for k in before.k},
         confidence=confidence,
+        warnings=warnings,
     )
-
-
-class _Bootstrap(NamedTuple):
-    clusters: NDArray[np.int64]
-    confidence: float
-    num_resamples: int
-    seed: int
-
-
-class _Judgement(NamedTuple):
-    decision: Decision
-    metrics: dict[str, MetricChange]
-    num_changed: int
 
 
 def _check_comparable(results: Sequence[Evaluation]) -> None:
@@ -248,42 +308,6 @@ def _check_comparable(results: Sequence[Evaluation]) -> None:
                 f"{other.name!r} was evaluated at k={other.k} and {first.name!r} at k={first.k}. Evaluate both with the "
                 "same evaluator."
             )
-
-
-def _clusters(result: Evaluation) -> NDArray[np.int64]:
-    """Number the chunks that questions were written for, and return each question's, of shape ``(num_queries,)``."""
-    number: dict[str, int] = {}
-    return np.array([number.setdefault(chunks[0], len(number)) for chunks in result.per_query["relevant"][:]])
-
-
-def _judge(before: Evaluation, after: Evaluation, bootstrap: _Bootstrap) -> _Judgement:
-    names = list(before.metrics)
-    differences = np.stack([after.per_query_metrics[n] - before.per_query_metrics[n] for n in names], axis=1)
-    low, high = paired_interval(
-        differences,
-        bootstrap.clusters,
-        confidence=bootstrap.confidence,
-        num_resamples=bootstrap.num_resamples,
-        seed=bootstrap.seed,
-    )
-    metrics = {
-        n: MetricChange(
-            before.metrics[n], after.metrics[n], float(differences[:, i].mean()), float(low[i]), float(high[i])
-        )
-        for i, n in enumerate(names)
-    }
-    primary = names.index(before.primary_metric)
-    sums = np.bincount(bootstrap.clusters, weights=differences[:, primary])
-    num_changed = int(np.count_nonzero(np.abs(sums) > 1e-12))
-    return _Judgement(_decide(metrics[before.primary_metric], num_changed, bootstrap.confidence), metrics, num_changed)
-
-
-def _decide(change: MetricChange, num_changed: int, confidence: float) -> Decision:
-    # Were the two alike, each changed chunk would be as likely to get worse as better, and m of them would all go the
-    # same way with a chance of 2 ** (1 - m). Below six, that is too likely for 95 %, whatever the bootstrap makes of it.
-    if 2.0 ** (1 - num_changed) > 1 - confidence or change.low <= 0 <= change.high:
-        return "cannot tell"
-    return "better" if change.low > 0 else "worse"
 
 
 def _newly_hit(before: Evaluation, after: Evaluation, k: int) -> tuple[str, ...]:

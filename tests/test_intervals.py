@@ -1,0 +1,124 @@
+"""How often the intervals hold the truth, against scipy, and against resamples drawn one by one."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import scipy.stats
+
+from embedtune.evaluation.bootstrap import paired_interval
+from embedtune.evaluation.intervals import mean_intervals, standard_error
+
+METRICS = ("accuracy@1", "accuracy@3", "mrr@10", "ndcg@10")
+
+
+def simulated(num_queries, num_per_chunk, *, level, gain, rng):
+    """Draw each metric of two retrievers that answer the same questions; chunks and questions differ in difficulty.
+
+    Returns values before and after, of shape ``(num_queries, num_metrics)``, and the questions' chunks.
+    """
+    clusters = np.arange(num_queries) // num_per_chunk
+    chunk, chunk_gain = rng.normal(0, 0.7, clusters[-1] + 1), rng.normal(0, 0.5, clusters[-1] + 1)
+    common = level + chunk[clusters] + rng.standard_normal(num_queries)
+    both = []
+    for ease in (common, common + gain + chunk_gain[clusters]):
+        rank = np.maximum(1, np.ceil(np.exp(1.2 - 1.2 * (ease + rng.normal(0, 0.5, num_queries)))))
+        top = rank <= 10
+        both.append(np.stack([rank <= 1, rank <= 3, top / rank, top / np.log2(rank + 1)], axis=1))
+    return both[0], both[1], clusters
+
+
+# Where nearly all questions are hits, the interval of a hit rate holds the truth more often than it says, never less.
+CASES = [(50, 1, 0.3, 0.97), (50, 4, 0.3, 0.97), (50, 4, 1.5, 0.99), (200, 4, 0.3, 0.97)]
+
+
+@pytest.mark.parametrize(("num_queries", "num_per_chunk", "level", "most"), CASES)
+def test_intervals_hold_the_truth_as_often_as_they_say(num_queries, num_per_chunk, level, most):
+    rng = np.random.default_rng(0)
+    large = simulated(800_000, num_per_chunk, level=level, gain=0.3, rng=rng)
+    true_mean, true_difference = large[1].mean(axis=0), (large[1] - large[0]).mean(axis=0)
+    num_trials = 1200
+    held = np.zeros((2, len(METRICS)))
+    for seed in range(num_trials):
+        before, after, clusters = simulated(num_queries, num_per_chunk, level=level, gain=0.3, rng=rng)
+        low, high = paired_interval(after - before, clusters, num_resamples=200, seed=seed)
+        held[0] += (low <= true_difference) & (true_difference <= high)
+        low, high = mean_intervals(after, clusters)
+        held[1] += (low <= true_mean) & (true_mean <= high)
+    # The standard error of these shares is 0.006.
+    for kind, shares in zip(("difference", "mean"), held / num_trials, strict=True):
+        for metric, share in zip(METRICS, shares, strict=True):
+            assert 0.93 <= share <= most, (kind, metric)
+
+
+def test_taking_questions_about_one_chunk_for_independent_would_promise_too_much():
+    rng = np.random.default_rng(0)
+    clusters = np.repeat(np.arange(40), 5)
+    held = 0
+    for seed in range(200):
+        values = 0.1 + 0.3 * rng.standard_normal(40)[clusters] + 0.1 * rng.standard_normal(200)
+        low, high = paired_interval(values[:, None], np.arange(200), num_resamples=200, seed=seed)
+        held += bool(low[0] <= 0.1 <= high[0])
+    assert held / 200 < 0.8
+
+
+def test_paired_interval_is_made_of_the_standard_error_of_scipys_bootstrap():
+    differences = np.random.default_rng(0).choice([-1.0, 0.0, 0.0, 1.0, 1.0], size=150)
+    low, high = paired_interval(differences[:, None], np.arange(150), seed=1)
+    scipys = scipy.stats.bootstrap((differences,), np.mean, n_resamples=10_000, rng=np.random.default_rng(2))
+    quantile = scipy.stats.t.ppf(0.975, 149)
+    assert (high - low)[0] / 2 == pytest.approx(quantile * scipys.standard_error, rel=0.03)
+    assert (low + high)[0] / 2 == pytest.approx(differences.mean())
+    # With so many questions, the other ways of scipy come to the same.
+    assert (low[0], high[0]) == pytest.approx(tuple(scipys.confidence_interval), abs=0.015)
+
+
+def test_paired_interval_is_that_of_resamples_drawn_one_by_one():
+    rng = np.random.default_rng(0)
+    clusters = rng.permutation(np.repeat(np.arange(25), rng.integers(1, 6, size=25)))
+    differences = np.tanh(rng.standard_normal((len(clusters), 2)) + rng.standard_normal((25, 1))[clusters]) / 2
+    means = []
+    for _ in range(4000):
+        drawn = np.concatenate([np.flatnonzero(clusters == c) for c in rng.integers(25, size=25)])
+        means.append(differences[drawn].mean(axis=0))
+    low, high = paired_interval(differences, clusters, confidence=0.9)
+    expected = scipy.stats.t.ppf(0.95, 24) * np.std(means, axis=0) * np.sqrt(25 / 24)
+    np.testing.assert_allclose((high - low) / 2, expected, rtol=0.04)
+    np.testing.assert_allclose((high + low) / 2, differences.mean(axis=0))
+
+
+def test_paired_interval_depends_on_the_seed_alone(monkeypatch):
+    differences, clusters = np.random.default_rng(0).uniform(-1, 1, (50, 3)), np.arange(50) // 2
+    first = paired_interval(differences, clusters, seed=3)
+    np.testing.assert_array_equal(first, paired_interval(differences, clusters, seed=3))
+    assert not np.array_equal(first, paired_interval(differences, clusters, seed=4))
+    monkeypatch.setattr("embedtune.evaluation.bootstrap._DRAWS_PER_BLOCK", 1000)
+    np.testing.assert_allclose(first, paired_interval(differences, clusters, seed=3), atol=1e-12)
+
+
+def test_where_nothing_differs_the_interval_is_what_such_questions_can_overlook():
+    low, high = paired_interval(np.zeros((30, 2)), np.arange(30))
+    exact = scipy.stats.binomtest(0, 30).proportion_ci(0.95, method="exact").high
+    np.testing.assert_allclose([low, high], [[-exact] * 2, [exact] * 2])
+
+
+def test_one_chunk_says_nothing():
+    ones = np.ones((5, 1))
+    assert [bound.tolist() for bound in paired_interval(ones, np.zeros(5, dtype=int))] == [[-1], [1]]
+    assert [bound.tolist() for bound in mean_intervals(ones, np.zeros(5, dtype=int))] == [[0], [1]]
+
+
+@pytest.mark.parametrize("num_hits", [0, 3, 40, 100])
+def test_the_interval_of_a_hit_rate_of_independent_questions_is_nearly_wilsons(num_hits):
+    values = np.zeros((100, 1))
+    values[:num_hits] = 1
+    low, high = mean_intervals(values, np.arange(100))
+    wilson = scipy.stats.binomtest(num_hits, 100).proportion_ci(0.95, method="wilson")
+    assert (low[0], high[0]) == pytest.approx((wilson.low, wilson.high), abs=0.004)
+
+
+def test_standard_error_of_equal_clusters_is_that_of_their_means():
+    rng = np.random.default_rng(0)
+    values, clusters = rng.uniform(size=(60, 2)), np.arange(60) // 3
+    means = values.reshape(20, 3, 2).mean(axis=1)
+    np.testing.assert_allclose(standard_error(values, clusters), scipy.stats.sem(means, axis=0))

@@ -1,0 +1,31 @@
+from __future__ import annotations
+
+from embedtune.dataset import RetrievalDataset
+from embedtune.evaluation.bm25 import BM25
+from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.evaluation.leaks import known_questions
+
+PAIRS = [
+    ("Press both buttons of the pump for five seconds to restart it.", ["How do I restart the pump in the cellar?"]),
+    ("Turn the key of the door to the left, and pull.", ["Which way does the key of the upper door turn?"]),
+    ("The crane is checked on the first day of each month.", ["On which day do we check the crane?"]),
+    ("Filters are made of wool and glass.", ["What are the filters of the engine made of?"]),
+]
+
+
+def test_nearly_equal_questions_are_known_and_others_are_not():
+    data = RetrievalDataset.from_pairs(PAIRS, test_size=0.5, dev_size=0)
+    result = TopKEvaluator(data, k=(1,)).evaluate(BM25())
+    asked = dict(zip(result.per_query["query-id"][:], result.per_query["query"][:], strict=True))
+    for query, text in asked.items():
+        assert known_questions(result, [text.upper() + " "]) == [query]
+        assert known_questions(result, [text.rstrip("?") + "!"]) == [query]
+        assert known_questions(result, [f"Please tell me what this has to do with {text.split()[-1]}"]) == []
+    assert known_questions(result, []) == []
+
+
+def test_a_dataset_stands_for_its_training_questions_and_its_splits_share_none():
+    data = RetrievalDataset.from_pairs(PAIRS, test_size=0.5, dev_size=0)
+    assert known_questions(TopKEvaluator(data, k=(1,)).evaluate(BM25()), data) == []
+    trained = TopKEvaluator(data, "train", k=(1,)).evaluate(BM25())
+    assert known_questions(trained, data) == trained.per_query["query-id"][:]
