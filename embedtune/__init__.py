@@ -23,6 +23,8 @@ __all__ = [
     "Encoder",
     "Evaluation",
     "FeedbackLog",
+    "FrozenIndexLoss",
+    "FrozenIndexTrainer",
     "InBatchNegativesLoss",
     "ModelReport",
     "OpenAILLM",
@@ -32,6 +34,7 @@ __all__ = [
     "Question",
     "Questions",
     "Ranker",
+    "RemineNegatives",
     "RetrievalDataset",
     "Retriever",
     "TokenCounter",
@@ -48,10 +51,12 @@ __all__ = [
     "estimate_cost",
     "filter_by_judge",
     "filter_by_round_trip",
+    "freeze_index",
     "generate_questions",
     "label_misses",
     "load_model",
     "load_sample",
+    "mine_hard_negatives",
     "read_documents",
     "suggest_chunk",
 ]
@@ -68,6 +73,8 @@ _HOME = {
     "Encoder": "embedtune.types",
     "Evaluation": "embedtune.evaluation.evaluator",
     "FeedbackLog": "embedtune.rag.feedback",
+    "FrozenIndexLoss": "embedtune.training.frozen_index",
+    "FrozenIndexTrainer": "embedtune.training.frozen_index",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
     "ModelReport": "embedtune.models.selfcheck",
@@ -78,6 +85,7 @@ _HOME = {
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
+    "RemineNegatives": "embedtune.training.mining",
     "RetrievalDataset": "embedtune.dataset",
     "Retriever": "embedtune.rag.retriever",
     "TokenCounter": "embedtune.types",
@@ -94,10 +102,12 @@ _HOME = {
     "estimate_cost": "embedtune.questions.generation",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
+    "freeze_index": "embedtune.models.query_side",
     "generate_questions": "embedtune.questions.generation",
     "label_misses": "embedtune.rag.suggest",
     "load_model": "embedtune.models.load",
     "load_sample": "embedtune.sample",
+    "mine_hard_negatives": "embedtune.training.mining",
     "read_documents": "embedtune.corpus.documents",
     "suggest_chunk": "embedtune.rag.suggest",
 }
@@ -114,6 +124,7 @@ if TYPE_CHECKING:
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.models.load import load_model as load_model
+    from embedtune.models.query_side import freeze_index as freeze_index
     from embedtune.models.selfcheck import ModelReport as ModelReport
     from embedtune.models.selfcheck import check_model as check_model
     from embedtune.questions.anthropic_llm import AnthropicLLM as AnthropicLLM
@@ -132,9 +143,13 @@ if TYPE_CHECKING:
     from embedtune.rag.suggest import suggest_chunk as suggest_chunk
     from embedtune.sample import load_sample as load_sample
     from embedtune.training.arguments import TuningArguments as TuningArguments
+    from embedtune.training.frozen_index import FrozenIndexLoss as FrozenIndexLoss
+    from embedtune.training.frozen_index import FrozenIndexTrainer as FrozenIndexTrainer
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss
+    from embedtune.training.mining import RemineNegatives as RemineNegatives
+    from embedtune.training.mining import mine_hard_negatives as mine_hard_negatives
     from embedtune.training.trainer import EmbeddingTrainer as EmbeddingTrainer
     from embedtune.types import LLM as LLM
     from embedtune.types import Chunk as Chunk

@@ -102,7 +102,7 @@ def test_a_right_chunk_in_another_row_gets_no_gradient_from_the_question(tiny_mo
     torch.testing.assert_close(masked[0], torch.autograd.grad(without, chunks)[0][0])
 
 
-def test_further_negative_columns_are_never_masked(tiny_model, columns):
+def test_further_negative_columns_without_ids_are_never_masked(tiny_model, columns):
     labels = torch.zeros(6, 1, dtype=torch.long)  # one chunk answers everything: only the given negatives are left
     value = InBatchNegativesLoss(tiny_model).compute_loss_from_embeddings(columns, labels)
     questions, chunks, negatives = columns
@@ -114,6 +114,20 @@ def test_further_negative_columns_are_never_masked(tiny_model, columns):
         dim=1,
     )
     torch.testing.assert_close(value, functional.cross_entropy(scores, torch.zeros(6, dtype=torch.long)))
+
+
+def test_a_further_negative_is_none_for_the_questions_that_it_answers(tiny_model, columns):
+    questions, chunks, negatives = columns
+    own, given = (
+        torch.arange(6),
+        torch.tensor([3, 9, 9, 0, 9, 3]),
+    )  # rows 0 and 5 bring the chunk of row 3, row 3 that of 0
+    labels = torch.stack([own, own, -1 - given], dim=1)
+    value = InBatchNegativesLoss(tiny_model).compute_loss_from_embeddings(columns, labels)
+    scores = 20 * functional.normalize(questions, dim=1) @ functional.normalize(torch.cat([chunks, negatives]), dim=1).T
+    for question, column in ((3, 0), (3, 5), (0, 3)):
+        scores[question, 6 + column] = -torch.inf
+    torch.testing.assert_close(value, functional.cross_entropy(scores, torch.arange(6)))
 
 
 def nearest_wrong_chunk(questions, chunks, labels):

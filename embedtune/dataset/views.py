@@ -48,7 +48,7 @@ def pairs(data: RetrievalDataset, split: str, *, with_ids: bool) -> Dataset:
         rows = [[contents.id_of[c], *sorted(answers[q] - {contents.id_of[c]})] for q, c in judgements]
         width = max((len(row) for row in rows), default=1)
         columns["label"] = [row + row[:1] * (width - len(row)) for row in rows]
-    return _table(columns, "pairs")
+    return table(columns, "pairs")
 
 
 def triplets(data: RetrievalDataset, split: str, *, num_negatives: int, seed: int) -> Dataset:
@@ -60,7 +60,7 @@ def triplets(data: RetrievalDataset, split: str, *, num_negatives: int, seed: in
         "positive": [query_texts[q] for _, q, _ in rows],
         "negative": [query_texts[n] for _, _, n in rows],
     }
-    return _table(columns, "triplets")
+    return table(columns, "triplets")
 
 
 def labelled_pairs(data: RetrievalDataset, split: str, *, num_negatives: int, seed: int) -> Dataset:
@@ -75,7 +75,7 @@ def labelled_pairs(data: RetrievalDataset, split: str, *, num_negatives: int, se
         "candidate": [query_texts[q] for _, q, _ in rows],
         "label": [label for _, _, label in rows],
     }
-    return _table(columns, "labelled_pairs")
+    return table(columns, "labelled_pairs")
 
 
 class Contents:
@@ -107,6 +107,20 @@ class Contents:
                 related = [chunk, *self._neighbours.get(chunk, ())]
                 by_text[normalised(texts[question])].update(self.id_of[c] for c in related)
         return {question: by_text[normalised(texts[question])] for question in relevant}
+
+
+def chunks_for_training(data: RetrievalDataset, split: str) -> list[str]:
+    """Return the ids of the chunks that may be trained on with a split, in the order of the corpus.
+
+    Left out are the documents (with what nearly repeats them) that only questions of other splits are about: a chunk that
+    training has pushed away as somebody's negative is no chunk of an unseen document any more.
+    """
+    ids = data.corpus["_id"][:]
+    names = data.corpus["document_group"][:] if "document_group" in data.corpus.column_names else ids
+    group = dict(zip(ids, names, strict=True))
+    of_split = {name: {group[c] for cs in data.relevant(name).values() for c in cs} for name in {*data.qrels, split}}
+    held_out = set().union(*(groups for name, groups in of_split.items() if name != split)) - of_split[split]
+    return [chunk for chunk in ids if group[chunk] not in held_out]
 
 
 def _overlapping_neighbours(corpus: Dataset) -> dict[str, list[str]]:
@@ -170,13 +184,13 @@ def _draw(rng: np.random.Generator, size: int, excluded: set[int], count: int, *
     return list(drawn)
 
 
-def _table(columns: Mapping[str, list[Any]], view: View) -> Dataset:
-    """Make a Dataset that remembers which view it is."""
+def table(columns: Mapping[str, list[Any]], view: View | None = None) -> Dataset:
+    """Make a Dataset of any size that remembers which view it is, if it is one."""
     num_rows = len(next(iter(columns.values())))
     pieces = [
         Dataset.from_dict({name: values[start : start + _ROWS_PER_PIECE] for name, values in columns.items()})
         for start in range(0, max(num_rows, 1), _ROWS_PER_PIECE)
     ]
-    table = concatenate_datasets(pieces) if len(pieces) > 1 else pieces[0]
-    table.info.config_name = view
-    return table
+    joined = concatenate_datasets(pieces) if len(pieces) > 1 else pieces[0]
+    joined.info.config_name = view
+    return joined

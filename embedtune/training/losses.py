@@ -68,7 +68,8 @@ class InBatchNegativesLoss(RetrievalLoss):
 
     Inputs:
         ``data.pairs(split, with_ids=True)``: (anchor, positive) and a label of ids. Without a label it equals
-        ``MultipleNegativesRankingLoss``. Further columns are taken as negatives of their row.
+        ``MultipleNegativesRankingLoss``. Further columns are taken as negatives; those of `mine_hard_negatives` bring
+        their ids, so that no question is pushed away from a chunk that answers it.
 
     Relations:
         ``CachedMultipleNegativesRankingLoss`` reaches larger batches in the same memory, without the ids.
@@ -96,7 +97,7 @@ class InBatchNegativesLoss(RetrievalLoss):
         Args:
             embeddings: One tensor for each column.
             labels: Ids of shape ``(batch_size, num_ids)``: what the row's chunk says, then what else answers the
-                question; or None.
+                question, then, from `mine_hard_negatives`, ``-1 - id`` of each further negative; or None.
         """
         questions, *candidates = embeddings
         ids = labels
@@ -108,10 +109,9 @@ class InBatchNegativesLoss(RetrievalLoss):
         scores = cos_sim(questions, torch.cat(candidates)) * self.scale
         targets = torch.arange(first, first + len(questions), device=scores.device)
         if labels is not None and ids is not None:
-            known = answers(labels, ids[:, 0])
+            known = answers(labels, contents_of(ids, len(candidates)))
             known[torch.arange(len(targets)), targets] = False
-            no_ids = known.new_zeros(len(known), scores.shape[1] - known.shape[1])
-            scores = scores.masked_fill(torch.cat([known, no_ids], dim=1), -torch.inf)
+            scores = scores.masked_fill(known, -torch.inf)
         return F.cross_entropy(scores, targets)
 
     def get_config_dict(self) -> dict[str, Any]:
@@ -247,6 +247,26 @@ def answers(labels: Tensor, ids: Tensor) -> Tensor:
         A boolean tensor of shape ``(num_questions, num_chunks)``.
     """
     return (labels[:, :, None] == ids).any(dim=1)
+
+
+def contents_of(ids: Tensor, num_columns: int) -> Tensor:
+    """Return what each candidate says, column by column, and the smallest number for one that brought no id.
+
+    Args:
+        ids: Of shape ``(batch_size, num_ids)``: first what the positive says, last ``-1 - id`` of each further negative.
+        num_columns: How many candidates stand in a row, the positive included.
+
+    Returns:
+        Of shape ``(num_columns * batch_size,)``.
+
+    Example:
+        >>> contents_of(torch.tensor([[4, 5, -8], [6, 6, -5]]), 2).tolist()
+        [4, 6, 7, 4]
+    """
+    unknown = ids.new_zeros(len(ids), num_columns - 1)
+    negatives = torch.cat([unknown, ids[:, 1:]], dim=1)[:, ids.shape[1] - 1 :]
+    negatives = torch.where(negatives < 0, -1 - negatives, torch.iinfo(ids.dtype).min)
+    return torch.cat([ids[:, :1], negatives], dim=1).T.flatten()
 
 
 def _hardest(questions: Tensor, chunks: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -100,7 +100,7 @@ class EmbeddingTrainer(SentenceTransformerTrainer):
         reference = model if model is not None else _from_init(options.get("model_init"))
         loss = loss if loss is not None else LOSSES[args.loss]
         if train_dataset is None:
-            train_dataset = _view_for(loss, reference, data, args)
+            train_dataset = view_for(loss, reference, data, args)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if dataset is not None:
                 check_columns(dataset, name=name)
@@ -177,7 +177,7 @@ def _from_init(model_init: Callable[[], SentenceTransformer] | None) -> Sentence
     return model_init()
 
 
-def _view_for(
+def view_for(
     loss: Any, model: SentenceTransformer, data: RetrievalDataset | None, args: TuningArguments
 ) -> Dataset | None:
     """Return the view of the training split that the loss was made for."""

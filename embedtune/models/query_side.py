@@ -1,0 +1,127 @@
+"""A query side that can be trained beside a document side that cannot: the index that exists stays valid."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from sentence_transformers.base.modules import Dense, Router, Transformer
+from sentence_transformers.sentence_transformer.modules import Normalize
+from torch import nn
+
+from embedtune.models.export import TunableModel
+from embedtune.models.lora import add_lora, train_only
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+QuerySide = Literal["lora", "linear", "route"]
+
+
+def freeze_index(model: SentenceTransformer, *, query: QuerySide = "lora") -> SentenceTransformer:
+    """Return a model whose ``encode_document`` never changes, and whose ``encode_query`` can be trained.
+
+    It is a ``Router`` with a route for queries and one for documents. Both give the given model's vectors until the query
+    route is trained, by `FrozenIndexTrainer`; the documents need no new vectors after that. Plain ``encode`` goes
+    through the document route. Saved, it is a plain SentenceTransformer.
+
+    Args:
+        model: What the index was made with. Its modules become the document route and are frozen, so train it no further.
+        query: What is trained. ``"lora"``: a LoRA of rank 16 on the query route; in memory the routes share the weights, on
+            disk each has its own. ``"linear"``: a linear layer behind the query's vector; the routes share everything
+            else, on disk too. ``"route"``: the whole query route: of a Router its own one, except for weights that it
+            shares with the document route, of any other model a copy.
+
+    Raises:
+        OptionalDependencyError: If ``"lora"`` is asked for and peft is not installed.
+        ValueError: If ``query`` is unknown, the model compares by something else than the cosine, or nothing of its query
+            route can be trained.
+
+    Example:
+        >>> import embedtune as et
+        >>> model = et.freeze_index(et.load_model("minilm", device="cpu"), query="linear")
+        >>> bool((model.encode_query("both") == model.encode_document("both")).all())
+        True
+        >>> sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad) == 384 * 384
+        True
+    """
+    if query not in get_args(QuerySide):
+        raise ValueError(f"query={query!r} is none of {get_args(QuerySide)}.")
+    if model.similarity_fn_name != "cosine":
+        raise ValueError(
+            f"The model compares vectors by {model.similarity_fn_name!r}, and a query side is trained by the cosine. If its "
+            "vectors have length 1, set model.similarity_fn_name = 'cosine': it ranks the same."
+        )
+    documents = _side(model, "document")
+    for module in documents:
+        module.requires_grad_(False)
+    queries = {"lora": _with_lora, "linear": _with_linear_layer, "route": _with_weights_of_its_own}[query](model)
+    if not any(parameter.requires_grad for module in queries for parameter in module.parameters()):
+        raise ValueError(
+            "The query route shares all its weights with the document route. Use query='lora' or 'linear'."
+        )
+    frozen = TunableModel(
+        modules=[Router.for_query_document(queries, documents)],
+        prompts=dict(model.prompts),
+        default_prompt_name=model.default_prompt_name,
+        similarity_fn_name=model.similarity_fn_name,
+        truncate_dim=model.truncate_dim,
+        device=str(model.device),
+    )
+    frozen.model_card_data.base_model = model.model_card_data.base_model
+    return frozen
+
+
+def is_index_frozen(model: SentenceTransformer) -> bool:
+    """Say whether nothing that ``encode_document`` uses is trained."""
+    return not any(parameter.requires_grad for module in _side(model, "document") for parameter in module.parameters())
+
+
+def _side(model: SentenceTransformer, route: str) -> list[Any]:
+    """Return the modules that a text passes on one side, in order."""
+    parts = (m.sub_modules[route] if isinstance(m, Router) else [m] for m in model.children())
+    return list(itertools.chain.from_iterable(parts))
+
+
+def _with_lora(model: SentenceTransformer) -> list[nn.Module]:
+    """Copy the modules, share their tensors, and attach a LoRA to the copy."""
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
+    modules = [_copied(m, shared) if isinstance(m, Transformer) else m for m in _side(model, "query")]
+    queries = TunableModel(modules=modules, device=str(model.device))
+    add_lora(queries, True)
+    return list(queries.children())
+
+
+def _with_linear_layer(model: SentenceTransformer) -> list[nn.Module]:
+    """Put a linear layer, at first the identity, behind the vector, and freeze everything else."""
+    modules = _side(model, "query")
+    for module in modules:
+        module.requires_grad_(False)
+    if any(parameter.dtype != torch.float32 for module in modules for parameter in module.parameters()):
+        raise ValueError(
+            "query='linear' needs float32 weights. Load the model with dtype='float32', or use query='lora'."
+        )
+    dim = Router({"query": modules}).get_embedding_dimension()
+    # Without a bias, so that it makes no difference whether the vector has length 1 already.
+    layer = Dense(dim, dim, bias=False, activation_function=None, init_weight=torch.eye(dim))
+    end = len(modules) - isinstance(modules[-1], Normalize)
+    return [*modules[:end], layer, *modules[end:]]
+
+
+def _with_weights_of_its_own(model: SentenceTransformer) -> list[nn.Module]:
+    """Return the query route of a Router, or a copy of all modules."""
+    modules = _side(model, "query")
+    if any(isinstance(module, Router) for module in model.children()):
+        return modules
+    queries = TunableModel(modules=[_copied(module, {}) for module in modules], device=str(model.device))
+    train_only(queries, "")
+    return list(queries.children())
+
+
+def _copied(module: Any, shared: dict[int, Any]) -> Any:
+    """Copy a module, but neither the given tensors nor the tokenizer."""
+    processor = getattr(module, "processor", None)
+    return copy.deepcopy(module, shared | ({} if processor is None else {id(processor): processor}))

@@ -1,0 +1,330 @@
+"""Hard negatives: wrong chunks that the model ranks high, without those that are right after all."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, TypedDict, get_args
+
+import numpy as np
+from sentence_transformers.util import mine_hard_negatives as mine
+from transformers import TrainerCallback
+
+from embedtune.dataset.views import Contents, chunks_for_training, table
+from embedtune.training.arguments import LossName
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from sentence_transformers import CrossEncoder, SentenceTransformer
+    from typing_extensions import Unpack
+
+    from embedtune.dataset import RetrievalDataset
+
+logger = logging.getLogger(__name__)
+
+# How far down the ranking negatives are looked for. Where the right chunk stands lower, every candidate is as near as it.
+_RANGE_MAX = 200
+
+_Found = Mapping[str, Sequence[str]]
+"""The negatives of each question, as texts, hardest first."""
+
+
+class MiningOptions(TypedDict, total=False):
+    """Arguments of sentence-transformers' ``mine_hard_negatives`` that are passed on."""
+
+    range_min: int
+    range_max: int
+    max_score: float
+    min_score: float
+    absolute_margin: float
+    cross_encoder: CrossEncoder
+    batch_size: int
+    use_faiss: bool
+    use_multi_process: bool | list[str]
+
+
+def mine_hard_negatives(
+    model: SentenceTransformer,
+    data: RetrievalDataset,
+    *,
+    split: str = "train",
+    loss: LossName = "in-batch",
+    num_negatives: int = 1,
+    relative_margin: float | None = 0.05,
+    seed: int = 0,
+    **options: Unpack[MiningOptions],
+) -> Dataset:
+    """Find for each question wrong chunks that the model ranks high, as rows to train on.
+
+    sentence-transformers' function of this name searches and filters by score. Added is what the dataset knows: no negative
+    of a question is a chunk that answers it, a near-duplicate of one, a neighbour that overlaps one, or a chunk that
+    answers the same question elsewhere in the table. And no negative comes from a document that is held out for another
+    split, because a document that was pushed away is not unseen any more. A question with too few candidates is given
+    random wrong chunks in their place, so that no question is lost.
+
+    Args:
+        model: What ranks the chunks, usually the model that is to be trained. Its vectors are never cached.
+        data: Questions and chunks.
+        split: Whose questions.
+        loss: What the rows are for. ``"in-batch"``: a question (``anchor``), its chunk (``positive``), wrong chunks
+            (``negative``, or ``negative_1``, ...) and a ``label`` of ids which keeps each negative out of the way of the
+            questions that it answers. ``"triplet"``: the same without a label and with one negative in each row, for
+            `TripletMarginLoss`. ``"cosine"``: a question, a chunk (``candidate``) and a ``label`` of 1 or -1, for
+            `CosineEmbeddingLoss`. Questions are the anchors in all of them.
+        num_negatives: How many for each question and right chunk.
+        relative_margin: A candidate whose score is above 95% (for 0.05) of the right chunk's is taken for one that
+            nobody has judged, and left out ("NV-Retriever", Moreira et al. 2024, https://arxiv.org/abs/2407.15831).
+            None keeps all: then several of the hardest negatives are usually right answers.
+        seed: Draws what fills up.
+        **options: Further filters and settings of ``sentence_transformers.util.mine_hard_negatives``: ``range_min``,
+            ``range_max`` (200), ``max_score``, ``min_score``, ``absolute_margin``, ``cross_encoder``, ``batch_size``,
+            ``use_faiss``, ``use_multi_process``.
+
+    Returns:
+        Rows that `EmbeddingTrainer` takes as ``train_dataset``, and plain sentence-transformers as well.
+
+    Raises:
+        TypeError: If an option is not one of these.
+        ValueError: If the split or the loss is unknown, or a question has no wrong chunk at all.
+
+    Example:
+        >>> import embedtune as et
+        >>> data = et.RetrievalDataset.from_pairs(
+        ...     [("Press both buttons.", ["How do I restart?"]), ("Turn the key left.", ["Which way does the key turn?"])],
+        ...     test_size=0,
+        ...     dev_size=0,
+        ... )
+        >>> rows = mine_hard_negatives(et.load_model("minilm", device="cpu"), data)
+        >>> rows.column_names, rows[0]["negative"]
+        (['anchor', 'positive', 'negative', 'label'], 'Turn the key left.')
+    """
+    miner = _Miner(data, split, num_negatives, relative_margin, seed, options)
+    return _ROWS[_checked_loss(loss)](miner.pairs, miner.mine(model), miner.content_of)
+
+
+class RemineNegatives(TrainerCallback):
+    """Mine hard negatives anew at the start of every epoch, with the model as it is by then.
+
+    A callback of ``transformers.Trainer`` that exchanges the negatives of `dataset` behind the trainer's back. The first
+    epoch trains on what the base model ranks high. Each mining encodes the whole corpus, which takes about a third of an
+    epoch's time on the same texts.
+
+    After resuming inside an epoch, that epoch goes on with negatives mined at the point of resuming.
+
+    Args:
+        model: The model that is to be trained.
+        data: Questions and chunks.
+        loss: What the rows are for, as in `mine_hard_negatives`.
+        num_negatives: As in `mine_hard_negatives`.
+        relative_margin: As in `mine_hard_negatives`.
+        seed: As in `mine_hard_negatives`.
+        **options: As in `mine_hard_negatives`.
+
+    Attributes:
+        dataset: The rows to train on; reading them gives the negatives mined last.
+
+    Example:
+        >>> import embedtune as et
+        >>> def tune(model, args, data):
+        ...     remine = et.RemineNegatives(model, data)
+        ...     trainer = et.EmbeddingTrainer(model, args, data=data, train_dataset=remine.dataset, callbacks=[remine])
+        ...     trainer.train()
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        data: RetrievalDataset,
+        *,
+        loss: LossName = "in-batch",
+        num_negatives: int = 1,
+        relative_margin: float | None = 0.05,
+        seed: int = 0,
+        **options: Unpack[MiningOptions],
+    ) -> None:
+        self._miner = _Miner(data, "train", num_negatives, relative_margin, seed, options)
+        self._first = self._miner.mine(model)
+        self._now: dict[tuple[str, str], str] = {}
+        rows = _ROWS[_checked_loss(loss)](self._miner.pairs, self._first, self._miner.content_of)
+        self.dataset = rows.with_transform(_replacing(self._now, self._miner.content_of))
+
+    def on_epoch_begin(
+        self,
+        args: Any,  # noqa: ARG002 - the trainer gives it
+        state: Any,
+        control: Any,  # noqa: ARG002 - the trainer gives it
+        **kwargs: Any,
+    ) -> None:
+        """Mine, unless the model is still the one that `dataset` was made with."""
+        if state.global_step == 0:
+            return
+        found = self._miner.mine(kwargs["model"])
+        pairs = ((q, old, new) for q, first in self._first.items() for old, new in zip(first, found[q], strict=True))
+        self._now.clear()
+        self._now.update({(question, old): new for question, old, new in pairs})
+
+
+@dataclass(frozen=True)
+class _Miner:
+    """What stays the same from one mining to the next."""
+
+    data: RetrievalDataset
+    split: str
+    num_negatives: int
+    relative_margin: float | None
+    seed: int
+    options: MiningOptions
+
+    def __post_init__(self) -> None:
+        if unknown := sorted(self.options.keys() - MiningOptions.__annotations__.keys()):
+            raise TypeError(f"mine_hard_negatives takes no {unknown}, only {sorted(MiningOptions.__annotations__)}.")
+        if self.num_negatives < 1:
+            raise ValueError(f"num_negatives={self.num_negatives} must be at least 1.")
+        if not self.data.relevant(self.split):
+            raise ValueError(f"The split {self.split!r} has no questions to mine negatives for.")
+
+    @cached_property
+    def pairs(self) -> Dataset:
+        """The questions and their chunks, with ids."""
+        return self.data.pairs(self.split, with_ids=True)
+
+    @cached_property
+    def pool(self) -> list[str]:
+        """The texts that may become negatives, each once."""
+        chunks = self.data.corpus_texts
+        return list(dict.fromkeys(chunks[c] for c in chunks_for_training(self.data, self.split)))
+
+    @cached_property
+    def content_of(self) -> dict[str, int]:
+        """What each chunk's text says, as the number that the labels of `pairs` use."""
+        contents = Contents(self.data)
+        return {text: contents.id_of[chunk] for chunk, text in self.data.corpus_texts.items()}
+
+    @cached_property
+    def right(self) -> dict[str, set[str]]:
+        """The texts that are no negatives of a question, by its text."""
+        answers, texts = Contents(self.data).answers(self.split), self.data.query_texts
+        texts_of: dict[int, set[str]] = {}
+        for text in self.pool:
+            texts_of.setdefault(self.content_of[text], set()).add(text)
+        return {texts[q]: set().union(*(texts_of.get(c, ()) for c in contents)) for q, contents in answers.items()}
+
+    def mine(self, model: SentenceTransformer) -> _Found:
+        """Return ``num_negatives`` texts for the text of each question."""
+        candidates = self._candidates(model)
+        rng = np.random.default_rng(self.seed)
+        found, dropped, missing = {}, 0, 0
+        for question, right in self.right.items():
+            hard = [text for text in candidates.get(question, ()) if text not in right]
+            dropped += len(candidates.get(question, ())) - len(hard)
+            found[question] = hard[: self.num_negatives]
+            missing += self.num_negatives - len(found[question])
+            found[question] += self._others(rng, right, found[question], question)
+        logger.info(
+            "Mined %d hard negatives for %d questions among %d texts: %d candidates were known to be right, and %d places "
+            "without a candidate below the score filters were filled at random.",
+            len(found) * self.num_negatives - missing,
+            len(found),
+            len(self.pool),
+            dropped,
+            missing,
+        )
+        return found
+
+    def _candidates(self, model: SentenceTransformer) -> dict[str, list[str]]:
+        """Return more texts than needed for each question, hardest first, filtered by score."""
+        # What is known to be right is dropped afterwards, so the search must find so many more.
+        wanted = self.num_negatives + max(len(right) for right in self.right.values())
+        options: dict[str, Any] = {"range_max": _RANGE_MAX, **self.options}
+        options["range_max"] = max(options["range_max"], options.get("range_min", 0) + wanted)
+        rows = mine(
+            self.pairs.select_columns(["anchor", "positive"]),
+            model,
+            corpus=self.pool,
+            num_negatives=wanted,
+            relative_margin=self.relative_margin,
+            output_format="triplet",
+            verbose=False,
+            **options,
+        )
+        found: dict[str, dict[str, None]] = {}
+        for question, text in zip(rows["anchor"][:], rows["negative"][:], strict=True):
+            found.setdefault(question, {})[text] = None
+        return {question: list(texts) for question, texts in found.items()}
+
+    def _others(self, rng: np.random.Generator, right: set[str], hard: Sequence[str], question: str) -> list[str]:
+        """Draw wrong texts for the places that are still empty."""
+        places = self.num_negatives - len(hard)
+        if not places:
+            return []
+        allowed = [text for text in self.pool if text not in right and text not in hard] or list(hard)
+        if not allowed:
+            raise ValueError(f"Every chunk answers the question {question!r}, so it has no negative. Add other chunks.")
+        return [allowed[i] for i in rng.choice(len(allowed), size=places, replace=places > len(allowed))]
+
+
+def _checked_loss(loss: str) -> LossName:
+    if loss not in _ROWS:
+        raise ValueError(f"loss={loss!r} is none of {get_args(LossName)}.")
+    return loss
+
+
+def _in_batch(pairs: Dataset, found: _Found, content_of: Mapping[str, int]) -> Dataset:
+    questions, labels = pairs["anchor"][:], pairs["label"][:]
+    columns = list(zip(*(found[question] for question in questions), strict=True))
+    names = ["negative"] if len(columns) == 1 else [f"negative_{i}" for i in range(1, len(columns) + 1)]
+    return table(
+        {
+            "anchor": questions,
+            "positive": pairs["positive"][:],
+            **{name: list(column) for name, column in zip(names, columns, strict=True)},
+            "label": [
+                label + [-1 - content_of[text] for text in found[question]]
+                for question, label in zip(questions, labels, strict=True)
+            ],
+        }
+    )
+
+
+def _triplets(pairs: Dataset, found: _Found, _: Mapping[str, int]) -> Dataset:
+    rows = [(q, c, text) for q, c in zip(pairs["anchor"][:], pairs["positive"][:], strict=True) for text in found[q]]
+    return table(dict(zip(("anchor", "positive", "negative"), map(list, zip(*rows, strict=True)), strict=True)))
+
+
+def _labelled_pairs(pairs: Dataset, found: _Found, _: Mapping[str, int]) -> Dataset:
+    rows = [
+        row
+        for question, chunk in zip(pairs["anchor"][:], pairs["positive"][:], strict=True)
+        for row in [(question, chunk, 1.0), *((question, text, -1.0) for text in found[question])]
+    ]
+    return table(dict(zip(("anchor", "candidate", "label"), map(list, zip(*rows, strict=True)), strict=True)))
+
+
+_ROWS: dict[LossName, Callable[[Dataset, _Found, Mapping[str, int]], Dataset]] = {
+    "in-batch": _in_batch,
+    "triplet": _triplets,
+    "cosine": _labelled_pairs,
+}
+
+
+def _replacing(
+    now: Mapping[tuple[str, str], str], content_of: Mapping[str, int]
+) -> Callable[[dict[str, list[Any]]], dict[str, list[Any]]]:
+    """Return a transform of batches that puts, for each question, the new negatives in the place of the first ones."""
+
+    def replace(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
+        if not now or "anchor" not in batch:
+            return batch
+        new = dict(batch)
+        negatives = [name for name in batch if name.startswith(("negative", "candidate"))]
+        for name in negatives:
+            new[name] = [now.get(pair, pair[1]) for pair in zip(batch["anchor"], batch[name], strict=True)]
+        if "label" in batch and "candidate" not in batch:
+            ids = zip(*([-1 - content_of[text] for text in new[name]] for name in negatives), strict=True)
+            width = len(negatives)
+            new["label"] = [[*label[:-width], *row] for label, row in zip(batch["label"], ids, strict=True)]
+        return new
+
+    return replace
