@@ -25,6 +25,7 @@ __all__ = [
     "FeedbackLog",
     "FrozenIndexLoss",
     "FrozenIndexTrainer",
+    "Hit",
     "InBatchNegativesLoss",
     "ModelReport",
     "OpenAILLM",
@@ -34,9 +35,11 @@ __all__ = [
     "Question",
     "Questions",
     "Ranker",
+    "Reindexing",
     "RemineNegatives",
     "RetrievalDataset",
     "Retriever",
+    "Rounds",
     "TokenCounter",
     "TopKEvaluator",
     "TransformersLLM",
@@ -49,15 +52,18 @@ __all__ = [
     "chunk_documents",
     "compare",
     "estimate_cost",
+    "estimate_reindex",
     "filter_by_judge",
     "filter_by_round_trip",
     "freeze_index",
     "generate_questions",
+    "improve",
     "label_misses",
     "load_model",
     "load_sample",
     "mine_hard_negatives",
     "read_documents",
+    "reindex",
     "suggest_chunk",
 ]
 
@@ -75,6 +81,7 @@ _HOME = {
     "FeedbackLog": "embedtune.rag.feedback",
     "FrozenIndexLoss": "embedtune.training.frozen_index",
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
+    "Hit": "embedtune.rag.retriever",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
     "ModelReport": "embedtune.models.selfcheck",
@@ -85,9 +92,11 @@ _HOME = {
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
+    "Reindexing": "embedtune.rag.reindex",
     "RemineNegatives": "embedtune.training.mining",
     "RetrievalDataset": "embedtune.dataset",
     "Retriever": "embedtune.rag.retriever",
+    "Rounds": "embedtune.rag.rounds",
     "TokenCounter": "embedtune.types",
     "TopKEvaluator": "embedtune.evaluation.evaluator",
     "TransformersLLM": "embedtune.questions.transformers_llm",
@@ -100,15 +109,18 @@ _HOME = {
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
     "estimate_cost": "embedtune.questions.generation",
+    "estimate_reindex": "embedtune.rag.reindex",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "freeze_index": "embedtune.models.query_side",
     "generate_questions": "embedtune.questions.generation",
+    "improve": "embedtune.rag.improve",
     "label_misses": "embedtune.rag.suggest",
     "load_model": "embedtune.models.load",
     "load_sample": "embedtune.sample",
     "mine_hard_negatives": "embedtune.training.mining",
     "read_documents": "embedtune.corpus.documents",
+    "reindex": "embedtune.rag.reindex",
     "suggest_chunk": "embedtune.rag.suggest",
 }
 
@@ -138,7 +150,13 @@ if TYPE_CHECKING:
     from embedtune.rag.answer import Answer as Answer
     from embedtune.rag.answer import answer as answer
     from embedtune.rag.feedback import FeedbackLog as FeedbackLog
+    from embedtune.rag.improve import improve as improve
+    from embedtune.rag.reindex import Reindexing as Reindexing
+    from embedtune.rag.reindex import estimate_reindex as estimate_reindex
+    from embedtune.rag.reindex import reindex as reindex
+    from embedtune.rag.retriever import Hit as Hit
     from embedtune.rag.retriever import Retriever as Retriever
+    from embedtune.rag.rounds import Rounds as Rounds
     from embedtune.rag.suggest import label_misses as label_misses
     from embedtune.rag.suggest import suggest_chunk as suggest_chunk
     from embedtune.sample import load_sample as load_sample

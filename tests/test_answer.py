@@ -123,7 +123,7 @@ def test_the_log_learns_more_of_the_ranking_than_the_model_is_shown(retriever, t
     (logged,) = log.questions()
     assert reply.number == logged.number
     assert (logged.text, logged.outcome, logged.cited) == ("where is the pump", "answered", reply.cited)
-    assert logged.model == retriever.index.model_fingerprint
+    assert logged.model == retriever.fingerprint
     hits = retriever.search("where is the pump", k=LOGGED_DEPTH)
     assert [chunk for chunk, _ in logged.retrieved] == [hit.id for hit in hits]
     assert len(reply.hits) == 2

@@ -16,7 +16,7 @@ from test_evaluator import ADJECTIVES, THINGS, build
 
 import embedtune as et
 from embedtune.evaluation.bm25 import BM25
-from embedtune.rag.fingerprint import model_fingerprint
+from embedtune.rag.fingerprint import document_fingerprint
 from embedtune.rag.index import ChunkIndex
 from embedtune.rag.retriever import Retriever
 
@@ -231,21 +231,21 @@ def test_a_model_that_tokenizes_differently_is_refused(retriever, tiny_model, tm
     ],
 )
 def test_whatever_changes_a_documents_vector_changes_the_fingerprint(tiny_model, change):
-    before = model_fingerprint(tiny_model)
+    before = document_fingerprint(tiny_model)
     change(tiny_model)
-    assert model_fingerprint(tiny_model) != before
+    assert document_fingerprint(tiny_model) != before
 
 
 def test_the_query_prompt_does_not_change_the_fingerprint(tiny_model):
-    before = model_fingerprint(tiny_model)
+    before = document_fingerprint(tiny_model)
     tiny_model.prompts["query"] = "query: "
-    assert model_fingerprint(tiny_model) == before
+    assert document_fingerprint(tiny_model) == before
 
 
 def test_saving_and_loading_keeps_the_fingerprint(tiny_model, tmp_path):
     tiny_model.save_pretrained(str(tmp_path))
-    assert model_fingerprint(SentenceTransformer(str(tmp_path), device="cpu")) == model_fingerprint(tiny_model)
-    assert model_fingerprint(et.load_model(tmp_path, device="cpu")) == model_fingerprint(tiny_model)
+    assert document_fingerprint(SentenceTransformer(str(tmp_path), device="cpu")) == document_fingerprint(tiny_model)
+    assert document_fingerprint(et.load_model(tmp_path, device="cpu")) == document_fingerprint(tiny_model)
 
 
 def test_a_lora_has_the_fingerprint_of_the_model_that_is_saved(tiny_model_folder, tmp_path):
@@ -255,7 +255,7 @@ def test_a_lora_has_the_fingerprint_of_the_model_that_is_saved(tiny_model_folder
             if "lora_B" in name:
                 tensor.add_(0.01)
     model.save_pretrained(str(tmp_path))
-    assert model_fingerprint(et.load_model(tmp_path, device="cpu")) == model_fingerprint(model)
+    assert document_fingerprint(et.load_model(tmp_path, device="cpu")) == document_fingerprint(model)
 
 
 def test_a_trained_query_side_keeps_the_index(tiny_model):

@@ -96,8 +96,7 @@ def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedbac
     reply = ask_llm(prompt, llm, question=question, hits=found[:k])
     if feedback is None:
         return reply
-    model = retriever.index.model_fingerprint
-    number = feedback.record(question, found, model=model, outcome=reply.outcome, cited=reply.cited)
+    number = feedback.record(question, found, model=retriever.fingerprint, outcome=reply.outcome, cited=reply.cited)
     return replace(reply, number=number)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from embedtune.evaluation.encoders import ModelEncoder
-from embedtune.rag.fingerprint import model_fingerprint
+from embedtune.rag.fingerprint import document_fingerprint
 from embedtune.rag.index import ChunkIndex
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def build_index(
         vectors=encode_chunks(
             model, table, batch_size=batch_size, devices=devices, show_progress_bar=show_progress_bar
         ),
-        model_fingerprint=model_fingerprint(model),
+        model_fingerprint=document_fingerprint(model),
         similarity=model.similarity_fn_name,
         context=context,
         model_path=model_path,

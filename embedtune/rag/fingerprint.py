@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def model_fingerprint(model: SentenceTransformer) -> str:
+def document_fingerprint(model: SentenceTransformer) -> str:
     """Return the SHA-256 of the model's document side: weights, modules, prompt, length limit and dimension.
 
     Two models with the same fingerprint give a document the same vector, up to rounding, so they can share an index. A
@@ -28,9 +28,9 @@ def model_fingerprint(model: SentenceTransformer) -> str:
     Example:
         >>> import embedtune as et
         >>> model = et.load_model("minilm", device="cpu")
-        >>> before = model_fingerprint(model)
+        >>> before = document_fingerprint(model)
         >>> model.prompts["document"] = "passage: "
-        >>> model_fingerprint(model) == before
+        >>> document_fingerprint(model) == before
         False
     """
     merged = merged_copy(model) if has_adapters(model) else model

@@ -49,7 +49,7 @@ class ChunkIndex:
             ``headings``.
         vectors: Of shape ``(num_chunks, dim)``, of unit length where the similarity is the cosine. Read from disk as they
             are needed, after `load`.
-        model_fingerprint: Of the model that made them, see `model_fingerprint`.
+        model_fingerprint: Of the model that made them, see `document_fingerprint`.
         similarity: How they are compared.
         context: What stands before each chunk's text.
         model_path: Where the model that made them was loaded from, or an empty string.

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pyarrow
 
+from embedtune.evaluation.fingerprint import model_fingerprint
 from embedtune.models.load import load_model
 from embedtune.rag.encoding import build_index, encode_chunks, encode_questions
-from embedtune.rag.fingerprint import model_fingerprint
+from embedtune.rag.fingerprint import document_fingerprint
 from embedtune.rag.index import ChunkIndex, order_of_ids, table_of_chunks, table_of_corpus
 from embedtune.rag.ranking import Ranking, by_both, by_vectors
 
@@ -92,6 +93,7 @@ class Retriever:
         self.approximate = approximate
         self.batch_size = batch_size
         self._state: list[tuple[int, int]] = []
+        self._fingerprint = ""
         self._require_same_model()
 
     @classmethod
@@ -215,6 +217,13 @@ class Retriever:
     def __len__(self) -> int:
         return len(self.index)
 
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of the whole model, query side and all, as evaluations remember it too."""
+        self._require_same_model()
+        self._fingerprint = self._fingerprint or model_fingerprint(self.model)
+        return self._fingerprint
+
     def search(self, question: str, *, k: int = 10) -> list[Hit]:
         """Return the ``k`` best chunks for a question, best first; fewer where there are fewer."""
         return self.search_batch([question], k=k)[0]
@@ -325,14 +334,14 @@ class Retriever:
         state = [(tensor.data_ptr(), tensor._version) for tensor in self.model.parameters()]
         if state == self._state:
             return
-        found, expected = model_fingerprint(self.model), self.index.model_fingerprint
+        found, expected = document_fingerprint(self.model), self.index.model_fingerprint
         if found != expected:
             raise ValueError(
                 f"This model did not make the index (fingerprints {found[:8]} and {expected[:8]}): its vectors and those of "
                 "the index mean different things. Load the model that made it, or move to this one with "
                 "reindex(retriever, model)."
             )
-        self._state = state
+        self._state, self._fingerprint = state, ""
 
     def _probe(self) -> None:
         """Raise if the model gives a few chunks vectors that are not those of the index."""
