@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
@@ -14,9 +13,7 @@ from datasets import Dataset
 from embedtune.dataset import RetrievalDataset
 from embedtune.dataset.groups import near_duplicate_pairs
 from embedtune.rag.feedback import LoggedQuestion, questions_of, same_question
-
-if TYPE_CHECKING:
-    from embedtune.types import Question
+from embedtune.types import Question
 
 LOCKED, HELD_OUT = "test", "log_held_out"
 
@@ -127,9 +124,20 @@ def _usable(
 
 def _near_the_test(questions: Sequence[Question], data: RetrievalDataset) -> set[str]:
     """Return the ids of the questions that nearly repeat one of the locked test."""
-    tested = [data.query_texts[query] for query in data.relevant(LOCKED)]
-    pairs = near_duplicate_pairs([*tested, *(question.text for question in questions)])
+    tested = [
+        Question(query, data.query_texts[query], tuple(chunks)) for query, chunks in data.relevant(LOCKED).items()
+    ]
+    pairs = _repetitions([*tested, *questions])
     return {questions[j - len(tested)].id for i, j in pairs if i < len(tested) <= j}
+
+
+def _repetitions(questions: Sequence[Question]) -> list[tuple[int, int]]:
+    """Return the pairs of positions that ask nearly the same, in words and in what answers them.
+
+    Words alone would not do: "How do I open the L15?" is another question than "How do I open the L20?".
+    """
+    pairs = near_duplicate_pairs([question.text for question in questions])
+    return [(i, j) for i, j in pairs if set(questions[i].chunk_ids) & set(questions[j].chunk_ids)]
 
 
 def _chunks_of_tested_documents(data: RetrievalDataset) -> set[str]:
@@ -146,7 +154,7 @@ def _sides(
 ) -> dict[str, str]:
     """Return the side of each question's id."""
     leader = {question.id: question.id for question in questions}
-    for i, j in near_duplicate_pairs([question.text for question in questions]):
+    for i, j in _repetitions(questions):
         first, second = leader[questions[i].id], leader[questions[j].id]
         leader |= {name: min(first, second) for name, one in leader.items() if one in (first, second)}
     seen = {leader[question.id] for question in questions if same_question(question.text) in trained_before}
