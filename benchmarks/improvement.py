@@ -1,7 +1,7 @@
 """Does the loop learn from its log, and does it notice when the log is wrong?
 
     python benchmarks/improvement.py FOLDER
-    python benchmarks/improvement.py FOLDER --poison 0.3
+    python benchmarks/improvement.py FOLDER --poison 0 0.3
 
 FOLDER holds chunks.jsonl and questions.jsonl in the form that examples/benchmark_dataset.py describes. Its documents are
 drawn into three parts. A model is tuned on the questions about the first: it serves. All questions about the second are
@@ -16,13 +16,13 @@ import json
 import random
 import tempfile
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 import embedtune as et
-from embedtune.rag.improve import improve
 from embedtune.rag.round_data import HELD_OUT
 
 SHOWN = 5
@@ -86,11 +86,36 @@ def measured_truly(data: et.RetrievalDataset, held_out: list[str], old, new) -> 
     return et.compare(evaluator.evaluate(old, name="old"), evaluator.evaluate(new, name="new"))
 
 
+def train_first(data: et.RetrievalDataset, model_name: str, workspace: str, seed: int):
+    """Tune the model that serves before the first round."""
+    model = et.load_model(model_name)
+    args = et.TuningArguments(
+        f"{workspace}/first", num_train_epochs=1, learning_rate=5e-5, dropout=0.0, seed=seed, disable_tqdm=True
+    )
+    et.EmbeddingTrainer(model, args, data=data).train()
+    return model
+
+
+def improve_once(everything: et.RetrievalDataset, model, workspace: str, poison: float, seed: int, **options) -> None:
+    """Log all questions about the second part, run a round, and print what it found."""
+    log = et.FeedbackLog(Path(workspace, f"feedback-{poison}.sqlite"))
+    ask_everything(everything, model, log, poison=poison, seed=seed)
+    print(f"\n{poison:.0%} of the log wrong: {len(log)} questions, {len(log.misses())} missed\n")
+    data, folder = without_the_log(everything), f"{workspace}/rounds-{poison}"
+    round_ = et.improve(model, data, log, folder=folder, seed=seed, **options)
+    print(round_)
+    kept = round_.load_data()
+    held_out = [kept.query_texts[query] for query in kept.relevant(HELD_OUT)]
+    new = round_.load_model(device=str(model.device))
+    print("\nThe questions that were held out, with the chunks that really answer them\n")
+    print(measured_truly(everything, held_out, model, new))
+
+
 def main(
     folder: str,
     *,
-    poison: float = 0.0,
-    epochs: float = 2,
+    poison: Sequence[float] = (0.0,),
+    epochs: float = 3,
     learning_rate: float = 2e-5,
     replay: float = 2.0,
     max_loss: float = 0.02,
@@ -99,49 +124,24 @@ def main(
     seed: int = 0,
 ) -> None:
     everything = read_dataset(Path(folder), seed)
-    data = without_the_log(everything)
-    print(everything, "\n")
+    print(everything)
     with tempfile.TemporaryDirectory() as workspace:
-        model = et.load_model(model_name)
+        model = train_first(without_the_log(everything), model_name, workspace, seed)
         args = et.TuningArguments(
-            f"{workspace}/first", num_train_epochs=2, learning_rate=5e-5, dropout=0.0, seed=seed, disable_tqdm=True
+            "unused", num_train_epochs=epochs, learning_rate=learning_rate, dropout=0.0, seed=seed, disable_tqdm=True
         )
-        et.EmbeddingTrainer(model, args, data=data).train()
-
-        log = et.FeedbackLog(Path(workspace, "feedback.sqlite"))
-        ask_everything(everything, model, log, poison=poison, seed=seed)
-        print(f"\nasked {len(log)} questions, {len(log.misses())} missed\n")
-
-        args = replace_args(args, epochs, learning_rate)
-        round_ = improve(
-            model,
-            data,
-            log,
-            folder=f"{workspace}/rounds",
-            args=args,
-            replay=replay,
-            max_loss=max_loss,
-            keep_index=keep_index,
-            seed=seed,
-        )
-        print(round_)
-        kept = round_.load_data()
-        held_out = [kept.query_texts[query] for query in kept.relevant(HELD_OUT)]
-        new = round_.load_model(device=str(model.device))
-        print("\nThe same questions, with the chunks that really answer them\n")
-        print(measured_truly(everything, held_out, model, new))
-
-
-def replace_args(args: et.TuningArguments, epochs: float, learning_rate: float) -> et.TuningArguments:
-    args.num_train_epochs, args.learning_rate = epochs, learning_rate
-    return args
+        options = {"args": args, "replay": replay, "max_loss": max_loss, "keep_index": keep_index}
+        for share in poison:
+            improve_once(everything, model, workspace, share, seed, **options)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", help="where chunks.jsonl and questions.jsonl are")
-    parser.add_argument("--poison", type=float, default=0.0, help="share of the questions with a wrong chunk")
-    parser.add_argument("--epochs", type=float, default=2, help="of the round")
+    parser.add_argument(
+        "--poison", type=float, nargs="+", default=[0.0], help="share of the questions with a wrong chunk"
+    )
+    parser.add_argument("--epochs", type=float, default=3, help="of the round")
     parser.add_argument("--learning-rate", type=float, default=2e-5, help="of the round")
     parser.add_argument("--replay", type=float, default=2.0, help="old questions for each new one")
     parser.add_argument("--max-loss", type=float, default=0.02)

@@ -26,8 +26,10 @@ __all__ = [
     "FrozenIndexLoss",
     "FrozenIndexTrainer",
     "Hit",
+    "Hybrid",
     "InBatchNegativesLoss",
     "ModelReport",
+    "OpenAIEncoder",
     "OpenAILLM",
     "OptionalDependencyError",
     "Price",
@@ -48,11 +50,13 @@ __all__ = [
     "Verdict",
     "answer",
     "build_dataset",
+    "check_forgetting",
     "check_model",
     "chunk_documents",
     "compare",
     "estimate_cost",
     "estimate_reindex",
+    "evaluate_all",
     "filter_by_judge",
     "filter_by_round_trip",
     "freeze_index",
@@ -60,7 +64,9 @@ __all__ = [
     "improve",
     "label_misses",
     "load_model",
+    "load_nanobeir",
     "load_sample",
+    "merge_with_base",
     "mine_hard_negatives",
     "read_documents",
     "reindex",
@@ -82,9 +88,11 @@ _HOME = {
     "FrozenIndexLoss": "embedtune.training.frozen_index",
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
     "Hit": "embedtune.rag.retriever",
+    "Hybrid": "embedtune.evaluation.hybrid",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
     "ModelReport": "embedtune.models.selfcheck",
+    "OpenAIEncoder": "embedtune.evaluation.openai_encoder",
     "OpenAILLM": "embedtune.questions.openai_llm",
     "OptionalDependencyError": "embedtune.errors",
     "Price": "embedtune.types",
@@ -105,11 +113,13 @@ _HOME = {
     "Verdict": "embedtune.evaluation.verdict",
     "answer": "embedtune.rag.answer",
     "build_dataset": "embedtune.dataset",
+    "check_forgetting": "embedtune.evaluation.forgetting",
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
     "estimate_cost": "embedtune.questions.generation",
     "estimate_reindex": "embedtune.rag.reindex",
+    "evaluate_all": "embedtune.evaluation.evaluate_all",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "freeze_index": "embedtune.models.query_side",
@@ -117,7 +127,9 @@ _HOME = {
     "improve": "embedtune.rag.improve",
     "label_misses": "embedtune.rag.suggest",
     "load_model": "embedtune.models.load",
+    "load_nanobeir": "embedtune.evaluation.forgetting",
     "load_sample": "embedtune.sample",
+    "merge_with_base": "embedtune.evaluation.merging",
     "mine_hard_negatives": "embedtune.training.mining",
     "read_documents": "embedtune.corpus.documents",
     "reindex": "embedtune.rag.reindex",
@@ -131,8 +143,14 @@ if TYPE_CHECKING:
     from embedtune.dataset import build_dataset as build_dataset
     from embedtune.errors import OptionalDependencyError as OptionalDependencyError
     from embedtune.evaluation.bm25 import BM25 as BM25
+    from embedtune.evaluation.evaluate_all import evaluate_all as evaluate_all
     from embedtune.evaluation.evaluator import Evaluation as Evaluation
     from embedtune.evaluation.evaluator import TopKEvaluator as TopKEvaluator
+    from embedtune.evaluation.forgetting import check_forgetting as check_forgetting
+    from embedtune.evaluation.forgetting import load_nanobeir as load_nanobeir
+    from embedtune.evaluation.hybrid import Hybrid as Hybrid
+    from embedtune.evaluation.merging import merge_with_base as merge_with_base
+    from embedtune.evaluation.openai_encoder import OpenAIEncoder as OpenAIEncoder
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.models.load import load_model as load_model

@@ -36,6 +36,11 @@ PRICES = {"claude-haiku-5-5": (0.1, 0.5), "claude-sonnet-5-5": (2.0, 10.0), "cla
 TOKENS = 1.35  # what the tokenizer of current models counts where older ones count one
 RETIRED = {"claude-3-sonnet-20240229", "claude-sonnet-4-6"}
 OPENAI_MODELS = {"gpt-test"}
+DIMENSIONS = {
+    "text-embedding-3-large": 64,
+    "text-embedding-3-small": 32,
+    "text-embedding-ada-002": 16,
+}  # of real models, a few
 ERROR_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
@@ -478,27 +483,45 @@ class Handler(BaseHTTPRequestHandler):
 
     def embeddings(self, body, argument, query, fault):
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-        sizes = [num_tokens(text) for text in texts]
-        if not texts or len(texts) > 2048 or not all(texts):
+        model, dimensions = body.get("model"), body.get("dimensions")
+        if model not in DIMENSIONS:
+            raise Refusal(404, f"The model `{model}` does not exist", "model_not_found")
+        if unknown := body.keys() - {"model", "input", "dimensions", "encoding_format", "user"}:
+            raise Refusal(400, f"Unrecognized request argument supplied: {min(unknown)}")
+        if dimensions is not None and (model == "text-embedding-ada-002" or not 1 <= dimensions <= DIMENSIONS[model]):
+            raise Refusal(400, "This model does not support specifying dimensions.")
+        if not texts or len(texts) > 2048 or not all(isinstance(text, str) and text for text in texts):
             raise Refusal(400, "'$.input' is invalid: 1 to 2048 strings, none of them empty")
+        sizes = [num_tokens(text) for text in texts]
         if max(sizes) > 8192:
-            raise Refusal(400, "This model's maximum context length is 8192 tokens")
+            raise Refusal(400, f"Invalid 'input[{sizes.index(max(sizes))}]': maximum input length is 8192 tokens.")
         if sum(sizes) > 300_000:
-            raise Refusal(400, "Requested too many tokens", "max_tokens_per_request")
+            raise Refusal(
+                400, f"Requested {sum(sizes)} tokens, max 300000 tokens per request", "max_tokens_per_request"
+            )
+        with self.server_state.lock:
+            self.server_state.answered.extend(texts)
+            self.server_state.microdollars += 0.13 * sum(sizes)
         rows = []
         for i, text in enumerate(texts):
-            draw = random.Random(text)
-            vector = [draw.gauss(0, 1) for _ in range(body.get("dimensions", 16))]
-            length = sum(x * x for x in vector) ** 0.5
-            vector = [x / length for x in vector]
+            vector = embedding_of(text, dimensions or DIMENSIONS[model])
             packed = base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
             encoded = packed if body.get("encoding_format") == "base64" else vector
             rows.append({"object": "embedding", "index": i, "embedding": encoded})
+        random.Random(len(texts)).shuffle(rows)  # each says where it belongs
         usage = {"prompt_tokens": sum(sizes), "total_tokens": sum(sizes)}
         return {"object": "list", "data": rows, "model": body["model"], "usage": usage}
 
     def missing(self, body, argument, query, fault):
         raise Refusal(404, f"no such route: {argument}")
+
+
+def embedding_of(text, dimensions):
+    """The vector of a text: of unit length, and nothing but a function of its characters."""
+    draw = random.Random(text.encode("utf-8", "surrogatepass"))
+    vector = [draw.gauss(0, 1) for _ in range(dimensions)]
+    length = sum(x * x for x in vector) ** 0.5
+    return [x / length for x in vector]
 
 
 def make_chunks(number, *, words=60):

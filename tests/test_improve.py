@@ -16,6 +16,7 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 import embedtune as et
+from embedtune.rag import gate
 from embedtune.rag import improve as improve_module
 from embedtune.rag.feedback import FeedbackLog, same_question
 from embedtune.rag.round_data import HELD_OUT, build_round_data, hash_of_test
@@ -77,6 +78,9 @@ def args():
         learning_rate=3e-3,
         per_device_train_batch_size=16,
         dropout=0.0,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
         disable_tqdm=True,
         report_to="none",
     )
@@ -85,7 +89,7 @@ def args():
 @pytest.fixture(autouse=True)
 def nothing_forgotten(monkeypatch):
     """A model of random weights knows nothing of the world that it could forget."""
-    monkeypatch.setattr(improve_module, "forgetting_check", lambda old, new: Check("forgetting", True, "not looked at"))
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", True, "not looked at"))
 
 
 def improve(model, log, folder, args, *, data=None, **options):
@@ -141,7 +145,7 @@ def test_a_model_that_fails_the_locked_test_is_refused_whatever_it_learned(tiny_
 
 
 def test_a_model_that_forgot_is_refused(tiny_model, log, tmp_path, args, monkeypatch):
-    monkeypatch.setattr(improve_module, "forgetting_check", lambda old, new: Check("forgetting", False, "all gone"))
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "all gone"))
     fill(log)
     round_ = improve(tiny_model, log, tmp_path / "rounds", args)
     assert round_.status == "rejected"
@@ -150,7 +154,7 @@ def test_a_model_that_forgot_is_refused(tiny_model, log, tmp_path, args, monkeyp
 
 def test_the_best_merge_is_tried_before_a_round_is_rejected(tiny_model, log, tmp_path, args, monkeypatch):
     verdicts = iter([False, True])
-    monkeypatch.setattr(improve_module, "forgetting_check", lambda old, new: Check("forgetting", next(verdicts), "?"))
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", next(verdicts), "?"))
     fill(log)
     round_ = improve(tiny_model, log, tmp_path / "rounds", args)
     assert [candidate.name.split()[0] for candidate in round_.candidates] == ["tuned", "merged"]
@@ -371,7 +375,7 @@ STEPS = {
     "data": "RetrievalDataset.save_to_disk",
     "training": "EmbeddingTrainer.train",
     "gate": "Gate.judge",
-    "merge": "best_merge",
+    "merge": "merge_with_base",
     "record": "Round.save",
     "switch": "_switch",
 }
@@ -389,7 +393,7 @@ def test_a_crash_at_any_step_leaves_the_old_model_and_the_next_round_works(
     with monkeypatch.context() as patch:
         patch.setattr(f"embedtune.rag.improve.{STEPS[step]}", crashing)
         if step == "merge":
-            patch.setattr(improve_module, "forgetting_check", lambda old, new: Check("forgetting", False, "gone"))
+            patch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "gone"))
         with pytest.raises(Crash):
             improve(tiny_model, log, tmp_path / "rounds", args)
     rounds = Rounds(tmp_path / "rounds")
@@ -406,8 +410,8 @@ from embedtune.rag import rounds
 sys.path.insert(0, sys.argv[1])
 import torch
 from sentence_transformers import SentenceTransformer
-from test_improve import FeedbackLog, improve, improve_module, problem, Check, et
-improve_module.forgetting_check = lambda old, new: Check("forgetting", True, "not looked at")
+from test_improve import FeedbackLog, gate, improve, problem, Check, et
+gate.forgetting_check = lambda old, new: Check("forgetting", True, "not looked at")
 real = rounds.replace_file
 def dying(path, text):
     if path.name == "current.json":

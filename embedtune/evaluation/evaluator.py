@@ -6,29 +6,22 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from embedtune.evaluation.encoders import ModelEncoder, model_name
 from embedtune.evaluation.fingerprint import fingerprint_of, model_fingerprint
 from embedtune.evaluation.result import PER_QUERY_FEATURES, search_depth
 from embedtune.evaluation.result import Evaluation as Evaluation
-from embedtune.evaluation.search import top_k
-from embedtune.types import Encoder, Ranker
+from embedtune.evaluation.retrieval import Retriever, name_of, retrieve
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from embedtune.dataset import RetrievalDataset
 
 logger = logging.getLogger(__name__)
-
-Retriever: TypeAlias = SentenceTransformer | Encoder | Ranker
-"""What can be evaluated."""
 
 
 class TopKEvaluator(BaseEvaluator):
@@ -105,10 +98,17 @@ class TopKEvaluator(BaseEvaluator):
             ValueError: If it gives no usable vectors or ranking.
         """
         model = model_fingerprint if isinstance(retriever, SentenceTransformer) else fingerprint_of
-        return self._evaluate(retriever, name=name or _name_of(retriever), model=model(retriever))
+        return self._evaluate(retriever, name=name or name_of(retriever), model=model(retriever))
 
     def _evaluate(self, retriever: Retriever, *, name: str, model: str = "") -> Evaluation:
-        scores, positions = self._search(retriever, search_depth(self.k, len(self._corpus)))
+        scores, positions = retrieve(
+            retriever,
+            self._queries,
+            self._corpus,
+            search_depth(self.k, len(self._corpus)),
+            batch_size=self.batch_size,
+            show_progress_bar=self.show_progress_bar,
+        )
         found = np.array(list(self._corpus), dtype=object)[positions].tolist()
         columns = {
             "query-id": list(self._queries),
@@ -152,45 +152,9 @@ class TopKEvaluator(BaseEvaluator):
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
         return metrics
 
-    def _search(self, retriever: Retriever, depth: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Return scores and positions of shape ``(num_queries, depth)``."""
-        queries, documents = list(self._queries.values()), list(self._corpus.values())
-        if isinstance(retriever, SentenceTransformer):
-            encoder: Encoder = ModelEncoder(retriever, self.batch_size, self.show_progress_bar)
-            similarity, device = retriever.similarity_fn_name, retriever.device
-        elif isinstance(retriever, Ranker):
-            positions, scores = retriever.rank(queries, documents, depth)
-            if positions.shape != (len(queries), depth):
-                raise ValueError(
-                    f"{_name_of(retriever)}.rank returned positions of shape {positions.shape}, expected "
-                    f"{(len(queries), depth)}: k for each query."
-                )
-            return scores, positions
-        elif isinstance(retriever, Encoder):
-            encoder, similarity, device = retriever, "cosine", "cpu"
-        else:
-            raise TypeError(
-                f"Cannot evaluate a {type(retriever).__name__}. Give a SentenceTransformer, an object with encode_queries and "
-                "encode_documents, or one with rank."
-            )
-        return top_k(
-            encoder.encode_queries(queries),
-            encoder.encode_documents(documents),
-            depth,
-            similarity=similarity,
-            device=device,
-            query_ids=list(self._queries),
-            corpus_ids=list(self._corpus),
-            show_progress_bar=self.show_progress_bar,
-        )
-
 
 def _rank(found: Sequence[str], right: Sequence[str]) -> int | None:
     return next((rank for rank, chunk in enumerate(found, start=1) if chunk in right), None)
-
-
-def _name_of(retriever: Retriever) -> str:
-    return model_name(retriever) if isinstance(retriever, SentenceTransformer) else type(retriever).__name__
 
 
 def _checked_k(k: Sequence[int], num_chunks: int) -> tuple[int, ...]:

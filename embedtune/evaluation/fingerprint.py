@@ -28,7 +28,7 @@ def model_fingerprint(model: SentenceTransformer) -> str:
         >>> len(first), model_fingerprint(model) == first
         (71, False)
     """
-    digest = hashlib.sha256(json.dumps(_settings(model), sort_keys=True, default=str).encode())
+    digest = hashlib.sha256(json.dumps(vector_settings(model), sort_keys=True, default=str).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         flat = tensor.detach().cpu().contiguous().flatten()
@@ -36,7 +36,8 @@ def model_fingerprint(model: SentenceTransformer) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
-def _settings(model: SentenceTransformer) -> dict[str, Any]:
+def vector_settings(model: SentenceTransformer) -> dict[str, Any]:
+    """Return everything beside the weights that a model's vectors depend on."""
     return {
         "modules": [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model],
         "config": _config(getattr(model.transformers_model, "config", None)),

@@ -38,3 +38,13 @@ def html_table(header: Row, rows: Sequence[Row]) -> str:
 
 def _cells(row: Row, tag: str) -> str:
     return "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in row)
+
+
+def signed(value: float) -> str:
+    """Write a difference with its sign and three digits.
+
+    Example:
+        >>> signed(-0.0), signed(0.0521)
+        ('+0.000', '+0.052')
+    """
+    return f"{round(value, 3) + 0.0:+.3f}"  # adding zero makes -0.0 positive

@@ -17,7 +17,7 @@ from embedtune.evaluation.comparison import Decision as Decision
 from embedtune.evaluation.comparison import MetricChange as MetricChange
 from embedtune.evaluation.intervals import standard_error
 from embedtune.evaluation.leaks import leak_warnings
-from embedtune.evaluation.tables import Row, html_table, text_table
+from embedtune.evaluation.tables import Row, html_table, signed, text_table
 
 if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
@@ -126,7 +126,7 @@ class Verdict:
         change = self.metrics[metric]
         sentence = (
             f"{self.decision.capitalize()} (n = {self.num_queries} questions about {self.num_clusters} chunks): "
-            f"{metric} went from {change.before:.3f} to {change.after:.3f} ({_signed(change.difference)}, "
+            f"{metric} went from {change.before:.3f} to {change.after:.3f} ({signed(change.difference)}, "
             f"{_percent(self.confidence)} interval {_interval(change)})"
         )
         for baseline, decision in zip(self.baselines, self.against_baselines, strict=True):
@@ -179,6 +179,11 @@ class Verdict:
         lines = [self.sentence, *self.notes, "", self._title]
         return "\n".join([*lines, *(f"\n{text_table(header, rows)}" for header, rows in self._tables())])
 
+    @property
+    def table(self) -> str:
+        """Each metric's change, as aligned text."""
+        return text_table(*next(self._tables()))
+
     def _repr_html_(self) -> str:
         notes = "".join(f"<p>{escape(line)}</p>" for line in [*self.notes, self._title])
         tables = "".join(html_table(header, rows) for header, rows in self._tables())
@@ -202,7 +207,7 @@ class Verdict:
                     metric,
                     f"{change.before:.3f}",
                     f"{change.after:.3f}",
-                    _signed(change.difference),
+                    signed(change.difference),
                     _interval(change),
                     *(f"{baseline.metrics[metric]:.3f}" for baseline in self.baselines),
                 ]
@@ -231,7 +236,7 @@ class Verdict:
         if comparison is None:
             return ["", "", ""]
         change = comparison.metrics[self.primary_metric]
-        return [f"{_signed(change.difference)} ({_interval(change)})", f"{comparison.p_value:.4f}", comparison.decision]
+        return [f"{signed(change.difference)} ({_interval(change)})", f"{comparison.p_value:.4f}", comparison.decision]
 
 
 def compare(
@@ -316,12 +321,8 @@ def _newly_hit(before: Evaluation, after: Evaluation, k: int) -> tuple[str, ...]
     return tuple(before.per_query.select(np.flatnonzero(flipped))["query-id"][:])
 
 
-def _signed(value: float) -> str:
-    return f"{round(value, 3) + 0.0:+.3f}"  # adding zero makes -0.0 positive
-
-
 def _interval(change: MetricChange) -> str:
-    return f"{_signed(change.low)} to {_signed(change.high)}"
+    return f"{signed(change.low)} to {signed(change.high)}"
 
 
 def _percent(share: float) -> str:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedtune.evaluation.evaluator import Evaluation, TopKEvaluator
+from embedtune.evaluation.forgetting import check_forgetting
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.rag.round_data import HELD_OUT, LOCKED
 from embedtune.rag.rounds import Candidate, Check
@@ -27,14 +28,12 @@ class Gate:
         data: The data of the round.
         k: Questions whose right chunk is not among the first ``k`` are misses.
         max_loss: How much nDCG the locked test may lose at worst: the lower bound of its interval is held against it.
-        forgetting: Checks a candidate on questions about other things.
     """
 
     old: SentenceTransformer
     data: RetrievalDataset
     k: int
     max_loss: float
-    forgetting: Callable[[SentenceTransformer], Check]
     _before: dict[str, Evaluation] = field(default_factory=dict)
 
     def judge(self, model: SentenceTransformer, name: str, folder: Path) -> Candidate:
@@ -44,7 +43,7 @@ class Gate:
     def _checks(self, model: SentenceTransformer, name: str, folder: Path) -> Iterator[Check]:
         yield self._misses(self._compare(HELD_OUT, model, name, folder))
         yield self._locked_test(self._compare(LOCKED, model, name, folder))
-        yield self.forgetting(model)
+        yield forgetting_check(self.old, model)
 
     def _compare(self, split: str, model: SentenceTransformer, name: str, folder: Path) -> Verdict:
         evaluator = TopKEvaluator(self.data, split, k=(self.k,))
@@ -71,3 +70,9 @@ class Gate:
             passed=low >= -self.max_loss,
             detail=f"at worst {low:+.3f}, and {-self.max_loss:+.3f} would do. {verdict.sentence}",
         )
+
+
+def forgetting_check(old: SentenceTransformer, new: SentenceTransformer) -> Check:
+    """Pass a model whose interval excludes that it lost general knowledge, see `check_forgetting`."""
+    found = check_forgetting(old, new)
+    return Check("general knowledge", passed=found.decision == "remembers", detail=found.sentence)

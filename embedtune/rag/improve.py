@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from embedtune.dataset import RetrievalDataset
 from embedtune.evaluation.fingerprint import model_fingerprint
+from embedtune.evaluation.merging import merge_with_base
 from embedtune.models.query_side import freeze_index, is_index_frozen
 from embedtune.rag.feedback import same_question
-from embedtune.rag.forgetting import best_merge, forgetting_check
 from embedtune.rag.gate import Gate
 from embedtune.rag.round_data import LOCKED, RoundData, build_round_data, hash_of_test
 from embedtune.rag.rounds import Candidate, Round, Rounds
@@ -95,9 +95,7 @@ def improve(
     number, path = rounds.new_folder()
     prepared.data.save_to_disk(path / "data")
     tuned = _train(model, prepared.data, args, path / "checkpoints", keep_index=keep_index, seed=seed)
-    gate = Gate(
-        model, prepared.data, k=k, max_loss=max_loss, forgetting=lambda candidate: forgetting_check(model, candidate)
-    )
+    gate = Gate(model, prepared.data, k=k, max_loss=max_loss)
     chosen, candidates = _choose(model, tuned, gate, path, may_merge=not keep_index)
     chosen.save_pretrained(str(path / "model"))
     finished = Round(
@@ -201,11 +199,13 @@ def _choose(
 ) -> tuple[SentenceTransformer, list[Candidate]]:
     """Return the model to keep, and what became of the candidates."""
     candidates = [gate.judge(tuned, "tuned", path)]
-    if candidates[0].passed or not may_merge:
+    if candidates[0].passed or not may_merge or "dev" not in gate.data.qrels:
         return tuned, candidates
-    merged, alpha = best_merge(old, tuned, gate.data)
-    candidates.append(gate.judge(merged, f"merged (alpha {alpha:g})", path))
-    return merged, candidates
+    merge = merge_with_base(tuned, old, data=gate.data)
+    if merge.alpha in (0, 1):  # it is the old model, or the tuned one again
+        return tuned, candidates
+    candidates.append(gate.judge(merge.model, f"merged (alpha {merge.alpha:g})", path))
+    return merge.model, candidates
 
 
 def _switch(rounds: Rounds, parent: Round, finished: Round) -> None:

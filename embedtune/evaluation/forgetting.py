@@ -1,0 +1,123 @@
+"""What a model has forgotten: does it still find general knowledge, after it was tuned to a narrow field?"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from datasets import Dataset, load_dataset
+
+from embedtune.dataset import RetrievalDataset, build_dataset
+from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.evaluation.tables import signed
+from embedtune.evaluation.verdict import Verdict, compare
+from embedtune.sample.general import load_general
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+logger = logging.getLogger(__name__)
+
+NANOBEIR = "sentence-transformers/NanoBEIR-en"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Forgetting:
+    """What `check_forgetting` found. Printing it shows the sentence and the table.
+
+    Attributes:
+        verdict: The tuned model against the base, on the general questions.
+        margin: The loss of the primary metric that would not matter.
+    """
+
+    verdict: Verdict
+    margin: float
+
+    @property
+    def decision(self) -> Literal["forgets", "remembers", "cannot tell"]:
+        """``"forgets"`` if the loss is more than chance, ``"remembers"`` if the interval excludes a loss beyond the margin."""
+        if self.verdict.decision == "worse":
+            return "forgets"
+        lost = self.verdict.metrics[self.verdict.primary_metric].low
+        return "remembers" if lost >= -self.margin else "cannot tell"
+
+    @property
+    def sentence(self) -> str:
+        """The decision with its figures."""
+        metric = self.verdict.primary_metric
+        change = self.verdict.metrics[metric]
+        return (
+            f"{self.decision.capitalize()} (n = {self.verdict.num_queries} general questions): {metric} went from "
+            f"{change.before:.3f} to {change.after:.3f} ({signed(change.difference)}, {100 * self.verdict.confidence:g}% "
+            f"interval {signed(change.low)} to {signed(change.high)}; a loss of {self.margin:g} would not matter)."
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.sentence}\n\n{self.verdict.table}"
+
+
+def check_forgetting(
+    base: SentenceTransformer,
+    tuned: SentenceTransformer,
+    data: RetrievalDataset | None = None,
+    *,
+    split: str = "test",
+    margin: float = 0.05,
+    batch_size: int = 32,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Forgetting:
+    """Say whether a tuned model still finds what the base model found outside of its field.
+
+    Args:
+        base: The model before training.
+        tuned: The model after training.
+        data: General questions and passages: 185 sentences of everyday knowledge that come with embedtune where nothing is
+            given, or for instance `load_nanobeir`, which is larger and harder.
+        split: Whose questions to ask.
+        margin: The loss of nDCG that would not matter.
+        batch_size: How many texts to encode at once.
+        confidence: The level of the interval.
+        seed: Draws the resamples.
+
+    Raises:
+        ValueError: If ``margin`` is not positive, or the split is not there.
+
+    Example:
+        >>> import embedtune as et
+        >>> model = et.load_model("minilm", device="cpu")
+        >>> et.check_forgetting(model, model).decision
+        'remembers'
+    """
+    if not margin > 0:
+        raise ValueError(f"margin={margin} must be more than 0: no finite number of questions can exclude every loss.")
+    data = data if data is not None else general_data()
+    largest = len(data.corpus_texts)
+    evaluator = TopKEvaluator(data, split, k=[k for k in (1, 3, 5, 10) if k <= largest], batch_size=batch_size)
+    before, after = evaluator.evaluate(base, name="base"), evaluator.evaluate(tuned, name="tuned")
+    return Forgetting(compare(before, after, confidence=confidence, seed=seed), margin)
+
+
+def general_data() -> RetrievalDataset:
+    """Return the general knowledge that comes with embedtune, all of their questions in the split ``"test"``."""
+    return build_dataset(*load_general(), split_by="given")
+
+
+def load_nanobeir(name: str = "NanoMSMARCO", *, repo_id: str = NANOBEIR) -> RetrievalDataset:
+    """Download one of the thirteen sets of NanoBEIR: 50 questions each, about up to 10,000 passages.
+
+    Args:
+        name: The set, ``"NanoNQ"`` or ``"NanoFiQA2018"`` for instance.
+        repo_id: Its repository on the Hub; there are others for other languages.
+
+    Raises:
+        ConnectionError: If the Hub cannot be reached.
+    """
+    corpus, queries, qrels = (load_dataset(repo_id, part, split=name) for part in ("corpus", "queries", "qrels"))
+    corpus = corpus.filter(lambda row: bool(row["text"].strip()))
+    if "score" not in qrels.column_names:
+        qrels = Dataset.from_dict({**qrels.to_dict(), "score": [1] * len(qrels)})
+    known = set(corpus["_id"][:])
+    qrels = qrels.filter(lambda row: row["corpus-id"] in known)
+    return RetrievalDataset(corpus, queries, {"test": qrels}, split_by="given")
