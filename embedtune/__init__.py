@@ -41,6 +41,7 @@ __all__ = [
     "RemineNegatives",
     "RetrievalDataset",
     "Retriever",
+    "Round",
     "Rounds",
     "TokenCounter",
     "TopKEvaluator",
@@ -104,6 +105,7 @@ _HOME = {
     "RemineNegatives": "embedtune.training.mining",
     "RetrievalDataset": "embedtune.dataset",
     "Retriever": "embedtune.rag.retriever",
+    "Round": "embedtune.rag.rounds",
     "Rounds": "embedtune.rag.rounds",
     "TokenCounter": "embedtune.types",
     "TopKEvaluator": "embedtune.evaluation.evaluator",
@@ -174,6 +176,7 @@ if TYPE_CHECKING:
     from embedtune.rag.reindex import reindex as reindex
     from embedtune.rag.retriever import Hit as Hit
     from embedtune.rag.retriever import Retriever as Retriever
+    from embedtune.rag.rounds import Round as Round
     from embedtune.rag.rounds import Rounds as Rounds
     from embedtune.rag.suggest import label_misses as label_misses
     from embedtune.rag.suggest import suggest_chunk as suggest_chunk

@@ -83,14 +83,15 @@ def test_how_far_down_a_chunk_may_stand_is_chosen(log):
     assert len(log.misses(k=5)) == 0
 
 
-def test_questions_to_train_on_are_those_with_a_named_chunk_each_once(log):
+def test_questions_to_train_on_are_the_confirmed_ones_each_once(log):
     log.record("cited only", FOUND, outcome="answered", cited=["c0"])
+    log.rate(log.record("cited and disliked", FOUND, outcome="answered", cited=["c0"]), thumbs_up=False)
     log.name_chunks(log.record("no chunk answers it", FOUND), [], by="Ada")
     log.name_chunks(log.record("Where is it?", FOUND), ["c3"], by="Ada")
     log.name_chunks(log.record("where IS it", FOUND), ["c5", "c6"], by="Ada")
-    (question,) = log.to_questions()
-    assert (question.text, question.chunk_ids) == ("where IS it", ("c5", "c6"))
-    assert question.id == log.to_questions()[0].id
+    log.rate(log.record("liked", FOUND, outcome="answered", cited=["c0"]), thumbs_up=True)
+    assert [(q.text, q.chunk_ids) for q in log.to_questions()] == [("where IS it", ("c5", "c6")), ("liked", ("c0",))]
+    assert log.to_questions() == log.to_questions()
 
 
 def test_an_opinion_on_an_unknown_question_is_refused(log):

@@ -77,6 +77,11 @@ class LoggedQuestion:
             return self.named
         return self.cited if self.outcome == "answered" and self.thumbs_up is not False else ()
 
+    @property
+    def is_confirmed(self) -> bool:
+        """Whether somebody vouches for `chunk_ids`: they were named, or the answer that cites them was liked."""
+        return bool(self.chunk_ids) and (self.named is not None or self.thumbs_up is True)
+
     def is_miss(self, k: int = 10) -> bool:
         """Say whether the search failed: the right chunk was not among the first ``k``.
 
@@ -200,8 +205,8 @@ class FeedbackLog:
         return [question for question in self.questions() if question.is_miss(k)]
 
     def to_questions(self) -> list[Question]:
-        """Return the questions whose right chunks were named, to train on; equal questions are one, the last word counts."""
-        return questions_of([question for question in self.questions() if question.named])
+        """Return the questions whose right chunks are confirmed, to train on; of equal ones the last."""
+        return questions_of([question for question in self.questions() if question.is_confirmed])
 
     def forget(self, *, older_than: timedelta) -> int:
         """Delete what was asked longer ago than that, with all opinions on it, and return how many questions it was.

@@ -61,8 +61,9 @@ def improve(
     Args:
         model: The model that serves, unchanged by this: the first time any, from then on ``Rounds(folder).current``'s.
         data: Questions and chunks, with ``train`` (to replay) and ``test`` (locked). The corpus may grow from round to round.
-        feedback: The log. Questions whose chunks a person or a language model named are trained on or held out; those that
-            an answer cited chunks for are held out alone, so that not only misses are measured.
+        feedback: The log. Questions whose right chunks are confirmed (a person or a language model named them, or a person
+            liked the answer) are trained on or held out; those that an answer cited chunks for, and nobody spoke of, are
+            held out alone, so that not only misses are measured.
         folder: Where each round is kept, and `Rounds` finds the model that serves.
         args: How to train; the output folder is replaced. By default three epochs at a learning rate of 2e-5.
         keep_index: Train the query side alone, so that the index stays valid (see `freeze_index`).

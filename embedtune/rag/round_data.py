@@ -67,12 +67,12 @@ def build_round_data(
     """
     tested = {same_question(data.query_texts[query]) for query in data.relevant(LOCKED)}
     questions, counts = _usable(data, logged, tested)
-    named = {question.id for question in questions_of([one for one in logged if one.named])}
+    confirmed = {question.id for question in questions_of([one for one in logged if one.is_confirmed])}
     side_of = _sides(questions, trained_before, held_out_size=held_out_size, dev_size=dev_size)
     sides: dict[str, list[Question]] = {"train": [], "dev": [], HELD_OUT: []}
     for question in questions:
         side = side_of[question.id]
-        if side == HELD_OUT or question.id in named:
+        if side == HELD_OUT or question.id in confirmed:
             sides[side].append(question)
     new = {same_question(question.text) for question in questions}
     old = {
