@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "AnthropicLLM",
     "BM25",
+    "LLM",
+    "Answer",
+    "AnthropicLLM",
     "Chunk",
     "Completion",
     "CosineEmbeddingLoss",
@@ -20,12 +22,13 @@ __all__ = [
     "EmbeddingTrainer",
     "Encoder",
     "Evaluation",
+    "FeedbackLog",
     "FrozenIndexLoss",
     "FrozenIndexTrainer",
     "GroupedBatchSampler",
+    "Hit",
     "Hybrid",
     "InBatchNegativesLoss",
-    "LLM",
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",
@@ -39,14 +42,19 @@ __all__ = [
     "Question",
     "Questions",
     "Ranker",
+    "Reindexing",
     "RemineNegatives",
     "RetrievalDataset",
+    "Retriever",
+    "Round",
+    "Rounds",
     "TokenCounter",
     "TopKEvaluator",
     "TransformersLLM",
     "TripletMarginLoss",
     "TuningArguments",
     "Verdict",
+    "answer",
     "build_dataset",
     "check_forgetting",
     "check_model",
@@ -55,11 +63,14 @@ __all__ = [
     "compare_losses",
     "estimate_cost",
     "estimate_memory",
+    "estimate_reindex",
     "evaluate_all",
     "filter_by_judge",
     "filter_by_round_trip",
     "freeze_index",
     "generate_questions",
+    "improve",
+    "label_misses",
     "learning_curve",
     "load_model",
     "load_nanobeir",
@@ -68,9 +79,12 @@ __all__ = [
     "mine_hard_negatives",
     "push_to_hub",
     "read_documents",
+    "reindex",
+    "suggest_chunk",
 ]
 
 _HOME = {
+    "Answer": "embedtune.rag.answer",
     "AnthropicLLM": "embedtune.questions.anthropic_llm",
     "BM25": "embedtune.evaluation.bm25",
     "Chunk": "embedtune.types",
@@ -80,9 +94,11 @@ _HOME = {
     "EmbeddingTrainer": "embedtune.training.trainer",
     "Encoder": "embedtune.types",
     "Evaluation": "embedtune.evaluation.evaluator",
+    "FeedbackLog": "embedtune.rag.feedback",
     "FrozenIndexLoss": "embedtune.training.frozen_index",
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
     "GroupedBatchSampler": "embedtune.training.batching",
+    "Hit": "embedtune.rag.retriever",
     "Hybrid": "embedtune.evaluation.hybrid",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.types",
@@ -99,14 +115,20 @@ _HOME = {
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
+    "Reindexing": "embedtune.rag.reindex",
+    "RemineNegatives": "embedtune.training.mining",
     "RemineNegatives": "embedtune.training.remining",
     "RetrievalDataset": "embedtune.dataset",
+    "Retriever": "embedtune.rag.retriever",
+    "Round": "embedtune.rag.rounds",
+    "Rounds": "embedtune.rag.rounds",
     "TokenCounter": "embedtune.types",
     "TopKEvaluator": "embedtune.evaluation.evaluator",
     "TransformersLLM": "embedtune.questions.transformers_llm",
     "TripletMarginLoss": "embedtune.training.losses",
     "TuningArguments": "embedtune.training.arguments",
     "Verdict": "embedtune.evaluation.verdict",
+    "answer": "embedtune.rag.answer",
     "build_dataset": "embedtune.dataset",
     "check_forgetting": "embedtune.evaluation.forgetting",
     "check_model": "embedtune.models.selfcheck",
@@ -115,11 +137,14 @@ _HOME = {
     "compare_losses": "embedtune.training.loss_comparison",
     "estimate_cost": "embedtune.questions.generation",
     "estimate_memory": "embedtune.training.memory",
+    "estimate_reindex": "embedtune.rag.reindex",
     "evaluate_all": "embedtune.evaluation.evaluate_all",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "freeze_index": "embedtune.models.query_side",
     "generate_questions": "embedtune.questions.generation",
+    "improve": "embedtune.rag.improve",
+    "label_misses": "embedtune.rag.suggest",
     "learning_curve": "embedtune.training.learning_curve",
     "load_model": "embedtune.models.load",
     "load_nanobeir": "embedtune.evaluation.forgetting",
@@ -128,6 +153,8 @@ _HOME = {
     "mine_hard_negatives": "embedtune.training.mining",
     "push_to_hub": "embedtune.publishing.hub",
     "read_documents": "embedtune.corpus.documents",
+    "reindex": "embedtune.rag.reindex",
+    "suggest_chunk": "embedtune.rag.suggest",
 }
 
 if TYPE_CHECKING:
@@ -161,6 +188,19 @@ if TYPE_CHECKING:
     from embedtune.questions.records import Questions as Questions
     from embedtune.questions.round_trip import filter_by_round_trip as filter_by_round_trip
     from embedtune.questions.transformers_llm import TransformersLLM as TransformersLLM
+    from embedtune.rag.answer import Answer as Answer
+    from embedtune.rag.answer import answer as answer
+    from embedtune.rag.feedback import FeedbackLog as FeedbackLog
+    from embedtune.rag.improve import improve as improve
+    from embedtune.rag.reindex import Reindexing as Reindexing
+    from embedtune.rag.reindex import estimate_reindex as estimate_reindex
+    from embedtune.rag.reindex import reindex as reindex
+    from embedtune.rag.retriever import Hit as Hit
+    from embedtune.rag.retriever import Retriever as Retriever
+    from embedtune.rag.rounds import Round as Round
+    from embedtune.rag.rounds import Rounds as Rounds
+    from embedtune.rag.suggest import label_misses as label_misses
+    from embedtune.rag.suggest import suggest_chunk as suggest_chunk
     from embedtune.sample import load_sample as load_sample
     from embedtune.training.arguments import TuningArguments as TuningArguments
     from embedtune.training.batching import GroupedBatchSampler as GroupedBatchSampler

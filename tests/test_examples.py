@@ -84,6 +84,19 @@ def test_the_quickstart_saves_a_model_that_plain_sentence_transformers_loads(tmp
     assert SentenceTransformer(str(tmp_path / "model"), device="cpu").encode_query("?").shape == (384,)
 
 
+def test_the_loop_ends_with_a_model_and_an_index_that_belong_together(tiny_model_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
+    round_ = load("continuous_improvement").main(
+        str(tmp_path), documents=6, model_name=str(tiny_model_folder), epochs=1, learning_rate=1e-3
+    )
+    out = capsys.readouterr().out
+    assert "a script that knows the sample's answers" in out
+    assert round_.counts["trained on"] > 0
+    current = et.Rounds(tmp_path / "rounds").current
+    assert (current.number == round_.number) == round_.accepted
+    assert len(et.Retriever.load(tmp_path / "index", current.model_path)) > 0
+
+
 @pytest.mark.slow
 def test_the_readmes_lines_run(tmp_path, monkeypatch, capsys):
     """The dozen lines as they stand, with a server on loopback in the place of Claude."""

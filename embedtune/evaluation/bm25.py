@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -77,8 +77,10 @@ class BM25:
         Raises:
             ValueError: If ``k`` is not between 1 and the number of documents.
         """
-        if not 1 <= k <= len(documents):
-            raise ValueError(f"k={k} is out of range for {len(documents)} documents. Choose k from 1 to that number.")
+        return self.index(documents).rank(queries, k)
+
+    def index(self, documents: Sequence[str]) -> BM25Index:
+        """Index documents once, to rank them for one query after another."""
         vocabulary: dict[str, int] = {}
         token_ids = [[vocabulary.setdefault(w, len(vocabulary)) for w in self.tokenize(text)] for text in documents]
         index = bm25s.BM25(k1=self.k1, b=self.b)
@@ -86,9 +88,35 @@ class BM25:
             index.scores = index.build_index_from_ids(
                 list(range(len(vocabulary))), token_ids, show_progress=self.show_progress_bar
             )
-        found = [[vocabulary[w] for w in self.tokenize(query) if w in vocabulary] for query in queries]
-        size = max(1, _SCORES_PER_BLOCK // len(documents))
-        blocks = [_best(index, found[i : i + size], len(documents), k) for i in range(0, len(found), size)]
+        return BM25Index(index, vocabulary, self.tokenize, len(documents))
+
+
+@dataclass(frozen=True, repr=False)
+class BM25Index:
+    """Documents that were indexed by `BM25.index`.
+
+    Attributes:
+        index: What ``bm25s`` built.
+        vocabulary: The number of each word.
+        tokenize: Splits a query into words.
+        num_documents: How many there are.
+    """
+
+    index: bm25s.BM25
+    vocabulary: Mapping[str, int]
+    tokenize: Callable[[str], Sequence[str]]
+    num_documents: int
+
+    def rank(self, queries: Sequence[str], k: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return positions of documents and their scores, both of shape ``(num_queries, k)``, best first."""
+        if not 1 <= k <= self.num_documents:
+            raise ValueError(
+                f"k={k} is out of range for {self.num_documents} documents. Choose k from 1 to that number."
+            )
+        known = self.vocabulary
+        found = [[known[w] for w in self.tokenize(query) if w in known] for query in queries]
+        size = max(1, _SCORES_PER_BLOCK // self.num_documents)
+        blocks = [_best(self.index, found[i : i + size], self.num_documents, k) for i in range(0, len(found), size)]
         scores, positions = (np.concatenate(parts) for parts in zip(*blocks, strict=True))
         return positions, scores
 

@@ -36,7 +36,7 @@ SCHEMA: Mapping[str, Any] = {
     "additionalProperties": False,
 }
 
-_TAG = re.compile(r"<(?=\s*/?\s*(?:passage|document_title|headings|questions)\b)", re.IGNORECASE)
+_TAG = re.compile(r"<(?=\s*/?\s*(?:passage|document_title|headings|questions?)\b)", re.IGNORECASE)
 
 
 @cache

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sqlite3
+import subprocess
+import sys
+import time
+from datetime import timedelta
+
+import pytest
+import torch
+from scripted_llm import ScriptedLLM
+from test_retriever import QUESTIONS, TEXTS, chunks_of
+
+import embedtune as et
+from embedtune.rag.feedback import FeedbackLog, LoggedQuestion
+from embedtune.rag.retriever import Retriever
+
+torch.set_num_threads(1)
+
+FOUND = [(f"c{i}", 1 - i / 20) for i in range(12)]
+
+
+@pytest.fixture
+def log(tmp_path):
+    return FeedbackLog(tmp_path / "log.sqlite")
+
+
+def test_what_was_recorded_is_read_back(log):
+    number = log.record("where is it", FOUND[:2], model="abc", outcome="answered", cited=["c1"])
+    (question,) = log.questions()
+    assert question.number == number
+    assert (question.text, question.retrieved, question.model) == ("where is it", tuple(FOUND[:2]), "abc")
+    assert (question.outcome, question.cited, question.chunk_ids) == ("answered", ("c1",), ("c1",))
+    assert (question.thumbs_up, question.named, question.named_by) == (None, None, "")
+    assert len(log) == 1
+
+
+def test_the_last_opinion_counts_and_earlier_ones_stay(log):
+    number = log.record("where is it", FOUND)
+    log.name_chunks(number, ["c3"], by="scripted")
+    log.name_chunks(number, ["c11", "c4"], by="Ada")
+    log.rate(number, thumbs_up=True)
+    log.rate(number, thumbs_up=False)
+    (question,) = log.questions()
+    assert (question.named, question.named_by, question.thumbs_up) == (("c11", "c4"), "Ada", False)
+    with sqlite3.connect(log.path) as file:
+        assert file.execute("SELECT COUNT(*) FROM opinion").fetchone() == (4,)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "thumbs_up", "cited", "named", "is_miss"),
+    [
+        ("answered", None, ["c0"], None, False),
+        ("answered", True, ["c0"], None, False),
+        ("answered", False, ["c0"], None, True),
+        ("answered", False, ["c0"], ["c1"], False),  # found, and not used
+        ("answered", None, ["c0"], ["c10"], True),
+        ("not in the documents", None, [], None, True),
+        ("not in the documents", None, [], [], False),  # and that is so
+        ("not in the documents", None, [], ["c10"], True),
+        ("not in the documents", None, [], ["c10", "c9"], False),
+        ("failed", None, [], None, False),
+        ("", None, [], None, False),
+        ("", None, [], ["c11"], True),
+    ],
+)
+def test_a_miss_is_a_question_whose_right_chunk_was_not_among_the_first_ten(
+    log, outcome, thumbs_up, cited, named, is_miss
+):
+    number = log.record("where is it", FOUND, outcome=outcome, cited=cited)
+    if thumbs_up is not None:
+        log.rate(number, thumbs_up=thumbs_up)
+    if named is not None:
+        log.name_chunks(number, named, by="Ada")
+    assert [miss.number for miss in log.misses()] == [number] * is_miss
+
+
+def test_how_far_down_a_chunk_may_stand_is_chosen(log):
+    log.name_chunks(log.record("where is it", FOUND), ["c4"], by="Ada")
+    assert len(log.misses(k=4)) == 1
+    assert len(log.misses(k=5)) == 0
+
+
+def test_questions_to_train_on_are_the_confirmed_ones_each_once(log):
+    log.record("cited only", FOUND, outcome="answered", cited=["c0"])
+    log.rate(log.record("cited and disliked", FOUND, outcome="answered", cited=["c0"]), thumbs_up=False)
+    log.name_chunks(log.record("no chunk answers it", FOUND), [], by="Ada")
+    log.name_chunks(log.record("Where is it?", FOUND), ["c3"], by="Ada")
+    log.name_chunks(log.record("where IS it", FOUND), ["c5", "c6"], by="Ada")
+    log.rate(log.record("liked", FOUND, outcome="answered", cited=["c0"]), thumbs_up=True)
+    assert [(q.text, q.chunk_ids) for q in log.to_questions()] == [("where IS it", ("c5", "c6")), ("liked", ("c0",))]
+    assert log.to_questions() == log.to_questions()
+
+
+def test_an_opinion_on_an_unknown_question_is_refused(log):
+    with pytest.raises(ValueError, match="no question 7"):
+        log.rate(7, thumbs_up=True)
+    with pytest.raises(ValueError, match="no question 7"):
+        log.name_chunks(7, ["c0"], by="Ada")
+
+
+def test_what_is_taken_out_by_redaction_is_nowhere_in_the_file(tmp_path):
+    log = FeedbackLog(tmp_path / "log.sqlite", redact=lambda text: text.replace("Turing", "[name]"))
+    log.record("where does Turing sit", FOUND)
+    assert log.questions()[0].text == "where does [name] sit"
+    log.close()
+    assert b"Turing" not in log.path.read_bytes()
+
+
+def test_a_question_that_cannot_be_redacted_is_not_stored(tmp_path):
+    def fails(text):
+        raise RuntimeError("no names today")
+
+    log = FeedbackLog(tmp_path / "log.sqlite", redact=fails)
+    with pytest.raises(RuntimeError, match="no names today"):
+        log.record("where does Turing sit", FOUND)
+    assert len(log) == 0
+
+
+def test_old_questions_are_forgotten_with_their_opinions_and_their_text(log, monkeypatch):
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now - 31 * 24 * 3600)
+    old = log.record("an old secret", FOUND)
+    log.name_chunks(old, ["c-old"], by="Ada")
+    monkeypatch.setattr(time, "time", lambda: now)
+    kept = log.record("a new question", FOUND)
+    assert log.forget(older_than=timedelta(days=30)) == 1
+    assert [question.number for question in log.questions()] == [kept]
+    log.close()
+    content = log.path.read_bytes()
+    assert b"an old secret" not in content
+    assert b"c-old" not in content
+    assert log.record("another", FOUND) > kept  # numbers are not used again
+
+
+def test_rows_cannot_be_changed(log):
+    log.rate(log.record("where is it", FOUND), thumbs_up=True)
+    with sqlite3.connect(log.path) as file:
+        for table, column in (("asked", "question"), ("opinion", "source")):
+            with pytest.raises(sqlite3.IntegrityError, match="append-only"):
+                file.execute(f"UPDATE {table} SET {column} = 'x'")
+
+
+def test_a_file_that_is_something_else_is_refused_and_left_alone(tmp_path):
+    path = tmp_path / "letter.txt"
+    path.write_text("Dear Ada, " * 100)
+    with pytest.raises(ValueError, match="is no feedback log"):
+        FeedbackLog(path)
+    assert path.read_text().startswith("Dear Ada")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    tmp_path.chmod(0o500)
+    with pytest.raises(OSError, match="Cannot use"):
+        FeedbackLog(tmp_path / "log.sqlite")
+
+
+WRITER = """
+import sys
+from embedtune.rag.feedback import FeedbackLog
+log = FeedbackLog(sys.argv[1])
+for i in range(int(sys.argv[3])):
+    number = log.record(f"{sys.argv[2]} {i}", [("c0", 0.5)])
+    if i % 10 == 0:
+        log.rate(number, thumbs_up=True)
+    print(number, flush=True)
+"""
+
+
+def writers(path, *, num_processes, num_questions):
+    return [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(path), f"writer-{i}", str(num_questions)],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for i in range(num_processes)
+    ]
+
+
+@pytest.mark.parametrize("num_questions", [150, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_two_processes_lose_no_question(tmp_path, num_questions):
+    path = tmp_path / "log.sqlite"
+    processes = writers(path, num_processes=2, num_questions=num_questions)
+    numbers = [int(line) for process in processes for line in process.communicate()[0].split()]
+    assert [process.returncode for process in processes] == [0, 0]
+    questions = FeedbackLog(path).questions()
+    assert sorted(question.number for question in questions) == sorted(numbers)
+    assert {q.text for q in questions} == {f"writer-{i} {n}" for i in range(2) for n in range(num_questions)}
+    assert sum(question.thumbs_up is True for question in questions) == 2 * -(-num_questions // 10)
+
+
+def test_a_killed_process_loses_nothing_that_was_recorded(tmp_path):
+    path = tmp_path / "log.sqlite"
+    (process,) = writers(path, num_processes=1, num_questions=100_000)
+    numbers = [int(process.stdout.readline()) for _ in range(40)]
+    process.kill()
+    numbers += [int(line) for line in process.stdout.read().split("\n")[:-1]]
+    process.wait()
+    process.stdout.close()
+    log = FeedbackLog(path)
+    assert set(numbers) <= {question.number for question in log.questions()}
+    with sqlite3.connect(path) as file:
+        assert file.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    log.record("and on it goes", FOUND)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_log_that_was_opened_before_a_fork_is_opened_anew_behind_it(log, recwarn):
+    log.record("before", FOUND)
+    child = multiprocessing.get_context("fork").Process(target=log.record, args=("in the child", FOUND))
+    child.start()
+    child.join()
+    assert child.exitcode == 0
+    log.record("behind", FOUND)
+    assert [question.text for question in log.questions()] == ["before", "in the child", "behind"]
+
+
+# Suggestions
+
+
+@pytest.fixture
+def retriever(tiny_model):
+    return Retriever.from_chunks(tiny_model, chunks_of(TEXTS))
+
+
+def test_a_chunk_that_only_words_find_is_suggested(retriever, monkeypatch):
+    question = "who may check the warm window"  # a random model does not know what is about what
+    suggestion = et.suggest_chunk(question, retriever, k=10)
+    right = next(i for i, text in TEXTS.items() if text == "check the warm window")
+    assert right in [hit.id for hit in suggestion.candidates[:3]]
+    assert suggestion.chunk_ids is None
+    assert f"[{right}] check the warm window" in repr(suggestion)
+
+
+def test_a_judge_chooses_among_the_candidates(retriever):
+    llm = ScriptedLLM(lambda _: {"passages": [3, 99, 1]})
+    suggestion = et.suggest_chunk(QUESTIONS[0], retriever, llm, k=5)
+    assert suggestion.chunk_ids == (suggestion.candidates[2].id, suggestion.candidates[0].id)
+    assert suggestion.judge == "scripted"
+    assert llm.requests[0]["text"].count("<passage ") == 5
+    assert "chosen" in suggestion._repr_html_()
+
+
+def test_an_unusable_verdict_is_none_and_not_an_empty_choice(retriever):
+    assert et.suggest_chunk(QUESTIONS[0], retriever, ScriptedLLM(lambda _: "well")).chunk_ids is None
+    assert et.suggest_chunk(QUESTIONS[0], retriever, ScriptedLLM(lambda _: {"passages": []})).chunk_ids == ()
+
+
+def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log):
+    def reply(text):
+        return {"passages": []} if "king" in text else {"passages": [1]}
+
+    for question in ("where is the pump", "where is the pump", "who is the king"):
+        log.record(question, [("c0", 0.1)], outcome="not in the documents")
+    log.record("how to open it", [("c0", 0.1)], outcome="answered", cited=["c0"])
+    llm = ScriptedLLM(reply)
+    assert et.label_misses(log, retriever, llm, show_progress_bar=False) == 2
+    assert len(llm.requests) == 2
+    assert [question.named_by for question in log.questions()] == ["scripted"] * 3 + [""]
+    assert et.label_misses(log, retriever, llm, show_progress_bar=False) == 0
+    assert len(llm.requests) == 2
+    assert [question.text for question in log.to_questions()] == ["where is the pump"]
+
+
+def test_a_judge_that_says_nothing_usable_is_reported(retriever, log, caplog):
+    log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
+    assert et.label_misses(log, retriever, ScriptedLLM(lambda _: "hm"), show_progress_bar=False) == 0
+    assert "no usable reply for 1 of 1" in caplog.text
+    assert log.questions()[0].named is None
+
+
+def test_a_question_that_was_asked_and_cited_answers_for_itself():
+    question = LoggedQuestion(1, None, "x", "answered", "", (("c0", 0.5),), ("c0",))
+    assert question.chunk_ids == ("c0",)

@@ -1,0 +1,456 @@
+"""The loop on a world of made-up words: only training can tell that "red" means the stone."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+
+import embedtune as et
+from embedtune.rag import gate
+from embedtune.rag import improve as improve_module
+from embedtune.rag.feedback import FeedbackLog, same_question
+from embedtune.rag.round_data import HELD_OUT, build_round_data, hash_of_test
+from embedtune.rag.rounds import Check, Rounds
+
+torch.set_num_threads(1)
+
+THINGS = ["pump", "valve", "sensor", "door", "filter", "battery", "cable", "harbour"]  # trained on
+TESTED = ["island", "ship", "crane", "engine", "window", "roof", "garden", "river"]
+ASKED = ["stone", "bread", "wool", "lamp", "clock", "paper", "glass", "chair"]
+ALIASES = ["red", "blue", "green", "old", "new", "fast", "slow", "one"]  # what people call those
+WAYS = [
+    "where is",
+    "how to open",
+    "who may close",
+    "when to check",
+    "what is in",
+    "replace",
+    "wait for",
+    "hold",
+    "press",
+]
+WAYS += ["call for", "which is", "how to call"]
+
+
+def problem(*, split_by="given"):
+    chunks = [
+        et.Chunk(f"{thing}#0", thing, text := f"check the {thing}", 0, len(text)) for thing in THINGS + TESTED + ASKED
+    ]
+    questions = [
+        et.Question(f"{thing}/{i}", f"{way} the {thing}", (f"{thing}#0",), split=split or ("train" if i else "dev"))
+        for things, split, ways in ((THINGS, "", WAYS), (TESTED, "test", WAYS[:6]))
+        for thing in things
+        for i, way in enumerate(ways)
+    ]
+    return replace(et.build_dataset(chunks, questions, split_by="given"), split_by=split_by)
+
+
+def fill(log, *, wrong=0.0, seed=0, ways=WAYS):
+    """Log what people asked under names that the documents do not use."""
+    rng = random.Random(seed)
+    for thing, alias in zip(ASKED, ALIASES, strict=True):
+        for way in ways:
+            right = rng.choice(THINGS + TESTED + ASKED) if rng.random() < wrong else thing
+            number = log.record(f"{way} the {alias}", [("nothing", 0.1)], outcome="not in the documents")
+            log.name_chunks(number, [f"{right}#0"], by="Ada")
+
+
+@pytest.fixture
+def log(tmp_path):
+    return FeedbackLog(tmp_path / "log.sqlite")
+
+
+@pytest.fixture
+def args():
+    return et.TuningArguments(
+        "unused",
+        num_train_epochs=8,
+        learning_rate=3e-3,
+        per_device_train_batch_size=16,
+        dropout=0.0,
+        eval_strategy="no",
+        save_strategy="no",
+        load_best_model_at_end=False,
+        disable_tqdm=True,
+        report_to="none",
+    )
+
+
+@pytest.fixture(autouse=True)
+def nothing_forgotten(monkeypatch):
+    """A model of random weights knows nothing of the world that it could forget."""
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", True, "not looked at"))
+
+
+def improve(model, log, folder, args, *, data=None, **options):
+    return et.improve(model, data or problem(), log, folder=folder, args=args, **{"k": 3, **options})
+
+
+def state(model):
+    return {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+
+def same_state(model, other):
+    return all(torch.equal(tensor, other[name]) for name, tensor in model.state_dict().items())
+
+
+# What is learned, and what is refused
+
+
+def test_misses_become_fewer_and_the_new_model_serves(tiny_model, log, tmp_path, args):
+    fill(log)
+    before = state(tiny_model)
+    round_ = improve(tiny_model, log, tmp_path / "rounds", args)
+    assert round_.accepted, round_
+    assert same_state(tiny_model, before)
+    rounds = Rounds(tmp_path / "rounds")
+    assert rounds.current.number == round_.number == 1
+    assert rounds.current.parent == 0
+    data = round_.load_data()
+    found = et.TopKEvaluator(data, HELD_OUT, k=(3,)).evaluate(rounds.current.load_model(device="cpu"))
+    assert len(found.misses(3)) < len(et.TopKEvaluator(data, HELD_OUT, k=(3,)).evaluate(tiny_model).misses(3)) / 2
+    assert SentenceTransformer(str(round_.model_path), device="cpu").encode_query("?").shape == (32,)
+    assert f"{round_.counts['held out']}" in repr(round_)
+    assert "misses of" in repr(round_)
+
+
+def test_a_poisoned_log_is_refused_and_the_old_model_stays(tiny_model, log, tmp_path, args):
+    fill(log, wrong=1.0)
+    round_ = improve(tiny_model, log, tmp_path / "rounds", args)
+    assert round_.status == "rejected"
+    rounds = Rounds(tmp_path / "rounds")
+    assert rounds.current.number == 0
+    assert same_state(rounds.current.load_model(device="cpu"), state(tiny_model))
+    assert [candidate.name.split()[0] for candidate in round_.candidates] == ["tuned", "merged"]
+    assert not any(candidate.passed for candidate in round_.candidates)
+
+
+def test_a_model_that_fails_the_locked_test_is_refused_whatever_it_learned(tiny_model, log, tmp_path, args):
+    fill(log)
+    round_ = improve(tiny_model, log, tmp_path / "rounds", args, max_loss=-0.99)
+    for candidate in round_.candidates:
+        checks = {check.name: check.passed for check in candidate.checks}
+        assert checks["locked test"] is False
+    assert Rounds(tmp_path / "rounds").current.number == 0
+
+
+def test_a_model_that_forgot_is_refused(tiny_model, log, tmp_path, args, monkeypatch):
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "all gone"))
+    fill(log)
+    round_ = improve(tiny_model, log, tmp_path / "rounds", args)
+    assert round_.status == "rejected"
+    assert "all gone" in repr(round_)
+
+
+def test_the_best_merge_is_tried_before_a_round_is_rejected(tiny_model, log, tmp_path, args, monkeypatch):
+    verdicts = iter([False, True])
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", next(verdicts), "?"))
+    fill(log)
+    round_ = improve(tiny_model, log, tmp_path / "rounds", args)
+    assert [candidate.name.split()[0] for candidate in round_.candidates] == ["tuned", "merged"]
+    saved = SentenceTransformer(str(round_.model_path), device="cpu")
+    assert not same_state(saved, state(tiny_model))
+
+
+def test_the_index_stays_valid_where_the_query_side_alone_is_trained(tiny_model, log, tmp_path, args):
+    fill(log)
+    data = problem()
+    et.Retriever.from_dataset(tiny_model, data).save(tmp_path / "index")
+    args.learning_rate = 1e-2
+    round_ = improve(tiny_model, log, tmp_path / "rounds", args, data=data, keep_index=True)
+    retriever = et.Retriever.load(tmp_path / "index", round_.model_path)
+    assert len(retriever.search("where is the red", k=3)) == 3
+    assert len(round_.candidates) == 1
+    assert round_.candidates[0].checks[0].passed, round_
+
+
+# What may be trained on
+
+
+def rounded(log, data=None, *, trained_before=(), **options):
+    options = {"held_out_size": 0.3, "dev_size": 0.1, "replay": 1.0, "seed": 0, **options}
+    return build_round_data(data or problem(), log.questions(), trained_before=trained_before, **options)
+
+
+def texts_of(data, *splits):
+    return {same_question(data.query_texts[q]) for split in splits if split in data.qrels for q in data.relevant(split)}
+
+
+def test_no_question_is_trained_on_and_measured_with(log):
+    fill(log)
+    data = rounded(log).data
+    trained = texts_of(data, "train", "dev")
+    assert trained
+    assert not trained & texts_of(data, "test")
+    assert not trained & texts_of(data, HELD_OUT)
+
+
+def test_test_questions_in_the_log_are_never_used(log):
+    fill(log)
+    for text in ("Where is the  ISLAND?", "where is the island"):
+        log.name_chunks(log.record(text, []), ["island#0"], by="Ada")
+    prepared = rounded(log)
+    assert prepared.counts["asked in the locked test"] == 1
+    assert "where is the island" not in texts_of(prepared.data, "train", "dev", HELD_OUT)
+
+
+def test_a_test_question_in_other_words_is_not_used_either(log):
+    fill(log)
+    data = problem()
+    long = "who may close the big red door of the harbour crane when it is dry and warm"
+    queries = {"_id": [*data.queries["_id"][:], "long"], "text": [*data.queries["text"][:], long]}
+    rows = [*data.qrels["test"].to_list(), {"query-id": "long", "corpus-id": "crane#0", "score": 1}]
+    data = replace(data, queries=Dataset.from_dict(queries), qrels={**data.qrels, "test": Dataset.from_list(rows)})
+    log.name_chunks(log.record(long + " again", []), ["crane#0"], by="Ada")
+    log.name_chunks(log.record(long + " today", []), ["stone#0"], by="Ada")  # another chunk: another question
+    prepared = rounded(log, data)
+    assert prepared.counts["asked in the locked test"] == 1
+    assert same_question(long + " today") in texts_of(prepared.data, "train", "dev", HELD_OUT)
+
+
+def test_nothing_is_learned_about_the_documents_of_a_test_by_document(log):
+    fill(log)
+    log.name_chunks(log.record("what about the isle", []), ["island#0"], by="Ada")
+    assert rounded(log).counts["about a document of the locked test"] == 0
+    prepared = rounded(log, problem(split_by="document"))
+    assert prepared.counts["about a document of the locked test"] == 1
+    assert "what about the isle" not in texts_of(prepared.data, "train", "dev", HELD_OUT)
+
+
+def test_questions_about_chunks_that_are_gone_are_left_out_and_counted(log):
+    fill(log)
+    log.name_chunks(log.record("what about the moon", []), ["moon#0"], by="Ada")
+    assert rounded(log).counts["about unknown chunks"] == 1
+
+
+def test_a_question_keeps_its_side_when_others_come(log):
+    fill(log, ways=WAYS[:6])
+    before = rounded(log).data
+    fill(log, ways=WAYS[6:])
+    after = rounded(log).data
+    assert texts_of(before, HELD_OUT) < texts_of(after, HELD_OUT)
+    asked = {same_question(question.text) for question in log.questions()}
+    assert texts_of(before, "train") & asked < texts_of(after, "train") & asked
+
+
+def test_what_was_trained_on_is_never_held_out_again(log):
+    fill(log)
+    held_out = texts_of(rounded(log).data, HELD_OUT)
+    prepared = rounded(log, trained_before=held_out)
+    assert prepared.counts["held out"] == 0
+    assert held_out <= texts_of(prepared.data, "train")
+
+
+def test_questions_that_nearly_repeat_each_other_are_on_one_side(log):
+    fill(log)
+    base = "how to replace the old red filter of the harbour crane when the ship is in the river"
+    for i in range(12):
+        log.name_chunks(log.record(f"{base} {WAYS[i]}", []), ["stone#0"], by="Ada")
+    data = rounded(log).data
+    sides = {side for side in ("train", "dev", HELD_OUT) for text in texts_of(data, side) if text.startswith(base)}
+    assert len(sides) == 1
+
+
+def test_what_answers_cited_is_measured_with_and_not_trained_on(log):
+    fill(log)
+    cited = [f"{way} the {thing} please" for way in WAYS for thing in ASKED]
+    for text in cited:
+        log.record(text, [("x", 1.0)], outcome="answered", cited=["stone#0"])
+    prepared = rounded(log)
+    assert not texts_of(prepared.data, "train", "dev") & set(cited)
+    assert texts_of(prepared.data, HELD_OUT) & set(cited)
+    assert prepared.counts["answered, and not held out"] > 0
+
+
+def test_old_questions_are_replayed_in_proportion(log):
+    fill(log)
+    for replay in (0.0, 0.5, 2.0):
+        prepared = rounded(log, replay=replay)
+        old = texts_of(prepared.data, "train") & texts_of(problem(), "train")
+        assert prepared.counts["replayed"] == len(old) == round(replay * prepared.counts["trained on"])
+
+
+def test_a_log_with_too_little_is_refused_before_anything_is_trained(tiny_model, log, tmp_path, args):
+    log.name_chunks(log.record("where is the red", []), ["stone#0"], by="Ada")
+    with pytest.raises(ValueError, match=r"label_misses\(\)"):
+        improve(tiny_model, log, tmp_path / "rounds", args)
+    assert Rounds(tmp_path / "rounds").current.number == 0
+
+
+# Rounds
+
+
+def quick(args):
+    args.max_steps = 1
+    return args
+
+
+def test_a_second_round_goes_on_from_the_first_and_holds_out_nothing_it_saw(tiny_model, log, tmp_path, args):
+    fill(log, ways=WAYS[:8])
+    first = improve(tiny_model, log, tmp_path / "rounds", args)
+    assert first.accepted
+    fill(log, ways=WAYS[8:])
+    second = improve(first.load_model(device="cpu"), log, tmp_path / "rounds", quick(args), held_out_size=0.9)
+    assert (second.parent, second.number) == (1, 2)
+    assert not texts_of(first.load_data(), "train", "dev") & texts_of(second.load_data(), HELD_OUT)
+    assert texts_of(first.load_data(), "train") & texts_of(second.load_data(), "train")
+
+
+def test_a_changed_test_and_another_model_are_refused(tiny_model, log, tmp_path, args):
+    fill(log)
+    improve(tiny_model, log, tmp_path / "rounds", quick(args))
+    data = problem()
+    fewer = replace(data, qrels={**data.qrels, "test": data.qrels["test"].select(range(10))})
+    assert hash_of_test(fewer) != hash_of_test(data)
+    with pytest.raises(ValueError, match="is not the one that was locked"):
+        improve(tiny_model, log, tmp_path / "rounds", args, data=fewer)
+    with torch.no_grad():
+        next(tiny_model.parameters()).add_(1.0)
+    with pytest.raises(ValueError, match="is not the one that serves"):
+        improve(tiny_model, log, tmp_path / "rounds", args)
+
+
+def test_a_growing_corpus_leaves_the_lock_alone(tiny_model, log, tmp_path, args):
+    fill(log)
+    improve(tiny_model, log, tmp_path / "rounds", quick(args))
+    data = problem()
+    row = data.corpus[0] | {"_id": "moon#0", "text": "the moon", "document_id": "moon"}
+    more = replace(data, corpus=Dataset.from_list([*data.corpus.to_list(), row], features=data.corpus.features))
+    assert improve(tiny_model, log, tmp_path / "rounds", args, data=more).number == 2
+
+
+def test_rounds_can_be_rolled_back_and_forward(tiny_model, log, tmp_path, args):
+    fill(log)
+    improve(tiny_model, log, tmp_path / "rounds", args)
+    rounds = Rounds(tmp_path / "rounds")
+    assert rounds.roll_back().number == rounds.current.number == 0
+    with pytest.raises(ValueError, match="nothing to go back to"):
+        rounds.roll_back()
+    assert rounds.switch_to(1).number == rounds.current.number == 1
+    assert [round_.status for round_ in rounds.all()] == ["start", "accepted"]
+
+
+def test_a_rejected_round_is_kept_and_cannot_serve(tiny_model, log, tmp_path, args):
+    fill(log, wrong=1.0)
+    improve(tiny_model, log, tmp_path / "rounds", quick(args))
+    rounds = Rounds(tmp_path / "rounds")
+    assert rounds[1].load_data().splits
+    with pytest.raises(ValueError, match="was rejected"):
+        rounds.switch_to(1)
+    with pytest.raises(ValueError, match="no finished round 7"):
+        rounds.switch_to(7)
+
+
+def test_an_empty_folder_serves_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="No model serves"):
+        _ = Rounds(tmp_path / "rounds").current
+
+
+def test_what_a_round_found_is_kept_with_it(tiny_model, log, tmp_path, args):
+    fill(log)
+    round_ = improve(tiny_model, log, tmp_path / "rounds", quick(args))
+    names = {path.name for path in round_.path.iterdir()}
+    assert {"model", "data", "round.json", "test-old.json", f"{HELD_OUT}-old.json", "test-tuned.json"} <= names
+    assert "checkpoints" not in names
+    assert et.Evaluation.load(round_.path / "test-old.json").num_queries == 48
+    assert Rounds(tmp_path / "rounds")[1] == round_
+    assert json.loads((round_.path / "round.json").read_text())["settings"]["max_loss"] == 0.02
+
+
+class Crash(BaseException):
+    pass
+
+
+STEPS = {
+    "data": "RetrievalDataset.save_to_disk",
+    "training": "EmbeddingTrainer.train",
+    "gate": "Gate.judge",
+    "merge": "merge_with_base",
+    "record": "Round.save",
+    "switch": "_switch",
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_crash_at_any_step_leaves_the_old_model_and_the_next_round_works(
+    tiny_model, log, tmp_path, args, monkeypatch, step
+):
+    def crashing(*_args, **_kwargs):
+        raise Crash
+
+    fill(log)
+    improve_module._start(Rounds(tmp_path / "rounds"), tiny_model, test_hash=hash_of_test(problem()))
+    with monkeypatch.context() as patch:
+        patch.setattr(f"embedtune.rag.improve.{STEPS[step]}", crashing)
+        if step == "merge":
+            patch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "gone"))
+        with pytest.raises(Crash):
+            improve(tiny_model, log, tmp_path / "rounds", args)
+    rounds = Rounds(tmp_path / "rounds")
+    assert rounds.current.number == 0
+    assert same_state(rounds.current.load_model(device="cpu"), state(tiny_model))
+    again = improve(tiny_model, log, tmp_path / "rounds", quick(args))
+    assert again.number == 2
+    assert again.parent == 0
+
+
+KILLED = """
+import os, sys
+from embedtune.rag import rounds
+sys.path.insert(0, sys.argv[1])
+import torch
+from sentence_transformers import SentenceTransformer
+from test_improve import FeedbackLog, gate, improve, problem, Check, et
+gate.forgetting_check = lambda old, new: Check("forgetting", True, "not looked at")
+real = rounds.replace_file
+def dying(path, text):
+    if path.name == "current.json":
+        os._exit(9)
+    real(path, text)
+rounds.replace_file = dying
+args = et.TuningArguments("unused", max_steps=3, learning_rate=3e-3, disable_tqdm=True, report_to="none")
+improve(SentenceTransformer(sys.argv[2], device="cpu"), FeedbackLog(sys.argv[3]), sys.argv[4], args, max_loss=2.0)
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_dies_at_the_switch_leaves_the_old_model(tiny_model_folder, tiny_model, log, tmp_path):
+    fill(log)
+    improve_module._start(Rounds(tmp_path / "rounds"), tiny_model, test_hash=hash_of_test(problem()))
+    here = str(Path(__file__).parent)
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(tmp_path / "rounds")],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        check=False,
+    )
+    assert done.returncode in (0, 9)
+    assert Rounds(tmp_path / "rounds").current.number == 0
+
+
+def test_a_round_that_another_one_overtook_does_not_serve(tiny_model, log, tmp_path, args, monkeypatch):
+    fill(log)
+    rounds = Rounds(tmp_path / "rounds")
+    start = improve_module._start(rounds, tiny_model, test_hash=hash_of_test(problem()))
+    real = improve_module._train
+
+    def overtaken(*_args, **_kwargs):
+        number, path = rounds.new_folder()
+        other = replace(start, path=path, number=number, parent=0, status="accepted")
+        other.save()
+        rounds.switch_to(number)
+        return real(*_args, **_kwargs)
+
+    monkeypatch.setattr(improve_module, "_train", overtaken)
+    with pytest.raises(RuntimeError, match="began to serve while round 1 was trained"):
+        improve(tiny_model, log, tmp_path / "rounds", args)
+    assert rounds.current.number == 2
