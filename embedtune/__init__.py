@@ -116,7 +116,6 @@ _HOME = {
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
     "Reindexing": "embedtune.rag.reindex",
-    "RemineNegatives": "embedtune.training.mining",
     "RemineNegatives": "embedtune.training.remining",
     "RetrievalDataset": "embedtune.dataset",
     "Retriever": "embedtune.rag.retriever",

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from huggingface_hub import EvalResult, ModelCard
 
-import embedtune
 from embedtune.dataset.card import describe_dataset
 from embedtune.errors import OptionalDependencyError
 
@@ -199,7 +199,7 @@ def _training_section(model: SentenceTransformer) -> str:
     kept = f"the checkpoint of step {run.best_step} was kept" if run.best_step else "the last step was kept"
     return (
         f"## How it was trained\n\n{run.seconds / 60:.1f} minutes, evaluations included, on {run.num_devices} x {run.device}, "
-        f"with embedtune {embedtune.__version__}; {kept}. Settings, losses and versions are listed below."
+        f"with embedtune {version('embedtune')}; {kept}. Settings, losses and versions are listed below."
     )
 
 

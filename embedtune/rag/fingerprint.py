@@ -11,7 +11,7 @@ import torch
 from sentence_transformers.base.modules import Router, Transformer
 
 from embedtune.models.lora import has_adapters, merged_copy
-from embedtune.training.trainer import prompt_of
+from embedtune.models.prompts import prompt_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
