@@ -7,17 +7,28 @@ from contextlib import contextmanager
 
 import hub_server
 import llm_server
+import model_repositories
 
 import embedtune as et
 
 
 @contextmanager
-def world(folder):
-    """Put a folder `handbook` into a folder, serve the rest, and yield the environment of a process that finds it."""
+def world(folder, *, bert):
+    """Put a folder `handbook` into a folder, serve the rest, and yield the environment of a process that finds it.
+
+    Args:
+        folder: Where the process will run.
+        bert: The folder of a small SentenceTransformer, which the Hub has under the name of a larger one.
+    """
     (folder / "handbook").mkdir()
     for document in et.load_sample(num_documents=5).documents:
         (folder / "handbook" / document.id).write_text(document.text, encoding="utf-8")
-    with llm_server.serving() as models, hub_server.serving() as (_, endpoint):
+    model_repositories.gte_qwen2_repository(folder / "tiny" / "gte")
+    model_repositories.jina_original_repository(folder / "tiny" / "jina")
+    with llm_server.serving() as models, hub_server.serving() as (hub, endpoint):
+        publish(hub, "Alibaba-NLP/gte-Qwen2-1.5B-instruct", folder / "tiny" / "gte")
+        publish(hub, "jinaai/jina-embeddings-v3", folder / "tiny" / "jina")
+        publish(hub, "BAAI/bge-base-en-v1.5", bert)
         yield {
             **os.environ,
             "ANTHROPIC_BASE_URL": models.url,
@@ -25,10 +36,21 @@ def world(folder):
             "OPENAI_BASE_URL": f"{models.url}/v1",
             "OPENAI_API_KEY": models.key,
             "HF_ENDPOINT": endpoint,
-            "HF_HUB_OFFLINE": "0",
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
             "HF_HOME": str(folder / "hub"),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
             "HF_TOKEN": "hf_secret",
             "NO_PROXY": "127.0.0.1",
-            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
         }
+
+
+def publish(hub, name, folder):
+    """Put a folder on the Hub as a model."""
+    repo = f"models/{name}"
+    hub.create(repo, private=False)
+    hub.num_commits += 1
+    hub.heads[repo] = hub.revision
+    hub.files[repo] = hub.history[repo, hub.revision] = {
+        path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }

@@ -37,8 +37,8 @@ def program(page):
 
 
 @pytest.mark.parametrize("page", [page for page in PAGES if program(page).strip()], ids=lambda page: page.stem)
-def test_the_code_of_a_page_runs(page, tmp_path):
-    with world(tmp_path) as environment:
+def test_the_code_of_a_page_runs(page, tmp_path, tiny_model_folder):
+    with world(tmp_path, bert=tiny_model_folder) as environment:
         code = f"exec(compile({program(page)!r}, {str(page.relative_to(ROOT))!r}, 'exec'), {{'__name__': '__main__'}})"
         done = subprocess.run(
             [sys.executable, "-c", code],

@@ -40,9 +40,9 @@ def test_a_notebook_is_stored_without_output(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_a_notebook_runs(path, tmp_path):
+def test_a_notebook_runs(path, tmp_path, tiny_model_folder):
     nbformat.write(with_fewer_steps(read(path)), tmp_path / path.name)
-    with world(tmp_path) as environment:
+    with world(tmp_path, bert=tiny_model_folder) as environment:
         done = subprocess.run(
             [sys.executable, "-m", "jupyter", "execute", "--inplace", path.name],
             capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=900,
