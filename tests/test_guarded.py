@@ -346,13 +346,20 @@ def test_rotation_never_deletes_the_best_nor_the_last(tiny_model, data, argument
 # Metrics
 
 
-def test_the_tokens_are_those_that_the_model_was_given(tiny_model, arguments):
+@pytest.mark.parametrize("encode_once", [True, False])
+def test_the_tokens_are_those_that_the_model_was_given(tiny_model, arguments, encode_once):
     rows = Dataset.from_dict({"anchor": ["open the pump", "check"] * 4, "positive": ["the a of to", "in"] * 4})
-    args = arguments(num_train_epochs=3, load_best_model_at_end=False, save_strategy="no", eval_strategy="no")
+    args = arguments(
+        num_train_epochs=3,
+        load_best_model_at_end=False,
+        save_strategy="no",
+        eval_strategy="no",
+        encode_once=encode_once,
+    )
     trainer = EmbeddingTrainer(tiny_model, args, train_dataset=rows)
     output = trainer.train()
     # With [CLS] and [SEP]: 5 and 3 tokens in a row of questions, 6 and 3 in one of chunks; no padding.
-    assert output.metrics["train_tokens"] == 3 * 4 * (5 + 3 + 6 + 3)
+    assert output.metrics["train_tokens"] == 3 * (1 if encode_once else 4) * (5 + 3 + 6 + 3)
     assert output.metrics["train_tokens_per_second"] >= output.metrics["train_tokens"] / output.metrics["train_runtime"]
     assert trainer.state.log_history[-1]["train_tokens"] == output.metrics["train_tokens"]
     assert output.metrics["train_samples_per_second"] > 0

@@ -221,7 +221,9 @@ def test_running_out_of_memory_says_what_to_turn_down_and_in_which_order(tiny_mo
 
 
 def test_what_is_done_already_is_not_advised(tiny_model, arguments):
-    done = arguments(bf16=True, gradient_checkpointing=True, dropout=0.0, per_device_train_batch_size=1)
+    done = arguments(
+        bf16=True, gradient_checkpointing=True, dropout=0.0, per_device_train_batch_size=1, mini_batch_num_tokens=8192
+    )
     advice = memory_advice(done, load_model(tiny_model, lora=True))
     assert "1. shorter chunks" in advice
     assert "2." not in advice

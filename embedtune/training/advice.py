@@ -20,7 +20,7 @@ def memory_advice(args: Any, model: SentenceTransformer) -> str:
             "gradient_checkpointing=True: the same gradients, in about a third more time",
         ),
         (
-            getattr(args, "mini_batch_num_tokens", 0) is None,
+            args.mini_batch_num_tokens is None,
             "mini_batch_num_tokens=8192: any batch in the memory of a small one",
         ),
         (args.dropout is None, "dropout=0: fewer activations are kept"),
