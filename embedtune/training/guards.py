@@ -99,7 +99,7 @@ def warn_about_half_precision(model: SentenceTransformer) -> int:
             number,
             model.dtype,
         )
-    return number
+    return int(number)
 
 
 def _overhead(tokenizer: Any, prompt: str) -> int:
