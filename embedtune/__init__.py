@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
-    "BM25",
-    "LLM",
     "Answer",
     "AnthropicLLM",
+    "BM25",
     "Chunk",
     "Completion",
     "CosineEmbeddingLoss",
@@ -29,6 +28,7 @@ __all__ = [
     "Hit",
     "Hybrid",
     "InBatchNegativesLoss",
+    "LLM",
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",

@@ -274,6 +274,35 @@ def test_vectors_that_are_missing_are_noticed(tiny_model):
         TopKEvaluator(build(*made_up())).evaluate(Short(tiny_model))
 
 
+def test_query_and_document_vectors_of_different_dimensions_are_refused(tiny_model):
+    class Cut(ModelEncoder):
+        def encode_queries(self, texts):
+            return super().encode_queries(texts)[:, :16]
+
+    with pytest.raises(
+        ValueError, match=r"\(40, 16\) cannot be compared with a corpus of shape \(48, 32\).*same truncate_dim"
+    ):
+        TopKEvaluator(build(*made_up())).evaluate(Cut(tiny_model))
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan])
+def test_a_question_without_a_usable_vector_is_named(tiny_model, value):
+    class Broken(ModelEncoder):
+        def encode_queries(self, texts):
+            vectors = super().encode_queries(texts)
+            vectors[5] = value
+            return vectors
+
+    with pytest.raises(ValueError, match="query vectors of 'q005' are zero or not finite"):
+        TopKEvaluator(build(*made_up())).evaluate(Broken(tiny_model))
+
+
+def test_half_of_the_digits_give_the_same_metrics(tiny_model):
+    data = build(*made_up(num_chunks=300))
+    exact, rough = (TopKEvaluator(data, precision=p).evaluate(tiny_model).metrics for p in ("float32", "bfloat16"))
+    assert rough == pytest.approx(exact)
+
+
 def test_a_split_that_is_absent_or_empty_is_refused_with_the_splits_there_are():
     data = build(*made_up(), split="train")
     with pytest.raises(ValueError, match=r"'test'.*\['train'\]"):

@@ -1,14 +1,12 @@
-"""The examples run, and so does what the README shows."""
+"""The examples run."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import re
 from pathlib import Path
 
 import pytest
-from llm_server import serving
 from sentence_transformers import SentenceTransformer
 
 import embedtune as et
@@ -95,19 +93,3 @@ def test_the_loop_ends_with_a_model_and_an_index_that_belong_together(tiny_model
     current = et.Rounds(tmp_path / "rounds").current
     assert (current.number == round_.number) == round_.accepted
     assert len(et.Retriever.load(tmp_path / "index", current.model_path)) > 0
-
-
-@pytest.mark.slow
-def test_the_readmes_lines_run(tmp_path, monkeypatch, capsys):
-    """The dozen lines as they stand, with a server on loopback in the place of Claude."""
-    (block,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.DOTALL)
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "handbook").mkdir()
-    for document in et.load_sample(num_documents=4).documents:
-        (tmp_path / "handbook" / document.id).write_text(document.text)
-    with serving() as server:
-        monkeypatch.setenv("ANTHROPIC_BASE_URL", server.url)
-        monkeypatch.setenv("ANTHROPIC_API_KEY", server.key)
-        exec(compile(block.replace("num_train_epochs=3", "max_steps=1"), "README.md", "exec"), {})
-    assert "ndcg@10" in capsys.readouterr().out
-    assert SentenceTransformer(str(tmp_path / "out/handbook/model"), device="cpu").encode_query("?").shape == (384,)

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from embedtune.evaluation.bootstrap import paired_interval
-from embedtune.evaluation.intervals import mean_intervals, standard_error
+from embedtune.evaluation.bootstrap import _resampled_means, paired_interval
+from embedtune.evaluation.intervals import cluster_totals, mean_intervals, standard_error
 
 METRICS = ("accuracy@1", "accuracy@3", "mrr@10", "ndcg@10")
 
@@ -49,6 +49,19 @@ def test_intervals_hold_the_truth_as_often_as_they_say(num_queries, num_per_chun
     for kind, shares in zip(("difference", "mean"), held / num_trials, strict=True):
         for metric, share in zip(METRICS, shares, strict=True):
             assert 0.93 <= share <= most, (kind, metric)
+
+
+def test_the_percentile_bootstrap_would_promise_too_much_of_few_chunks():
+    rng = np.random.default_rng(0)
+    large = simulated(400_000, 4, level=0.3, gain=0.3, rng=rng)
+    truth = (large[1] - large[0]).mean(axis=0)
+    held = np.zeros(len(METRICS))
+    for seed in range(400):
+        before, after, clusters = simulated(50, 4, level=0.3, gain=0.3, rng=rng)
+        means = _resampled_means(*cluster_totals(after - before, clusters), 200, seed)
+        low, high = np.quantile(means, [0.025, 0.975], axis=0)
+        held += (low <= truth) & (truth <= high)
+    assert held.mean() / 400 < 0.93
 
 
 def test_taking_questions_about_one_chunk_for_independent_would_promise_too_much():

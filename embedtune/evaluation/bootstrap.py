@@ -30,8 +30,7 @@ def paired_interval(
     clusters as there are, with replacement, and takes the mean over all questions in them (Field and Welsh,
     "Bootstrapping clustered data", 2007). The interval is the mean and, to either side, the standard deviation of the
     resamples' means times a quantile of Student's t (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
-    chapter 12). The percentile interval is too narrow for this: with 50 questions about 13 chunks it holds the truth 90
-    times in 100 instead of 95.
+    chapter 12). The percentile interval is too narrow where there are few clusters.
 
     Where nothing differs, resampling says nothing. Then it is the largest difference that such questions can overlook:
     zero of ``n`` clusters differ with a chance of ``(1 - p) ** n``, and none differs by more than 1 (Clopper and Pearson,
