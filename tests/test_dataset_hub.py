@@ -10,6 +10,8 @@ import sys
 import pytest
 from hub_server import serving
 
+from embedtune import RetrievalDataset
+
 SETUP = """
 import json, sys
 from embedtune import RetrievalDataset
@@ -86,3 +88,17 @@ def test_nothing_is_pushed_to_a_public_repository_unless_that_is_asked_for(hub, 
     done = run('RetrievalDataset.from_pairs(pairs).push_to_hub("me/pairs")', endpoint, tmp_path)
     assert "me/pairs is public" in done.stderr
     assert server.files == {"datasets/me/pairs": {}}
+
+
+def test_a_dry_run_lists_every_file_and_asks_the_hub_nothing(hub):
+    server, _ = hub
+    pairs = [(f"The answer to {i} is {i * 7}.", [f"What is {i}?", f"Why {i}?"]) for i in range(12)]
+    data = RetrievalDataset.from_pairs(pairs, seed=1)
+    publication = data.push_to_hub("me/pairs", dry_run=True)
+    assert list(publication.files) == ["README.md", "corpus.parquet", "embedtune.json", *sorted(
+        f"qrels/{split}.parquet" for split in data.splits
+    ), "queries.parquet"]  # fmt: skip
+    assert "24 of unknown origin" in publication.card
+    assert "The answer to" not in publication.card
+    assert "What is" not in publication.card
+    assert server.requests == []

@@ -197,3 +197,11 @@ def test_what_is_pushed_is_the_plain_model_as_well(folders, tmp_path, monkeypatc
     assert pushed["message"] == "Add new SentenceTransformer model"
     plain = SentenceTransformer(str(tmp_path / "pushed"), device="cpu")
     assert (vectors(plain) - vectors(model)).abs().max() < 1e-6
+
+
+def test_transformers_4_which_would_ignore_is_causal_cannot_read_the_tokenizer(folders, tmp_path):
+    """It wants a dictionary where transformers 5 writes a list, and refuses an empty list too (4.57.6)."""
+    model = load_model(folders / "gte", max_seq_length=160, device="cpu")
+    model.tokenizer.add_special_tokens({"extra_special_tokens": []}, replace_extra_special_tokens=True)
+    model.save_pretrained(str(tmp_path))
+    assert isinstance(json.loads((tmp_path / "tokenizer_config.json").read_text())["extra_special_tokens"], list)

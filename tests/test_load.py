@@ -20,6 +20,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedtune.errors import OptionalDependencyError
 from embedtune.models import minilm, repository
+from embedtune.models.export import TunableModel
 from embedtune.models.load import load_model
 from embedtune.models.prompts import fill_prompts
 
@@ -278,3 +279,16 @@ def test_code_from_yet_another_repository_cannot_be_trusted(tiny_model, tmp_path
     with pytest.raises(ValueError, match=r"takes its code from \['other-org/code'\], whose revision cannot be pinned"):
         load_model("my-org/model", revision="0" * 40, trust_remote_code=True)
     shutil.rmtree(tmp_path)
+
+
+def test_a_model_that_is_not_what_it_says_is_refused_unless_that_is_asked_for(tiny_model_folder, monkeypatch):
+    declared_then_found = iter([["mean"]] * 3 + [["cls"]] * 9)
+    monkeypatch.setattr("embedtune.models.selfcheck._pooling_modes", lambda model: next(declared_then_found))
+    with pytest.raises(ValueError, match=r"(?s)FAIL  pooling.*check=False returns it all the same"):
+        load_model(tiny_model_folder, device="cpu")
+    assert load_model(tiny_model_folder, device="cpu", check=False).encode("pump").shape == (32,)
+
+
+def test_loading_saves_nothing(tiny_model_folder, monkeypatch):
+    monkeypatch.setattr(TunableModel, "save", lambda *args, **kwargs: pytest.fail("saved"))
+    load_model(tiny_model_folder, device="cpu")

@@ -390,3 +390,17 @@ def test_chunks_that_fit_are_no_matter_of_warning(tiny_model, data, arguments, c
     with caplog.at_level(logging.WARNING):
         EmbeddingTrainer(tiny_model, arguments(), data=data)
     assert "longer than" not in caplog.text
+
+
+def test_a_saved_model_that_is_not_the_trained_one_is_an_error(tiny_model, data, arguments, tmp_path, monkeypatch):
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=data)
+    trainer.save_model(str(tmp_path / "right"))
+    monkeypatch.setattr(
+        type(tiny_model[1]), "get_config_dict", lambda self: {"embedding_dimension": 32, "pooling_mode": "cls"}
+    )
+    with pytest.raises(ValueError, match="saved = in memory"):
+        trainer.save_model(str(tmp_path / "wrong"))
+    trainer.args.check_saved = False
+    trainer.save_model(str(tmp_path / "unchecked"))
+    trainer.args.check_saved = True
+    trainer.save_model(str(tmp_path / "checkpoint-1"))  # one among many, and training goes on
