@@ -55,7 +55,9 @@ __all__ = [
     "TuningArguments",
     "Verdict",
     "answer",
+    "ask_llm",
     "build_dataset",
+    "build_prompt",
     "check_forgetting",
     "check_model",
     "chunk_documents",
@@ -128,7 +130,9 @@ _HOME = {
     "TuningArguments": "embedtune.training.arguments",
     "Verdict": "embedtune.evaluation.verdict",
     "answer": "embedtune.rag.answer",
+    "ask_llm": "embedtune.rag.answer",
     "build_dataset": "embedtune.dataset",
+    "build_prompt": "embedtune.rag.answer",
     "check_forgetting": "embedtune.evaluation.forgetting",
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
@@ -189,6 +193,8 @@ if TYPE_CHECKING:
     from embedtune.questions.transformers_llm import TransformersLLM as TransformersLLM
     from embedtune.rag.answer import Answer as Answer
     from embedtune.rag.answer import answer as answer
+    from embedtune.rag.answer import ask_llm as ask_llm
+    from embedtune.rag.answer import build_prompt as build_prompt
     from embedtune.rag.feedback import FeedbackLog as FeedbackLog
     from embedtune.rag.improve import improve as improve
     from embedtune.rag.reindex import Reindexing as Reindexing

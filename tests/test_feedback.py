@@ -8,6 +8,7 @@ import sys
 import time
 from datetime import timedelta
 
+import numpy as np
 import pytest
 import torch
 from scripted_llm import ScriptedLLM
@@ -107,6 +108,11 @@ def test_what_is_taken_out_by_redaction_is_nowhere_in_the_file(tmp_path):
     assert log.questions()[0].text == "where does [name] sit"
     log.close()
     assert b"Turing" not in log.path.read_bytes()
+
+
+def test_half_a_character_and_numpys_numbers_are_no_reason_to_lose_a_question(log):
+    log.record("where is \ud83d it", [("c0", np.float32(0.5))])
+    assert (log.questions()[0].text, log.questions()[0].retrieved) == ("where is ? it", (("c0", 0.5),))
 
 
 def test_a_question_that_cannot_be_redacted_is_not_stored(tmp_path):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import random
+import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -70,8 +71,32 @@ def log(tmp_path):
     return FeedbackLog(tmp_path / "log.sqlite")
 
 
+@pytest.fixture(scope="module")
+def learned(_shared_tiny_model, tmp_path_factory):
+    """A folder with a log and one accepted round, made once."""
+    folder = tmp_path_factory.mktemp("learned")
+    log = FeedbackLog(folder / "log.sqlite")
+    fill(log, ways=WAYS[:8])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", True, "not looked at"))
+        assert improve(_shared_tiny_model, log, folder / "rounds", arguments()).accepted
+    log.close()
+    return folder
+
+
+@pytest.fixture
+def rounds(learned, tmp_path):
+    """A copy of those rounds."""
+    shutil.copytree(learned, tmp_path / "copy")
+    return Rounds(tmp_path / "copy" / "rounds")
+
+
 @pytest.fixture
 def args():
+    return arguments()
+
+
+def arguments():
     return et.TuningArguments(
         "unused",
         num_train_epochs=8,
@@ -93,7 +118,8 @@ def nothing_forgotten(monkeypatch):
 
 
 def improve(model, log, folder, args, *, data=None, **options):
-    return et.improve(model, data or problem(), log, folder=folder, args=args, **{"k": 3, **options})
+    # In this world no search can tell which labels are right.
+    return et.improve(model, data or problem(), log, folder=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options})
 
 
 def state(model):
@@ -107,21 +133,22 @@ def same_state(model, other):
 # What is learned, and what is refused
 
 
-def test_misses_become_fewer_and_the_new_model_serves(tiny_model, log, tmp_path, args):
+def test_misses_become_fewer_and_the_new_model_serves(rounds, tiny_model):
+    round_ = rounds.current
+    assert (round_.number, round_.parent, round_.status) == (1, 0, "accepted")
+    evaluator = et.TopKEvaluator(round_.load_data(), HELD_OUT, k=(3,))
+    new, old = evaluator.evaluate(round_.load_model(device="cpu")), evaluator.evaluate(tiny_model)
+    assert len(new.misses(3)) < len(old.misses(3)) / 2
+    assert f"{len(old.misses(3))} -> {len(new.misses(3))} misses of" in repr(round_)
+    assert SentenceTransformer(str(round_.model_path), device="cpu").encode_query("?").shape == (32,)
+
+
+def test_the_model_that_serves_is_not_touched(tiny_model, log, tmp_path, args):
     fill(log)
     before = state(tiny_model)
-    round_ = improve(tiny_model, log, tmp_path / "rounds", args)
-    assert round_.accepted, round_
+    round_ = improve(tiny_model, log, tmp_path / "rounds", quick(args))
     assert same_state(tiny_model, before)
-    rounds = Rounds(tmp_path / "rounds")
-    assert rounds.current.number == round_.number == 1
-    assert rounds.current.parent == 0
-    data = round_.load_data()
-    found = et.TopKEvaluator(data, HELD_OUT, k=(3,)).evaluate(rounds.current.load_model(device="cpu"))
-    assert len(found.misses(3)) < len(et.TopKEvaluator(data, HELD_OUT, k=(3,)).evaluate(tiny_model).misses(3)) / 2
-    assert SentenceTransformer(str(round_.model_path), device="cpu").encode_query("?").shape == (32,)
-    assert f"{round_.counts['held out']}" in repr(round_)
-    assert "misses of" in repr(round_)
+    assert not same_state(round_.load_model(device="cpu"), before)
 
 
 def test_a_poisoned_log_is_refused_and_the_old_model_stays(tiny_model, log, tmp_path, args):
@@ -131,8 +158,18 @@ def test_a_poisoned_log_is_refused_and_the_old_model_stays(tiny_model, log, tmp_
     rounds = Rounds(tmp_path / "rounds")
     assert rounds.current.number == 0
     assert same_state(rounds.current.load_model(device="cpu"), state(tiny_model))
-    assert [candidate.name.split()[0] for candidate in round_.candidates] == ["tuned", "merged"]
     assert not any(candidate.passed for candidate in round_.candidates)
+
+
+def test_a_log_whose_labels_look_random_is_refused_before_anything_is_trained(tiny_model, log, tmp_path, args):
+    rng = random.Random(0)
+    for way in WAYS:
+        for thing in ASKED:
+            number = log.record(f"{way} the {thing} please", [], outcome="not in the documents")
+            log.name_chunks(number, [f"{rng.choice(THINGS)}#0"], by="nobody")
+    with pytest.raises(ValueError, match=r"The log looks wrong: .* name_chunks\(\)"):
+        improve(tiny_model, log, tmp_path / "rounds", args, max_wrong=0.1)
+    assert [round_.number for round_ in Rounds(tmp_path / "rounds").all()] == [0]
 
 
 def test_a_model_that_fails_the_locked_test_is_refused_whatever_it_learned(tiny_model, log, tmp_path, args):
@@ -154,10 +191,11 @@ def test_a_model_that_forgot_is_refused(tiny_model, log, tmp_path, args, monkeyp
 
 def test_the_best_merge_is_tried_before_a_round_is_rejected(tiny_model, log, tmp_path, args, monkeypatch):
     verdicts = iter([False, True])
+    monkeypatch.setattr(improve_module, "merge_with_base", lambda *models, data: et.merge_with_base(*models, alpha=0.5))
     monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", next(verdicts), "?"))
     fill(log)
     round_ = improve(tiny_model, log, tmp_path / "rounds", args)
-    assert [candidate.name.split()[0] for candidate in round_.candidates] == ["tuned", "merged"]
+    assert [candidate.name for candidate in round_.candidates] == ["tuned", "merged (alpha 0.5)"]
     saved = SentenceTransformer(str(round_.model_path), device="cpu")
     assert not same_state(saved, state(tiny_model))
 
@@ -277,7 +315,8 @@ def test_old_questions_are_replayed_in_proportion(log):
     for replay in (0.0, 0.5, 2.0):
         prepared = rounded(log, replay=replay)
         old = texts_of(prepared.data, "train") & texts_of(problem(), "train")
-        assert prepared.counts["replayed"] == len(old) == round(replay * prepared.counts["trained on"])
+        num_old = len(texts_of(problem(), "train"))
+        assert prepared.counts["replayed"] == len(old) == min(num_old, round(replay * prepared.counts["trained on"]))
 
 
 def test_a_log_with_too_little_is_refused_before_anything_is_trained(tiny_model, log, tmp_path, args):
@@ -291,16 +330,15 @@ def test_a_log_with_too_little_is_refused_before_anything_is_trained(tiny_model,
 
 
 def quick(args):
-    args.max_steps = 1
+    args.max_steps = 2
     return args
 
 
-def test_a_second_round_goes_on_from_the_first_and_holds_out_nothing_it_saw(tiny_model, log, tmp_path, args):
-    fill(log, ways=WAYS[:8])
-    first = improve(tiny_model, log, tmp_path / "rounds", args)
-    assert first.accepted
+def test_a_second_round_goes_on_from_the_first_and_holds_out_nothing_it_saw(rounds, args):
+    log = FeedbackLog(rounds.folder.parent / "log.sqlite")
     fill(log, ways=WAYS[8:])
-    second = improve(first.load_model(device="cpu"), log, tmp_path / "rounds", quick(args), held_out_size=0.9)
+    first = rounds.current
+    second = improve(first.load_model(device="cpu"), log, rounds.folder, quick(args), held_out_size=0.9)
     assert (second.parent, second.number) == (1, 2)
     assert not texts_of(first.load_data(), "train", "dev") & texts_of(second.load_data(), HELD_OUT)
     assert texts_of(first.load_data(), "train") & texts_of(second.load_data(), "train")
@@ -326,13 +364,10 @@ def test_a_growing_corpus_leaves_the_lock_alone(tiny_model, log, tmp_path, args)
     data = problem()
     row = data.corpus[0] | {"_id": "moon#0", "text": "the moon", "document_id": "moon"}
     more = replace(data, corpus=Dataset.from_list([*data.corpus.to_list(), row], features=data.corpus.features))
-    assert improve(tiny_model, log, tmp_path / "rounds", args, data=more).number == 2
+    assert improve(tiny_model, log, tmp_path / "rounds", quick(args), data=more).number == 2
 
 
-def test_rounds_can_be_rolled_back_and_forward(tiny_model, log, tmp_path, args):
-    fill(log)
-    improve(tiny_model, log, tmp_path / "rounds", args)
-    rounds = Rounds(tmp_path / "rounds")
+def test_rounds_can_be_rolled_back_and_forward(rounds):
     assert rounds.roll_back().number == rounds.current.number == 0
     with pytest.raises(ValueError, match="nothing to go back to"):
         rounds.roll_back()
@@ -356,15 +391,13 @@ def test_an_empty_folder_serves_nothing(tmp_path):
         _ = Rounds(tmp_path / "rounds").current
 
 
-def test_what_a_round_found_is_kept_with_it(tiny_model, log, tmp_path, args):
-    fill(log)
-    round_ = improve(tiny_model, log, tmp_path / "rounds", quick(args))
+def test_what_a_round_found_is_kept_with_it(rounds):
+    round_ = rounds.current
     names = {path.name for path in round_.path.iterdir()}
     assert {"model", "data", "round.json", "test-old.json", f"{HELD_OUT}-old.json", "test-tuned.json"} <= names
     assert "checkpoints" not in names
     assert et.Evaluation.load(round_.path / "test-old.json").num_queries == 48
-    assert Rounds(tmp_path / "rounds")[1] == round_
-    assert json.loads((round_.path / "round.json").read_text())["settings"]["max_loss"] == 0.02
+    assert json.loads((round_.path / "round.json").read_text())["settings"]["learning_rate"] == 3e-3
 
 
 class Crash(BaseException):
@@ -377,14 +410,11 @@ STEPS = {
     "gate": "Gate.judge",
     "merge": "merge_with_base",
     "record": "Round.save",
-    "switch": "_switch",
 }
 
 
 @pytest.mark.parametrize("step", STEPS)
-def test_a_crash_at_any_step_leaves_the_old_model_and_the_next_round_works(
-    tiny_model, log, tmp_path, args, monkeypatch, step
-):
+def test_a_crash_at_any_step_leaves_the_old_model(tiny_model, log, tmp_path, args, monkeypatch, step):
     def crashing(*_args, **_kwargs):
         raise Crash
 
@@ -395,46 +425,58 @@ def test_a_crash_at_any_step_leaves_the_old_model_and_the_next_round_works(
         if step == "merge":
             patch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "gone"))
         with pytest.raises(Crash):
-            improve(tiny_model, log, tmp_path / "rounds", args)
+            improve(tiny_model, log, tmp_path / "rounds", quick(args), max_loss=2.0)
     rounds = Rounds(tmp_path / "rounds")
     assert rounds.current.number == 0
     assert same_state(rounds.current.load_model(device="cpu"), state(tiny_model))
-    again = improve(tiny_model, log, tmp_path / "rounds", quick(args))
-    assert again.number == 2
-    assert again.parent == 0
+    assert rounds.new_folder()[0] == 2  # what was interrupted is in nobody's way
+
+
+def test_a_crash_at_the_switch_leaves_the_old_model_and_the_round_can_serve_later(rounds, monkeypatch):
+    def crashing(path, text):
+        raise Crash
+
+    rounds.roll_back()
+    with monkeypatch.context() as patch:
+        patch.setattr("embedtune.rag.rounds.replace_file", crashing)
+        with pytest.raises(Crash):
+            improve_module._switch(rounds, rounds[0], rounds[1])
+    assert rounds.current.number == 0
+    improve_module._switch(rounds, rounds[0], rounds[1])
+    assert rounds.current.number == 1
 
 
 KILLED = """
-import os, sys
-from embedtune.rag import rounds
+import sys
 sys.path.insert(0, sys.argv[1])
-import torch
 from sentence_transformers import SentenceTransformer
-from test_improve import FeedbackLog, gate, improve, problem, Check, et
+from test_improve import Check, FeedbackLog, arguments, gate, improve
 gate.forgetting_check = lambda old, new: Check("forgetting", True, "not looked at")
-real = rounds.replace_file
-def dying(path, text):
-    if path.name == "current.json":
-        os._exit(9)
-    real(path, text)
-rounds.replace_file = dying
-args = et.TuningArguments("unused", max_steps=3, learning_rate=3e-3, disable_tqdm=True, report_to="none")
-improve(SentenceTransformer(sys.argv[2], device="cpu"), FeedbackLog(sys.argv[3]), sys.argv[4], args, max_loss=2.0)
+print("ready", flush=True)
+improve(SentenceTransformer(sys.argv[2], device="cpu"), FeedbackLog(sys.argv[3]), sys.argv[4], arguments())
 """
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_at_the_switch_leaves_the_old_model(tiny_model_folder, tiny_model, log, tmp_path):
+@pytest.mark.parametrize("seconds", [0.1, 0.5, 1.0, 2.0])
+def test_a_process_that_is_killed_leaves_the_old_model(tiny_model_folder, tiny_model, log, tmp_path, seconds):
     fill(log)
-    improve_module._start(Rounds(tmp_path / "rounds"), tiny_model, test_hash=hash_of_test(problem()))
+    rounds = Rounds(tmp_path / "rounds")
+    improve_module._start(rounds, tiny_model, test_hash=hash_of_test(problem()))
     here = str(Path(__file__).parent)
-    done = subprocess.run(
-        [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(tmp_path / "rounds")],
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        check=False,
+    process = subprocess.Popen(
+        [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(rounds.folder)],
+        stdout=subprocess.PIPE,
+        text=True,
     )
-    assert done.returncode in (0, 9)
-    assert Rounds(tmp_path / "rounds").current.number == 0
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.kill()
+    process.communicate()
+    finished = {round_.number: round_ for round_ in rounds.all()}
+    assert rounds.current.number in finished
+    assert finished[rounds.current.number].status in ("start", "accepted")
+    assert rounds.current.load_model(device="cpu").encode_query("?").shape == (32,)
 
 
 def test_a_round_that_another_one_overtook_does_not_serve(tiny_model, log, tmp_path, args, monkeypatch):
@@ -454,3 +496,4 @@ def test_a_round_that_another_one_overtook_does_not_serve(tiny_model, log, tmp_p
     with pytest.raises(RuntimeError, match="began to serve while round 1 was trained"):
         improve(tiny_model, log, tmp_path / "rounds", args)
     assert rounds.current.number == 2
+    assert rounds[1].accepted

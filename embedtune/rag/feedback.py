@@ -153,10 +153,12 @@ class FeedbackLog:
             cited: The chunks that the answer rests on.
         """
         pairs = [hit if isinstance(hit, tuple) else (hit.id, hit.score) for hit in retrieved]
+        found = json.dumps([(chunk, float(score)) for chunk, score in pairs])
         text = self.redact(question) if self.redact else question
+        text = text.encode("utf-8", "replace").decode()  # half a character is no reason to lose a question
         return self._insert(
             "INSERT INTO asked (time, question, outcome, model, retrieved, cited) VALUES (?, ?, ?, ?, ?, ?)",
-            (time.time(), text, outcome, model, json.dumps(pairs), json.dumps(list(cited))),
+            (time.time(), text, outcome, model, found, json.dumps(list(cited))),
         )
 
     def rate(self, number: int, *, thumbs_up: bool) -> None:

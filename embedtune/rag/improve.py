@@ -16,6 +16,8 @@ from embedtune.evaluation.merging import merge_with_base
 from embedtune.models.query_side import freeze_index, is_index_frozen
 from embedtune.rag.feedback import same_question
 from embedtune.rag.gate import Gate
+from embedtune.rag.labels import check_labels
+from embedtune.rag.retriever import Retriever
 from embedtune.rag.round_data import LOCKED, RoundData, build_round_data, hash_of_test
 from embedtune.rag.rounds import Candidate, Round, Rounds
 from embedtune.training.arguments import TuningArguments
@@ -32,6 +34,8 @@ logger = logging.getLogger(__name__)
 # With fewer, no difference can be told from chance.
 _MIN_HELD_OUT = 10
 
+_RECORDED = ("loss", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "dropout", "seed")
+
 
 def improve(
     model: SentenceTransformer,
@@ -46,6 +50,7 @@ def improve(
     replay: float = 2.0,
     k: int = 10,
     max_loss: float = 0.02,
+    max_wrong: float = 0.5,
     seed: int = 0,
 ) -> Round:
     """Train on what the log has named the right chunks of, and let the new model serve if it is shown to be better.
@@ -72,13 +77,16 @@ def improve(
         replay: How many old training questions to repeat for each new one, so that they are not forgotten.
         k: A question is missed if its right chunk is not among the first ``k``.
         max_loss: How much nDCG the locked test may lose at worst, at the lower bound of the 95% interval.
+        max_wrong: Refuse a log of which, beyond chance, more than this share of the labels looks drawn at random. An upper
+            estimate: the right chunks of misses are hard to find, and some look random, too.
         seed: Draws what is replayed, and the order of training.
 
     Returns:
         The round. Printing it shows what was trained on and how each check went.
 
     Raises:
-        ValueError: If the locked test has changed, the model is not the one that serves, or the log has too little.
+        ValueError: If the locked test has changed, the model is not the one that serves, or the log has too little or looks
+            wrong.
         RuntimeError: If another round was finished in the meantime.
     """
     rounds = Rounds(folder)
@@ -93,9 +101,11 @@ def improve(
         seed=seed,
     )
     _require_enough(prepared)
+    _require_plausible(prepared, model, max_wrong=max_wrong)
     number, path = rounds.new_folder()
     prepared.data.save_to_disk(path / "data")
-    tuned = _train(model, prepared.data, args, path / "checkpoints", keep_index=keep_index, seed=seed)
+    args = _arguments(args, path / "checkpoints", keep_index=keep_index, seed=seed)
+    tuned = _train(model, prepared.data, args, keep_index=keep_index)
     gate = Gate(model, prepared.data, k=k, max_loss=max_loss)
     chosen, candidates = _choose(model, tuned, gate, path, may_merge=not keep_index)
     chosen.save_pretrained(str(path / "model"))
@@ -109,8 +119,9 @@ def improve(
         created=_now(),
         candidates=tuple(candidates),
         counts=prepared.counts,
-        settings={"keep_index": keep_index, "replay": replay, "k": k, "max_loss": max_loss, "seed": seed}
-        | {"held_out_size": held_out_size, "dev_size": dev_size},
+        settings={name: getattr(args, name) for name in _RECORDED}
+        | {"keep_index": keep_index, "replay": replay, "k": k}
+        | {"max_loss": max_loss, "held_out_size": held_out_size, "dev_size": dev_size},
     )
     finished.save()
     logger.info("%s", finished)
@@ -171,27 +182,40 @@ def _require_enough(prepared: RoundData) -> None:
         )
 
 
+def _require_plausible(prepared: RoundData, model: SentenceTransformer, *, max_wrong: float) -> None:
+    """Raise if the right chunks of the log look as if many were drawn at random: nothing good could be learned."""
+    relevant = {query: chunks for query, chunks in prepared.data.relevant("train").items() if query in prepared.new}
+    texts = [prepared.data.query_texts[query] for query in relevant]
+    found = check_labels(Retriever.from_dataset(model, prepared.data), texts, list(relevant.values()))
+    if found.exceeds(max_wrong):
+        examples = [(texts[row], list(relevant.values())[row][0]) for row in found.doubtful[:3]]
+        raise ValueError(
+            f"The log looks wrong: for {len(found.doubtful)} of {found.num_labels} questions the chunk that is said to answer is "
+            f"in the lower half of the corpus by meaning and by words, as if {found.share_wrong:.0%} of them were drawn at random. "
+            f"Look at some, for instance {examples}, and correct them with name_chunks(). If they are right after all, pass a "
+            "larger max_wrong."
+        )
+
+
+def _arguments(args: TuningArguments | None, checkpoints: Path, *, keep_index: bool, seed: int) -> TuningArguments:
+    if args is None:  # a linear layer takes larger steps than a model that is tuned already
+        rate = 1e-3 if keep_index else 2e-5
+        return TuningArguments(str(checkpoints), num_train_epochs=3, learning_rate=rate, seed=seed)
+    args = copy.copy(args)
+    args.output_dir = str(checkpoints)
+    return args
+
+
 def _train(
-    model: SentenceTransformer,
-    data: RetrievalDataset,
-    args: TuningArguments | None,
-    checkpoints: Path,
-    *,
-    keep_index: bool,
-    seed: int,
+    model: SentenceTransformer, data: RetrievalDataset, args: TuningArguments, *, keep_index: bool
 ) -> SentenceTransformer:
     """Return a trained copy of the model."""
     tuned = copy.deepcopy(model)
     if keep_index and not is_index_frozen(tuned):
         tuned = freeze_index(tuned, query="linear")
-    if args is None:
-        rate = 1e-3 if keep_index else 2e-5
-        args = TuningArguments(str(checkpoints), num_train_epochs=3, learning_rate=rate, seed=seed)
-    args = copy.copy(args)
-    args.output_dir = str(checkpoints)
     trainer = (FrozenIndexTrainer if keep_index else EmbeddingTrainer)(tuned, args, data=data)
     trainer.train()
-    shutil.rmtree(checkpoints, ignore_errors=True)
+    shutil.rmtree(args.output_dir, ignore_errors=True)
     return trainer.model
 
 

@@ -26,10 +26,12 @@ class RoundData:
 
     Attributes:
         data: Splits ``train`` (new pairs and replayed ones), ``dev``, ``test`` (locked) and ``log_held_out``.
+        new: The ids of the questions in ``train`` that come from the log.
         counts: How many questions went where, by what happened to them.
     """
 
     data: RetrievalDataset
+    new: Collection[str]
     counts: Mapping[str, int]
 
 
@@ -96,7 +98,7 @@ def build_round_data(
         "replayed": len(replayed),
     }
     texts = data.query_texts | {question.id: question.text for question in questions}
-    return RoundData(_dataset(data, answers, texts), counts)
+    return RoundData(_dataset(data, answers, texts), {question.id for question in sides["train"]}, counts)
 
 
 def _usable(
