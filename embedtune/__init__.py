@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "BM25",
+    "LLM",
     "Answer",
     "AnthropicLLM",
-    "BM25",
     "Chunk",
     "Completion",
     "CosineEmbeddingLoss",
@@ -28,7 +29,6 @@ __all__ = [
     "Hit",
     "Hybrid",
     "InBatchNegativesLoss",
-    "LLM",
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",
