@@ -11,6 +11,32 @@ import model_repositories
 
 import embedtune as et
 
+FIRST_STEPS = """
+import embedtune as et
+
+name = "BAAI/bge-base-en-v1.5"
+model = et.load_model(name, device="cpu")
+sample = et.load_sample(num_documents=5)
+chunks = et.chunk_documents(sample.documents, max_tokens=120, tokenizer=model)
+questions = sample.questions_for(chunks)
+data = et.build_dataset(chunks, questions, test_size=0.3, test_seen_size=0.2, seed=0)
+evaluator = et.TopKEvaluator(data, split="test")
+before = evaluator.evaluate(model, name="base")
+base = et.load_model(name, device="cpu")
+args = et.TuningArguments("out/handbook", max_steps=2, eval_strategy="steps", eval_steps=2, save_strategy="steps", save_steps=2)
+trainer = et.EmbeddingTrainer(model, args, data=data)
+trainer.train()
+verdict = et.compare(before, evaluator.evaluate(trainer.model, name="tuned"), evaluator.evaluate(et.BM25()))
+trainer.save_model("out/handbook/model")
+tuned, llm, question = trainer.model, et.AnthropicLLM("claude-haiku-5-5"), "Who is called at night?"
+retriever = et.Retriever.from_dataset(tuned, data)
+log = et.FeedbackLog("feedback.sqlite")
+for asked in questions:
+    found = retriever.search(asked.text)
+    log.name_chunks(log.record(asked.text, found), asked.chunk_ids[:1], by="Ada")
+"""
+"""What a page takes for granted that goes on where the first steps end, with a smaller model."""
+
 
 @contextmanager
 def world(folder, *, bert):

@@ -1,7 +1,8 @@
 """Every block of Python in the README and the documentation runs, page by page, in a fresh folder and process.
 
 Claude, OpenAI and the Hub are played on loopback; the Hub has tiny models under the names that the pages use. A block that
-cannot run here stands under a comment that says why: `<!-- not run: needs a GPU -->`.
+cannot run here stands under a comment that says why: `<!-- not run: needs a GPU -->`. A page whose lines go on where the first
+steps end says so in a comment at its top, `<!-- continues: index.md -->`.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from loopback import world
+from loopback import FIRST_STEPS, world
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"(<!-- not run: (?P<reason>[^>]+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
-REASONS = {"needs a GPU", "needs an account"}
+CONTINUES = "<!-- continues: index.md -->"
+REASONS = {"needs a GPU", "needs an account", "needs the internet"}
 
 
 def blocks(page):
@@ -39,7 +41,8 @@ def program(page):
 @pytest.mark.parametrize("page", [page for page in PAGES if program(page).strip()], ids=lambda page: page.stem)
 def test_the_code_of_a_page_runs(page, tmp_path, tiny_model_folder):
     with world(tmp_path, bert=tiny_model_folder) as environment:
-        code = f"exec(compile({program(page)!r}, {str(page.relative_to(ROOT))!r}, 'exec'), {{'__name__': '__main__'}})"
+        before = FIRST_STEPS if CONTINUES in page.read_text(encoding="utf-8") else ""
+        code = f"{before}\nexec(compile({program(page)!r}, {str(page.relative_to(ROOT))!r}, 'exec'))"
         done = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=600,

@@ -237,3 +237,16 @@ def test_another_error_of_the_model_is_left_as_it_is(tiny_model, data, arguments
     tiny_model.register_forward_hook(fail)
     with pytest.raises(RuntimeError, match=r"^something else$"):
         trainer.train()
+
+
+def test_cached_gradients_need_the_memory_of_a_part(tiny_model, data, arguments):
+    whole = estimate_memory(tiny_model, arguments(per_device_train_batch_size=64), data=data)
+    (part,) = estimate_memory(
+        tiny_model, arguments(per_device_train_batch_size=64, mini_batch_num_tokens=100), data=data
+    ).columns
+    assert part.num_tokens == max(column.num_tokens for column in whole.columns)
+    assert part.num_rows == 100 // part.num_tokens
+    cached = estimate_memory(
+        tiny_model, arguments(per_device_train_batch_size=64, mini_batch_num_tokens=100), data=data
+    )
+    assert cached.activations < whole.activations / 4

@@ -34,7 +34,7 @@ class MemoryEstimate:
         gradients: Of what is trained; twice under DDP, which copies them into buckets.
         optimizer: The moments of Adam, or what else the optimiser keeps.
         activations: What the forward pass keeps for the backward pass, at its peak, for a batch of the longest texts.
-        columns: That batch.
+        columns: That batch, or the largest part of it that is in memory at once, where gradients are cached.
     """
 
     weights: int
@@ -86,7 +86,7 @@ def estimate_memory(
         >>> print(str(estimate).splitlines()[0])
         weights       0.09 GB
     """
-    columns = _columns(model, args, data)
+    columns = _at_once(_columns(model, args, data), args.mini_batch_num_tokens)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     return MemoryEstimate(
         weights=_num_bytes(model.parameters()) + _num_bytes(model.buffers()),
@@ -124,6 +124,15 @@ def _columns(model: SentenceTransformer, args: TuningArguments, data: RetrievalD
     texts = {"query": data.queries["text"], "document": data.corpus["text"]}
     longest = {role: _longest(model, texts[role], prompt=prompt_of(model, role)) for role in dict.fromkeys(roles)}
     return tuple(Column(role, args.per_device_train_batch_size, longest[role]) for role in roles)
+
+
+def _at_once(columns: tuple[Column, ...], max_tokens: int | None) -> tuple[Column, ...]:
+    """Return what is in memory at once: everything or, where gradients are cached, a part of so many tokens."""
+    if max_tokens is None:
+        return columns
+    longest = max(columns, key=lambda column: column.num_tokens)
+    num_rows = min(max(max_tokens // longest.num_tokens, 1), sum(column.num_rows for column in columns))
+    return (Column(longest.role, num_rows, longest.num_tokens),)
 
 
 def _longest(model: SentenceTransformer, texts: Any, *, prompt: str) -> int:
