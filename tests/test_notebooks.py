@@ -43,6 +43,8 @@ def test_a_notebook_is_stored_without_output(path):
 def test_a_notebook_runs(path, tmp_path, tiny_model_folder):
     nbformat.write(with_fewer_steps(read(path)), tmp_path / path.name)
     with world(tmp_path, bert=tiny_model_folder) as environment:
+        if path.stem == "continuous_improvement":  # its script takes the place of the language model
+            del environment["ANTHROPIC_API_KEY"]
         done = subprocess.run(
             [sys.executable, "-m", "jupyter", "execute", "--inplace", path.name],
             capture_output=True, text=True, check=False, cwd=tmp_path, env=environment, timeout=900,
@@ -50,4 +52,5 @@ def test_a_notebook_runs(path, tmp_path, tiny_model_folder):
     assert done.returncode == 0, done.stderr[-4000:]
     outputs = [output for cell in read(tmp_path / path.name).cells for output in cell.get("outputs", [])]
     assert any("text/html" in output.get("data", {}) for output in outputs)
-    assert any("image/png" in output.get("data", {}) for output in outputs)
+    draws = any(".plot()" in cell.source for cell in read(path).cells)
+    assert draws == any("image/png" in output.get("data", {}) for output in outputs)
