@@ -105,8 +105,8 @@ def test_every_number_is_the_evaluations(tiny_model, verdict, tmp_path):
         expected = [results[name][metric] for name in ("base", "tuned", "BM25")]
         assert [base, tuned, bm25] == [f"{value:.3f}" for value in expected]
         change = verdict.metrics[metric]
-        assert difference == f"{change.difference:+.3f}"
-        assert interval == f"{change.low:+.3f} to {change.high:+.3f}"
+        signed = [f"{value:+.3f}".replace("-0.000", "+0.000") for value in (change.difference, change.low, change.high)]
+        assert [difference, *interval.split(" to ")] == signed
     index = {r.metric_type: r.metric_value for r in ModelCard(text).data.eval_results}
     assert index == results["tuned"], "unrounded"
     assert {r.task_type for r in ModelCard(text).data.eval_results} == {"information-retrieval"}

@@ -109,8 +109,8 @@ def _verdict_section(verdict: Verdict, folder: Path, number: int) -> str:
             metric,
             f"{change.before:.3f}",
             f"**{change.after:.3f}**",
-            f"{change.difference:+.3f}",
-            f"{change.low:+.3f} to {change.high:+.3f}",
+            _signed(change.difference),
+            f"{_signed(change.low)} to {_signed(change.high)}",
             *(f"{baseline.metrics[metric]:.3f}" for baseline in verdict.baselines),
         ]
         for metric, change in verdict.metrics.items()
@@ -135,6 +135,10 @@ def _verdict_section(verdict: Verdict, folder: Path, number: int) -> str:
         _chart(verdict, folder, number),
     ]
     return "\n\n".join(line for line in lines if line)
+
+
+def _signed(value: float) -> str:
+    return f"{round(value, 3) + 0.0:+.3f}"  # adding zero makes -0.0 positive
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
