@@ -244,6 +244,28 @@ def test_the_loss_of_an_evaluation_weighs_rows_and_not_batches(tiny_model, tmp_p
     assert evaluate(group_rows=False) == pytest.approx(evaluate(encode_once=False), rel=1e-5)
 
 
+def test_several_datasets_keep_their_losses_and_prompts(tiny_model_folder, tmp_path):
+    from sentence_transformers import SentenceTransformer
+
+    data = {"triplets": ROWS, "pairs": ROWS.select_columns(["positive", "anchor"]).rename_columns(
+        {"positive": "anchor", "anchor": "positive"}
+    )}  # fmt: skip
+
+    def train(**options):
+        torch.manual_seed(0)
+        model = SentenceTransformer(str(tiny_model_folder), device="cpu")
+        args = TuningArguments(
+            str(tmp_path), max_steps=4, use_cpu=True, dropout=0.0, learning_rate=1e-3, disable_tqdm=True, eval_strategy="no",
+            save_strategy="no", load_best_model_at_end=False, group_rows=False, optim="sgd",
+            prompts={"triplets": {"positive": "ask: "}, "pairs": {"anchor": "who: "}}, **options,
+        )  # fmt: skip
+        losses = {"triplets": TripletMarginLoss(model), "pairs": InBatchNegativesLoss(model)}
+        EmbeddingTrainer(model, args, train_dataset=data, loss=losses).train()
+        return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+    torch.testing.assert_close(train(), train(encode_once=False), atol=1e-6, rtol=0)
+
+
 PROGRAM = """
 import json, sys
 from pathlib import Path

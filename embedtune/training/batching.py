@@ -165,8 +165,8 @@ class GroupedBatchSampler(DefaultBatchSampler):
     """Keep the rows that share their most repeated text, as a rule the questions about one chunk, together.
 
     The groups are shuffled in every epoch, and the rows within them; batches are cut from the sequence, so every row comes
-    once an epoch. A batch has fewer different chunks than a random one. For a loss that looks at one row at a time that
-    makes no difference to what is learned from an epoch; one that takes negatives from the batch has fewer of them.
+    once an epoch. A batch has fewer different chunks than a random one; a loss that takes negatives from the batch therefore
+    has fewer of them.
 
     Pass the class: ``TuningArguments(batch_sampler=GroupedBatchSampler)``.
 
