@@ -58,7 +58,7 @@ def main(
     documents: int | None = None,
     model_name: str = "minilm",
     llm: et.LLM | None = None,
-    epochs: float = 3,
+    epochs: float = 2,
     learning_rate: float = 5e-5,
 ) -> et.Round:
     # 1. What there is: chunks, questions about half of the documents, and a model
@@ -112,6 +112,6 @@ if __name__ == "__main__":
     parser.add_argument("--output", default="out/continuous-improvement", help="where index, log and rounds go")
     parser.add_argument("--documents", type=int, help="use only so many of the sample's documents")
     parser.add_argument("--model", dest="model_name", default="minilm", help="a name on the Hub, a folder, or minilm")
-    parser.add_argument("--epochs", type=float, default=3, help="how often to go through the pairs of a round")
+    parser.add_argument("--epochs", type=float, default=2, help="how often to go through the pairs of a round")
     parser.add_argument("--learning-rate", type=float, default=5e-5)
     main(**vars(parser.parse_args()))

@@ -85,7 +85,7 @@ def test_the_quickstart_saves_a_model_that_plain_sentence_transformers_loads(tmp
 def test_the_loop_ends_with_a_model_and_an_index_that_belong_together(tiny_model_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("ANTHROPIC_API_KEY", raising=False)
     round_ = load("continuous_improvement").main(
-        str(tmp_path), documents=6, model_name=str(tiny_model_folder), epochs=1, learning_rate=1e-3
+        str(tmp_path), documents=9, model_name=str(tiny_model_folder), epochs=1, learning_rate=1e-3
     )
     out = capsys.readouterr().out
     assert "a script that knows the sample's answers" in out

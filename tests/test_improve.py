@@ -289,6 +289,15 @@ def test_what_was_trained_on_is_never_held_out_again(log):
     assert held_out <= texts_of(prepared.data, "train")
 
 
+def test_a_question_of_the_dev_split_that_is_asked_is_trained_on_and_leaves_dev(log):
+    fill(log)
+    dev = next(iter(texts_of(problem(), "dev")))
+    log.name_chunks(log.record(dev, []), ["pump#0"], by="Ada")
+    data = rounded(log, trained_before=texts_of(problem(), "train", "dev")).data
+    assert dev in texts_of(data, "train")
+    assert dev not in texts_of(data, "dev", HELD_OUT)
+
+
 def test_questions_that_nearly_repeat_each_other_are_on_one_side(log):
     fill(log)
     base = "how to replace the old red filter of the harbour crane when the ship is in the river"
@@ -444,6 +453,18 @@ def test_a_crash_at_the_switch_leaves_the_old_model_and_the_round_can_serve_late
     assert rounds.current.number == 0
     improve_module._switch(rounds, rounds[0], rounds[1])
     assert rounds.current.number == 1
+
+
+def test_a_crash_before_the_first_model_serves_is_made_good(tiny_model, tmp_path, monkeypatch):
+    def crashing(self, number):
+        raise Crash
+
+    rounds = Rounds(tmp_path / "rounds")
+    with monkeypatch.context() as patch:
+        patch.setattr(Rounds, "switch_to", crashing)
+        with pytest.raises(Crash):
+            improve_module._parent(rounds, tiny_model, problem())
+    assert improve_module._parent(rounds, tiny_model, problem()).number == rounds.current.number == 1
 
 
 KILLED = """

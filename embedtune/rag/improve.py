@@ -19,7 +19,7 @@ from embedtune.rag.gate import Gate
 from embedtune.rag.labels import check_labels
 from embedtune.rag.retriever import Retriever
 from embedtune.rag.round_data import LOCKED, RoundData, build_round_data, hash_of_test
-from embedtune.rag.rounds import Candidate, Round, Rounds
+from embedtune.rag.rounds import POINTER, Candidate, Round, Rounds
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.frozen_index import FrozenIndexTrainer
 from embedtune.training.trainer import EmbeddingTrainer
@@ -135,7 +135,7 @@ def _parent(rounds: Rounds, model: SentenceTransformer, data: RetrievalDataset) 
     if LOCKED not in data.qrels or "train" not in data.qrels:
         raise ValueError(f"improve() needs the splits 'train' and {LOCKED!r}; this dataset has {data.splits}.")
     found = hash_of_test(data)
-    if not rounds.all():
+    if not (rounds.folder / POINTER).exists():
         return _start(rounds, model, test_hash=found)
     parent = rounds.current
     if found != parent.test_hash:
@@ -144,7 +144,8 @@ def _parent(rounds: Rounds, model: SentenceTransformer, data: RetrievalDataset) 
             "be compared on the same questions: pass the dataset with that split, or start again in another folder."
         )
     mine = model_fingerprint(model)
-    if mine not in (parent.model_fingerprint, model_fingerprint(parent.load_model(device=str(model.device)))):
+    # What is saved may differ from what was given: a LoRA is merged, and weights may be loaded in another precision.
+    if mine != parent.model_fingerprint and mine != model_fingerprint(parent.load_model(device=str(model.device))):
         raise ValueError(
             f"This model is not the one that serves, of round {parent.number}. Load that: Rounds({str(rounds.folder)!r})"
             ".current.load_model()."

@@ -77,16 +77,11 @@ def build_round_data(
         if side == HELD_OUT or question.id in confirmed:
             sides[side].append(question)
     new = {same_question(question.text) for question in questions}
-    old = {
-        query: tuple(chunks)
-        for query, chunks in data.relevant("train").items()
-        if same_question(data.query_texts[query]) not in new | tested
-    }
-    replayed = _drawn(old, round(replay * len(sides["train"])), seed)
-    dev = {query: tuple(chunks) for query, chunks in data.relevant("dev").items()} if "dev" in data.qrels else {}
+    taken = new | tested
+    replayed = _drawn(_others(data, "train", taken), round(replay * len(sides["train"])), seed)
     answers: dict[str, _Answers] = {
         "train": {**replayed, **_answers(sides["train"])},
-        "dev": {**dev, **_answers(sides["dev"])},
+        "dev": {**_others(data, "dev", taken), **_answers(sides["dev"])},
         LOCKED: {query: tuple(chunks) for query, chunks in data.relevant(LOCKED).items()},
         HELD_OUT: _answers(sides[HELD_OUT]),
     }
@@ -106,9 +101,9 @@ def _usable(
 ) -> tuple[list[Question], dict[str, int]]:
     """Return the questions of the log that may be used, in the order of their ids, and why others may not."""
     corpus, forbidden = data.corpus_texts, _chunks_of_tested_documents(data)
-    usable, counts = (
-        [],
-        {"asked in the locked test": 0, "about a document of the locked test": 0, "about unknown chunks": 0},
+    usable = []
+    counts = dict.fromkeys(
+        ("asked in the locked test", "about a document of the locked test", "about unknown chunks"), 0
     )
     for question in sorted(questions_of(logged), key=lambda question: question.id):
         if same_question(question.text) in tested:
@@ -170,6 +165,13 @@ def _sides(
 
 def _answers(questions: Iterable[Question]) -> _Answers:
     return {question.id: question.chunk_ids for question in questions}
+
+
+def _others(data: RetrievalDataset, split: str, taken: Collection[str]) -> _Answers:
+    """Return the questions of a split that are not taken, and what answers them."""
+    relevant = data.relevant(split) if split in data.qrels else {}
+    texts = data.query_texts
+    return {query: tuple(chunks) for query, chunks in relevant.items() if same_question(texts[query]) not in taken}
 
 
 def _drawn(answers: _Answers, number: int, seed: int) -> _Answers:
