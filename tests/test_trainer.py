@@ -402,5 +402,3 @@ def test_a_saved_model_that_is_not_the_trained_one_is_an_error(tiny_model, data,
         trainer.save_model(str(tmp_path / "wrong"))
     trainer.args.check_saved = False
     trainer.save_model(str(tmp_path / "unchecked"))
-    trainer.args.check_saved = True
-    trainer.save_model(str(tmp_path / "checkpoint-1"))  # one among many, and training goes on

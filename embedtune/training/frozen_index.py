@@ -12,7 +12,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor, nn
 
 from embedtune.dataset.views import Contents, chunks_for_training, table
-from embedtune.evaluation.encoders import ModelEncoder, model_name
+from embedtune.evaluation.encoders import ModelEncoder
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.models.query_side import is_index_frozen
 from embedtune.training.losses import RetrievalLoss, answers
@@ -209,10 +209,9 @@ class _IndexEvaluator(TopKEvaluator):
         super().__init__(data, split, k=[k for k in (1, 3, 5, 10) if k <= len(data.corpus)])
         self._index = index
 
-    def evaluate(self, retriever: Retriever, *, name: str | None = None) -> Evaluation:
-        if retriever is not self._index.model:
-            return super().evaluate(retriever, name=name)
-        return super().evaluate(self._index, name=name or model_name(self._index.model))
+    def _evaluate(self, retriever: Retriever, *, name: str, model: str = "") -> Evaluation:
+        known = retriever is self._index.model
+        return super()._evaluate(self._index if known else retriever, name=name, model=model)
 
 
 def _sampled(data: RetrievalDataset, split: str, contents: Contents, max_chunks: int, seed: int) -> list[str]:
