@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import signal
 import string
 
 import pytest
@@ -11,6 +12,9 @@ import pytest
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
+# A shell starts what runs in the background with Ctrl-C ignored, and the tests of Ctrl-C press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 WORDS = [

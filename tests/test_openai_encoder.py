@@ -170,7 +170,7 @@ def test_what_will_never_pass_is_refused_with_the_servers_words(encoder):
 
 
 def test_a_missing_key_is_said(tmp_path):
-    with pytest.raises(GenerationStoppedError, match="Set OPENAI_API_KEY, or pass a client"):
+    with pytest.raises(GenerationStoppedError, match="set OPENAI_API_KEY, or pass a client"):
         OpenAIEncoder(MODEL, cache=tmp_path / "vectors.sqlite").encode_queries(["one"])
 
 

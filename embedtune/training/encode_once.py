@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from operator import itemgetter
 from typing import Any
 
@@ -14,7 +13,12 @@ from sentence_transformers.sentence_transformer.losses import CachedMultipleNega
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from embedtune.training.losses import RetrievalLoss
+
 Loss = Tensor | dict[str, Tensor]
+
+# The names under which losses hold the model.
+_MODEL_NAMES = ("model", "sentence_embedder")
 
 
 def takes_embeddings(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
@@ -35,24 +39,24 @@ def takes_embeddings(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
 def loss_of_columns(loss: nn.Module, columns: list[Tensor], labels: Tensor | None, *, model: nn.Module) -> Loss:
     """Compute a loss from the embeddings of its columns.
 
+    embedtune's losses are asked for just that. Others may prepare their labels first, so they compute all of it, with
+    something in the place of the model that has the embeddings already.
+
     Args:
         loss: One that `takes_embeddings`.
         columns: A tensor of shape ``(batch_size, dim)`` for each column.
         labels: What the loss compares them with.
         model: The model that is trained.
     """
-    asked: Any = loss
-    if isinstance(loss, MatryoshkaLoss):
-        asked = _matryoshka_of_columns(loss, model)
-        features = [{"sentence_embedding": column} for column in columns]
-        value: Loss = asked(features, labels)
-    else:
-        value = asked.compute_loss_from_embeddings(columns, labels)
+    if isinstance(loss, RetrievalLoss):
+        return loss.compute_loss_from_embeddings(columns, labels)
+    with _in_place_of_the_model(_Embedded(model), loss):
+        value: Loss = loss([{"sentence_embedding": column} for column in columns], labels)
     return value
 
 
 class _Embedded(nn.Module):
-    """Stands in a `MatryoshkaLoss` for the model, whose vectors it cuts, when they are there already."""
+    """Returns the embeddings that it is given."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -62,24 +66,26 @@ class _Embedded(nn.Module):
         return dict(features)
 
 
-class _OnCutColumns(nn.Module):
-    """Stands in a `MatryoshkaLoss` for the loss, and takes the cut vectors where that would ask the model."""
+@contextmanager
+def _in_place_of_the_model(embedded: _Embedded, loss: nn.Module) -> Iterator[None]:
+    """Let a loss, and those inside it, see another model. What it keeps from step to step stays its own."""
+    holders = [(part, name) for part in _losses(loss) for name in _MODEL_NAMES if name in part._modules]
+    models = [part._modules[name] for part, name in holders]
+    for part, name in holders:
+        part._modules[name] = embedded
+    try:
+        yield
+    finally:
+        for (part, name), model in zip(holders, models, strict=True):
+            part._modules[name] = model
 
-    def __init__(self, loss: nn.Module, embedded: _Embedded) -> None:
-        super().__init__()
-        self.loss, self.embedded = loss, embedded
 
-    def forward(self, features: list[dict[str, Tensor]], labels: Tensor | None) -> Loss:
-        columns = [self.embedded(column)["sentence_embedding"] for column in features]
-        return loss_of_columns(self.loss, columns, labels, model=self.embedded)
-
-
-def _matryoshka_of_columns(loss: MatryoshkaLoss, model: nn.Module) -> nn.Module:
-    """Return a `MatryoshkaLoss` with the same settings, around the same loss, that takes embeddings."""
-    embedded = _Embedded(model)
-    clone: nn.Module = copy.copy(loss)
-    clone._modules = {"model": embedded, "loss": _OnCutColumns(loss.get_submodule("loss"), embedded)}
-    return clone
+def _losses(loss: nn.Module) -> Iterator[nn.Module]:
+    """Yield a loss and the losses inside it, but no part of the model."""
+    yield loss
+    for name, child in loss.named_children():
+        if name not in _MODEL_NAMES:
+            yield from _losses(child)
 
 
 def embed_texts(model: nn.Module, parts: list[dict[str, Any]]) -> Tensor:
