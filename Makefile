@@ -4,6 +4,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/.installed
+WORKERS ?= 2
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
@@ -26,10 +27,10 @@ demo: $(STAMP) ## fine-tune a real model on the sample handbook, and compare (a 
 
 test: $(STAMP) ## run the docstrings' examples, and the tests that need neither the internet nor a GPU nor much time
 	$(BIN)/python -m pytest -q --doctest-modules embedtune
-	$(BIN)/python -m pytest -m "not slow and not gpu and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not network"
 
 test-all: $(STAMP) ## run the slow tests too
-	$(BIN)/python -m pytest -m "not gpu and not network"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not network"
 
 lint: $(STAMP) ## check style, formatting and the direction of imports
 	$(BIN)/ruff check .

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import threading
+import uuid
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -28,6 +29,7 @@ class Hub:
         self.blobs: dict[str, bytes] = {}  # large files, by their SHA-256
         self.uploads: list[str] = []  # the blobs that were received, again and again
         self.requests: list[tuple[str, str]] = []
+        self.name = uuid.uuid4().hex  # no two Hubs have a revision in common: clients cache what they were told of one
         self.num_commits = 0
         self.refuse_commits = False
         self.max_uploads: int | None = None  # after so many large files the server fails
@@ -35,7 +37,7 @@ class Hub:
     @property
     def revision(self):
         """The newest commit, of whichever repository."""
-        return hashlib.sha1(str(self.num_commits).encode()).hexdigest()
+        return hashlib.sha1(f"{self.name} {self.num_commits}".encode()).hexdigest()
 
     def create(self, repo, *, private):
         self.private.setdefault(repo, private)

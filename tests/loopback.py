@@ -16,9 +16,11 @@ import embedtune as et
 
 name = "BAAI/bge-base-en-v1.5"
 model = et.load_model(name, device="cpu")
-sample = et.load_sample(num_documents=5)
+sample = et.load_sample(num_documents=10)
 chunks = et.chunk_documents(sample.documents, max_tokens=120, tokenizer=model)
-questions = sample.questions_for(chunks)
+known = {document.id for document in sample.documents[:5]}
+answerable = sample.questions_for(chunks)
+questions = [q for q in answerable if q.chunk_ids[0].partition("#")[0] in known]
 data = et.build_dataset(chunks, questions, test_size=0.3, test_seen_size=0.2, seed=0)
 evaluator = et.TopKEvaluator(data, split="test")
 before = evaluator.evaluate(model, name="base")
@@ -31,7 +33,7 @@ trainer.save_model("out/handbook/model")
 tuned, llm, question = trainer.model, et.AnthropicLLM("claude-haiku-5-5"), "Who is called at night?"
 retriever = et.Retriever.from_dataset(tuned, data)
 log = et.FeedbackLog("feedback.sqlite")
-for asked in questions:
+for asked in [q for q in answerable if q not in questions]:
     found = retriever.search(asked.text)
     log.name_chunks(log.record(asked.text, found), asked.chunk_ids[:1], by="Ada")
 """
@@ -49,7 +51,7 @@ def world(folder, *, bert):
     (folder / "handbook").mkdir()
     for document in et.load_sample(num_documents=5).documents:
         (folder / "handbook" / document.id).write_text(document.text, encoding="utf-8")
-    model_repositories.gte_qwen2_repository(folder / "tiny" / "gte")
+    model_repositories.gte_qwen2_repository(folder / "tiny" / "gte", max_position_embeddings=32768)
     model_repositories.jina_original_repository(folder / "tiny" / "jina")
     with llm_server.serving() as models, hub_server.serving() as (hub, endpoint):
         publish(hub, "Alibaba-NLP/gte-Qwen2-1.5B-instruct", folder / "tiny" / "gte")

@@ -38,7 +38,14 @@ def program(page):
     return "\n".join(lines)
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if program(page).strip()], ids=lambda page: page.stem)
+def runnable():
+    """Yield the pages with code; the first steps train a real model on the whole sample, as the demo does."""
+    for page in PAGES:
+        if program(page).strip():
+            yield pytest.param(page, id=page.stem, marks=[pytest.mark.slow] if page.stem == "index" else [])
+
+
+@pytest.mark.parametrize("page", list(runnable()))
 def test_the_code_of_a_page_runs(page, tmp_path, tiny_model_folder):
     with world(tmp_path, bert=tiny_model_folder) as environment:
         before = FIRST_STEPS if CONTINUES in page.read_text(encoding="utf-8") else ""

@@ -56,6 +56,8 @@ def server(monkeypatch, tmp_path):
             monkeypatch.setattr(constants, name, value)
         url = endpoint + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("transformers.utils.hub._hf_api", None)  # it would remember the address of an older server
         monkeypatch.setenv("HF_TOKEN", "hf_secret")
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         yield hub
