@@ -74,8 +74,8 @@ class Retriever:
         ...     et.Chunk("door.md#0", "door.md", "Turn the key to the left.", 0, 25),
         ... ]
         >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
-        >>> [hit.id for hit in retriever.search("How do I unlock the door?", k=1)]
-        ['door.md#0']
+        >>> retriever.search("How do I unlock the door?", k=1)[0].id
+        'door.md#0'
     """
 
     def __init__(
