@@ -115,7 +115,8 @@ class TuningArguments(SentenceTransformerTrainingArguments):
 
         Example:
             >>> import embedtune as et
-            >>> data = et.RetrievalDataset.from_pairs([("Press both.", ["How to restart?"])], test_size=0, dev_size=0)
+            >>> pairs = [("Press both.", ["How to restart?"]), ("Turn it.", ["How to lock?"])]
+            >>> data = et.RetrievalDataset.from_pairs(pairs, test_size=0, dev_size=0)
             >>> model = et.load_model("minilm", device="cpu")
             >>> TuningArguments.for_gpu("8GB", model=model, data=data, output_dir="out", use_cpu=True).bf16
             True

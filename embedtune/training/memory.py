@@ -78,7 +78,8 @@ def estimate_memory(
 
     Example:
         >>> import embedtune as et
-        >>> data = et.RetrievalDataset.from_pairs([("Press both.", ["How to restart?"])], test_size=0, dev_size=0)
+        >>> pairs = [("Press both.", ["How to restart?"]), ("Turn it.", ["How to lock?"])]
+        >>> data = et.RetrievalDataset.from_pairs(pairs, test_size=0, dev_size=0)
         >>> model = et.load_model("minilm", device="cpu")
         >>> estimate = et.estimate_memory(model, et.TuningArguments("out", per_device_train_batch_size=4), data=data)
         >>> round(estimate.weights / 1e6)
