@@ -26,7 +26,7 @@ demo: $(STAMP) ## fine-tune a real model on the sample handbook, and compare (a 
 	@$(BIN)/python examples/quickstart.py
 
 test: $(STAMP) ## run the docstrings' examples, and the tests that need neither the internet nor a GPU nor much time
-	$(BIN)/python -m pytest -q --doctest-modules embedtune
+	$(BIN)/python -m pytest -q -n $(WORKERS) --doctest-modules embedtune
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not slow and not gpu and not network"
 
 test-all: $(STAMP) ## run the slow tests too

@@ -85,7 +85,7 @@ def estimate_memory(
         >>> round(estimate.weights / 1e6)
         91
         >>> print(str(estimate).splitlines()[0])
-        weights       0.09 GB
+        weights        0.09 GB
     """
     columns = _at_once(_columns(model, args, data), args.mini_batch_num_tokens)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
