@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import shutil
@@ -79,7 +80,7 @@ def learned(_shared_tiny_model, tmp_path_factory):
     fill(log, ways=WAYS[:8])
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", True, "not looked at"))
-        assert improve(_shared_tiny_model, log, folder / "rounds", arguments()).accepted
+        assert improve(copy.deepcopy(_shared_tiny_model), log, folder / "rounds", arguments()).accepted
     log.close()
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import shutil
@@ -26,7 +27,8 @@ def data():
 @pytest.fixture(scope="module")
 def verdict(data, _shared_tiny_model):
     evaluator = et.TopKEvaluator(data, k=(1, 3))
-    results = [evaluator.evaluate(_shared_tiny_model, name=name) for name in ("base", "tuned")]
+    model = copy.deepcopy(_shared_tiny_model)
+    results = [evaluator.evaluate(model, name=name) for name in ("base", "tuned")]
     return et.compare(*results, evaluator.evaluate(et.BM25()), num_resamples=200)
 
 
