@@ -14,8 +14,8 @@ matrix product measured in the same run. The peak of memory is that of a process
 import argparse
 import itertools
 import json
+import pathlib
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -153,7 +153,7 @@ class Contender:
             tempfile.mkdtemp(),
             per_device_train_batch_size=self.batch_size,
             use_cpu=args.device == "cpu",
-            bf16=args.precision == "bf16",
+            bf16=(args.precision if name == "embedtune" else args.stock_precision or args.precision) == "bf16",
             eval_strategy="no",
             save_strategy="no",
             load_best_model_at_end=False,
@@ -166,6 +166,7 @@ class Contender:
         trainer = EmbeddingTrainer if name == "embedtune" else Stock
         loss = TripletMarginLoss(self.model)
         self.trainer = trainer(model=self.model, args=settings, train_dataset=rows, loss=loss)
+        self.trainer.accelerator.prepare_model(self.model)  # which is where autocast comes from
         self.trainer.current_gradient_accumulation_steps = 1
         self.trainer.create_optimizer()
         self.optimizer = self.trainer.optimizer
@@ -243,6 +244,12 @@ def peak_memory(name, cell):
     return f"{float(output.stdout.split()[-1]):.0f} MB"
 
 
+def most_memory():
+    """Megabytes that this process has held at most; ``getrusage`` would count those of the process that started it, too."""
+    status = pathlib.Path("/proc/self/status").read_text()
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
 def measure_memory(args):
     cell = json.loads(args.cell)
     model = build_model(args)
@@ -251,7 +258,7 @@ def measure_memory(args):
     contender = Contender(args.memory_of, args, rows)
     contender.run(2 * args.batch_size)
     if args.device == "cpu":
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(most_memory())
     else:
         print(torch.accelerator.max_memory_allocated() / 2**20)
 
@@ -290,6 +297,7 @@ def parse():
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--precision", choices=("fp32", "onednn", "bf16"), default="fp32")
+    parser.add_argument("--stock-precision", choices=("fp32", "bf16"), help="of the other two, if not the same")
     parser.add_argument("--weights", choices=("fp32", "bf16"), default="fp32", help="of random models")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--mini-batch-num-tokens", type=int, default=None, help="cache gradients, in embedtune")

@@ -32,6 +32,7 @@ __all__ = [
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",
+    "ModelEncoder",
     "ModelReport",
     "OpenAIEncoder",
     "OpenAILLM",
@@ -107,6 +108,7 @@ _HOME = {
     "LearningCurve": "embedtune.training.learning_curve",
     "LossComparison": "embedtune.training.loss_comparison",
     "MemoryEstimate": "embedtune.training.memory",
+    "ModelEncoder": "embedtune.evaluation.encoders",
     "ModelReport": "embedtune.models.selfcheck",
     "OpenAIEncoder": "embedtune.evaluation.openai_encoder",
     "OpenAILLM": "embedtune.questions.openai_llm",
@@ -167,6 +169,7 @@ if TYPE_CHECKING:
     from embedtune.dataset import build_dataset as build_dataset
     from embedtune.errors import OptionalDependencyError as OptionalDependencyError
     from embedtune.evaluation.bm25 import BM25 as BM25
+    from embedtune.evaluation.encoders import ModelEncoder
     from embedtune.evaluation.evaluate_all import evaluate_all as evaluate_all
     from embedtune.evaluation.evaluator import Evaluation as Evaluation
     from embedtune.evaluation.evaluator import TopKEvaluator as TopKEvaluator

@@ -152,3 +152,10 @@ def test_a_tokenizer_of_ones_own_can_be_used():
     documents = ["one crane", "two pumps"]
     assert BM25().rank(["pump"], documents, 1)[1].tolist() == [[0]]
     assert stemmed.rank(["pump"], documents, 1)[0].tolist() == [[1]]
+
+
+@pytest.mark.slow
+def test_a_corpus_is_encoded_by_a_process_for_each_device(tiny_model):
+    encoder = ModelEncoder(tiny_model, devices=("cpu", "cpu"))
+    np.testing.assert_allclose(encoder.encode_documents(TEXTS), tiny_model.encode_document(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(encoder.encode_queries(TEXTS), tiny_model.encode_query(TEXTS), atol=1e-6)

@@ -121,6 +121,24 @@ def model(request, tiny_model, tmp_path):
     return from_backbone(MistralModel(config), tiny_model.tokenizer, tmp_path)
 
 
+@pytest.mark.parametrize("length", [5, 200])  # which go different ways on a CPU
+def test_bfloat16_states_stay_bfloat16_and_give_nearly_the_same(length):
+    lengths = (length, length, length + 3)
+    states = [torch.randn(1, heads, sum(lengths), 8, requires_grad=True) for heads in (4, 2, 2)]
+
+    def output_and_gradients(dtype):
+        inputs = [part.detach().to(dtype).requires_grad_() for part in states]
+        with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            output, _ = packed_attention_forward(
+                Layer(), *inputs, None, text_lengths=lengths, is_causal=False, dropout=0.0, scaling=0.3
+            )
+        assert output.dtype == dtype
+        return output, *torch.autograd.grad(output.float().square().sum(), inputs)
+
+    for rough, exact in zip(output_and_gradients(torch.bfloat16), output_and_gradients(torch.float32), strict=True):
+        assert (rough.float() - exact).norm() < 0.02 * exact.norm()
+
+
 PACKABLE = ["bert", "roberta", "gte bidirectional", "gte causal", "jina", "full window"]
 
 

@@ -30,6 +30,8 @@ class ModelEncoder:
         model: The model.
         batch_size: How many texts go through the model at once, those of similar length together.
         show_progress_bar: Show the progress of encoding.
+        devices: For a large corpus: such as ``("cuda:0", "cuda:1")`` or ``("cpu",) * 4``, with a process for each while it
+            lasts. They are sentence-transformers' own, which pads.
 
     Example:
         >>> import embedtune as et
@@ -41,6 +43,7 @@ class ModelEncoder:
     model: SentenceTransformer
     batch_size: int = 32
     show_progress_bar: bool = False
+    devices: tuple[str, ...] = ()
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one vector a query, of shape ``(num_texts, dim)``."""
@@ -55,7 +58,9 @@ class ModelEncoder:
         position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
         distinct = list(position)
         options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
-        if distinct and _encodes_as_usual(self.model) and can_pack(self.model, role):
+        if self.devices and role == "document":
+            options["device"] = list(self.devices)
+        if distinct and "device" not in options and _encodes_as_usual(self.model) and can_pack(self.model, role):
             vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
         else:
             encode: Callable[..., Any] = self.model.encode_query if role == "query" else self.model.encode_document
