@@ -2,6 +2,7 @@
 
     python examples/compare_recipes.py FOLDER in-batch mined remined
     python examples/compare_recipes.py FOLDER in-batch query-lora query-linear query-route
+    python examples/compare_recipes.py FOLDER triplet triplet-shuffled --batch-size 128
 
 FOLDER is as for benchmark_dataset.py. Every recipe begins with the same base model and sees the same questions.
 """
@@ -35,6 +36,17 @@ def remined(model, data, args):
     return et.EmbeddingTrainer(model, args, data=data, train_dataset=remine.dataset, callbacks=[remine])
 
 
+def triplet(model, data, args):
+    """The article's loss: the chunk against its question and five random others, rows about one chunk together."""
+    return et.EmbeddingTrainer(model, args, data=data, loss=et.TripletMarginLoss)
+
+
+def triplet_shuffled(model, data, args):
+    """The same rows, in random order."""
+    args.group_rows = False
+    return et.EmbeddingTrainer(model, args, data=data, loss=et.TripletMarginLoss)
+
+
 def triplet_mined(model, data, args):
     """The triplet loss, anchored at the question, with one mined chunk as its negative."""
     rows = et.mine_hard_negatives(model, data, loss="triplet")
@@ -62,6 +74,8 @@ RECIPES: dict[str, Build] = {
     "in-batch": in_batch,
     "mined": mined,
     "remined": remined,
+    "triplet": triplet,
+    "triplet-shuffled": triplet_shuffled,
     "triplet-mined": triplet_mined,
     "triplet-hardest": triplet_hardest,
     "query-lora": query_side("lora", 2e-4),
@@ -79,6 +93,7 @@ def main(
     model_name: str = "minilm",
     epochs: float = 2,
     learning_rate: float = 5e-5,
+    batch_size: int = 32,
     seed: int = 42,
     output: str = "out/recipes",
 ) -> None:
@@ -93,6 +108,7 @@ def main(
             f"{output}/{name}",
             num_train_epochs=epochs,
             learning_rate=learning_rate,
+            per_device_train_batch_size=batch_size,
             dropout=0.0,
             seed=seed,
             disable_tqdm=True,
@@ -127,6 +143,7 @@ if __name__ == "__main__":
     parser.add_argument("--model", dest="model_name", default="minilm", help="a name on the Hub, a folder, or minilm")
     parser.add_argument("--epochs", type=float, default=2)
     parser.add_argument("--learning-rate", type=float, default=5e-5, help="of the recipes that train the whole model")
+    parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--output", default="out/recipes", help="where checkpoints go")
     main(**vars(parser.parse_args()))
