@@ -92,6 +92,79 @@ def test_two_processes_train_each_model_to_the_same_weights(tmp_path):
         )
 
 
+OTHER_TRAININGS = """
+import sys
+from pathlib import Path
+import torch
+import torch.distributed as dist
+
+root = Path(sys.argv[1])
+sys.path.insert(0, sys.argv[2])
+from test_trainer import make_data
+import embedtune as et
+
+data = make_data()
+
+
+def train(name, build):
+    torch.manual_seed(0)
+    model = et.load_model(root / "gte", max_seq_length=160, device="cpu")
+    args = et.TuningArguments(
+        str(root / "out" / name), num_train_epochs=3, per_device_train_batch_size=2, learning_rate=1e-2, use_cpu=True,
+        ddp_backend="gloo", save_strategy="no", eval_strategy="epoch", load_best_model_at_end=False, disable_tqdm=True,
+    )
+    trainer = build(model, args)
+    trainer.train()
+    return trainer.model, trainer
+
+
+def same_everywhere(values):
+    both = [None, None]
+    dist.all_gather_object(both, values)
+    assert both[0] == both[1]
+    return both[0]
+
+
+def weights(model):
+    return [p.detach().sum().item() for p in model.parameters() if p.requires_grad]
+
+
+remine = None
+
+
+def remined(model, args):
+    global remine
+    remine = et.RemineNegatives(model, data, relative_margin=None)
+    return et.EmbeddingTrainer(model, args, data=data, train_dataset=remine.dataset, callbacks=[remine])
+
+
+model, _ = train("remined", remined)
+same_everywhere(weights(model))
+found = same_everywhere([row["negative"] for row in remine.dataset])
+assert remine._now and found != [row["negative"] for row in remine.dataset.with_format(None)]
+
+model, trainer = train("frozen", lambda model, args: et.FrozenIndexTrainer(et.freeze_index(model), args, data=data))
+texts = data.corpus["text"]
+same_everywhere(weights(model))
+kept = model.encode_document(texts)
+index = trainer.loss.index.encode_documents(texts)
+assert abs(kept - index).max() < 1e-6
+base = et.load_model(root / "gte", max_seq_length=160, device="cpu")
+assert abs(kept - base.encode_document(texts)).max() < 1e-6
+assert abs(model.encode_query(texts) - base.encode_query(texts)).max() > 1e-4
+print("DONE")
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_mine_the_same_negatives_again_and_train_the_query_side_alike(tmp_path):
+    gte_qwen2_repository(tmp_path / "gte")
+    result = launch(tmp_path, OTHER_TRAININGS, tmp_path, TESTS)
+    assert result.returncode == 0, result.stderr[-8000:]
+    assert result.stdout.count("DONE") == 2
+
+
 # One loss and one gradient
 
 GRADIENTS = """

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from model_repositories import gte_qwen2_repository, jina_hf_repository, randomize
@@ -14,6 +16,7 @@ from embedtune.errors import OptionalDependencyError
 from embedtune.models import lora as lora_module
 from embedtune.models.load import load_model
 from embedtune.models.selfcheck import check_model
+from embedtune.training.adapters import TRAINED_WEIGHTS, save_trained_weights
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -263,3 +266,12 @@ def test_an_absent_peft_is_named_with_the_command_that_installs_it(folders, monk
     for name, options in (("bert", {"lora": True}), ("jina", {})):
         with pytest.raises(OptionalDependencyError, match=r"pip install 'embedtune\[lora\]'"):
             load_model(folders[name], **options)
+
+
+def test_a_run_without_a_lora_leaves_no_weights_of_one_that_stood_in_its_folder(tiny_model, tmp_path):
+    save_trained_weights(
+        load_model(copy.deepcopy(tiny_model), lora=LoraConfig(r=2, target_modules=["query"])), tmp_path
+    )
+    assert (tmp_path / TRAINED_WEIGHTS).exists()
+    save_trained_weights(tiny_model, tmp_path)
+    assert not (tmp_path / TRAINED_WEIGHTS).exists()

@@ -125,7 +125,26 @@ def test_the_batch_is_the_losses_with_the_longest_texts_as_the_model_reads_them(
     tiny_model.prompts = {"query": "the ", "document": ""}
     columns = estimate_memory(tiny_model, arguments(loss=loss, per_device_train_batch_size=7), data=data).columns
     lengths = {"query": 6, "document": 64}  # [CLS] the how to open [SEP]; cut at the 64 tokens that the model reads
-    assert list(columns) == [Column(role, 7, lengths[role]) for role in roles]
+    assert [(column.role, column.num_tokens) for column in columns] == [(role, lengths[role]) for role in roles]
+    assert {column.num_rows for column in columns if column.role == "query"} == {7}
+
+
+@pytest.mark.parametrize("loss", ["triplet", "cosine"])
+@pytest.mark.parametrize("num_rows", [1, 2, 5, 16, 24])
+def test_no_batch_has_more_chunks_than_was_estimated_and_some_has_nearly_as_many(tiny_model, arguments, loss, num_rows):
+    texts = [(f"valve {i}", [f"{i} open {j}" for j in range(2 + i % 2)]) for i in range(12)]
+    data = RetrievalDataset.from_pairs(texts, test_size=0, dev_size=0)
+    args = arguments(loss=loss, per_device_train_batch_size=num_rows, num_negatives=2)
+    columns = estimate_memory(tiny_model, args, data=data).columns
+    place = next(i for i, column in enumerate(columns) if column.role == "document")
+    loader = EmbeddingTrainer(tiny_model, args, data=data).get_train_dataloader()
+    found = set()
+    for epoch in range(20):
+        loader.set_epoch(epoch)
+        found |= {len(batch["text_rows"][:, place].unique()) for batch in loader}
+    estimated = columns[place].num_rows
+    assert max(found) <= estimated
+    assert max(found) >= estimated / 2
 
 
 def test_what_saves_memory_is_seen_to(tiny_model, data, arguments):

@@ -21,9 +21,11 @@ def save_trained_weights(model: SentenceTransformer, folder: str | Path) -> None
 
     The model in the checkpoint has the adapters merged, and training cannot be continued from a sum.
     """
+    path = Path(folder, TRAINED_WEIGHTS)
+    path.unlink(missing_ok=True)  # of another run in the same folder, which would be taken for this one's
     if has_adapters(model):
         trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-        save_file(trained, Path(folder, TRAINED_WEIGHTS))
+        save_file(trained, path)
 
 
 def load_trained_weights(model: SentenceTransformer, folder: str | Path) -> bool:

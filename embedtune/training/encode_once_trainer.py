@@ -74,7 +74,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
             self._group_rows = bool(self.args.group_rows)
             return
         self.data_collator = UniqueTextCollator(self.data_collator, self.model, max_tokens=self._max_tokens())
-        self._group_rows = self.args.group_rows if self.args.group_rows is not None else _is_row_by_row(self.loss)
+        self._group_rows = self.args.group_rows if self.args.group_rows is not None else is_row_by_row(self.loss)
         if self.args.ddp_broadcast_buffers is None:
             # Each forward pass would wait for the other processes, and they may have more passes, or fewer.
             self.args.ddp_broadcast_buffers = False
@@ -159,9 +159,9 @@ def _innermost(loss: Any) -> Any:
     return _innermost(loss.loss) if isinstance(loss, MatryoshkaLoss) else loss
 
 
-def _is_row_by_row(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
+def is_row_by_row(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
     """Say whether the other rows of a batch make no difference to a row's loss."""
     if isinstance(loss, Mapping):
-        return all(_is_row_by_row(part) for part in loss.values())
+        return all(is_row_by_row(part) for part in loss.values())
     inner = _innermost(loss)
     return inner.view != "pairs" if isinstance(inner, RetrievalLoss) else type(inner) in _ROW_BY_ROW

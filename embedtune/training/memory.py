@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from embedtune.dataset.views import COLUMN_ROLES
 from embedtune.models.prompts import prompt_of
+from embedtune.training.encode_once_trainer import is_row_by_row
 from embedtune.training.simulation import Column, peak_activations
 from embedtune.training.trainer import LOSSES, set_dropout
 
@@ -66,8 +68,9 @@ def estimate_memory(
     Not counted: the CUDA context and the libraries' workspaces (0.5 to 1 GB), what the allocator cannot use of its blocks,
     and the loss itself (the square of the batch size). FSDP and DeepSpeed divide the first three rows among the devices.
     Gradients are counted as if there from the start, which is exact with gradient accumulation. It errs on the high side
-    where that is not so, where batches encode each distinct text once, and by the gradient of the word embeddings, if they
-    are trained.
+    where that is not so, where texts of different lengths lie end to end instead of being padded to the longest, and by the
+    gradient of the word embeddings, if they are trained. A chunk that stands in several rows of a batch counts once where
+    the rows about a chunk are kept together.
 
     Args:
         model: What to train, as `load_model` returns it.
@@ -121,10 +124,25 @@ def _optimizer_bytes(name: str, trained: list[nn.Parameter]) -> int:
 
 def _columns(model: SentenceTransformer, args: TuningArguments, data: RetrievalDataset) -> tuple[Column, ...]:
     """Return the batch that is made of the longest question and the longest chunk."""
-    roles = COLUMN_ROLES[LOSSES[args.loss](model).view].values()
+    loss = LOSSES[args.loss](model)
+    roles = COLUMN_ROLES[loss.view].values()
     texts = {"query": data.queries["text"], "document": data.corpus["text"]}
     longest = {role: _longest(model, texts[role], prompt=prompt_of(model, role)) for role in dict.fromkeys(roles)}
-    return tuple(Column(role, args.per_device_train_batch_size, longest[role]) for role in roles)
+    num_rows = args.per_device_train_batch_size
+    grouped = args.encode_once and (is_row_by_row(loss) if args.group_rows is None else args.group_rows)
+    chunks = _most_chunks(data, num_rows, args.num_negatives) if grouped and loss.view != "pairs" else num_rows
+    num_texts = {"query": num_rows, "document": chunks}
+    return tuple(Column(role, num_texts[role], longest[role]) for role in roles)
+
+
+def _most_chunks(data: RetrievalDataset, num_rows: int, num_negatives: int) -> int:
+    """Return how many chunks a batch can be about at most, where the rows about a chunk follow one another.
+
+    Those with the fewest questions, and a last row of one chunk before them and a first row of another after them.
+    """
+    questions = Counter(chunk for chunks in data.relevant("train").values() for chunk in chunks)
+    rows = np.cumsum(np.sort(list(questions.values())) * num_negatives)
+    return int(min(num_rows, len(rows), 2 + np.searchsorted(rows, num_rows - 2, side="right")))
 
 
 def _at_once(columns: tuple[Column, ...], max_tokens: int | None) -> tuple[Column, ...]:
