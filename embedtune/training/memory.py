@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -141,8 +142,9 @@ def _most_chunks(data: RetrievalDataset, num_rows: int, num_negatives: int) -> i
     Those with the fewest questions, and a last row of one chunk before them and a first row of another after them.
     """
     questions = Counter(chunk for chunks in data.relevant("train").values() for chunk in chunks)
-    rows = np.cumsum(np.sort(list(questions.values())) * num_negatives)
-    return int(min(num_rows, len(rows), 2 + np.searchsorted(rows, num_rows - 2, side="right")))
+    rows = itertools.accumulate(num_negatives * count for count in sorted(questions.values()))
+    whole = sum(total <= num_rows - 2 for total in rows)
+    return min(num_rows, len(questions), whole + 2)
 
 
 def _at_once(columns: tuple[Column, ...], max_tokens: int | None) -> tuple[Column, ...]:
