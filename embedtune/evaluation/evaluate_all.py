@@ -36,7 +36,7 @@ def evaluate_all(
         split: Whose questions to ask.
         k: The cut-offs.
         batch_size: How many texts a SentenceTransformer encodes at once.
-        confidence: The level at which all intervals and decisions hold.
+        confidence: The level of the decision, and the level at which the decisions about all others hold together.
         seed: Draws the resamples.
         show_progress_bar: Show the progress of encoding and searching.
 

@@ -12,7 +12,7 @@ from sentence_transformers import SentenceTransformer
 from embedtune.evaluation.bm25 import BM25
 from embedtune.evaluation.fingerprint import fingerprint_of, model_fingerprint
 from embedtune.evaluation.retrieval import Retriever, retrieve
-from embedtune.evaluation.search import top_k_of_scores
+from embedtune.evaluation.selection import top_k_of_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

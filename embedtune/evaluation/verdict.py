@@ -44,7 +44,8 @@ class Verdict:
         comparisons: The result after against ``before``, and then against each of the other results.
         fixed: For each k the ids of the questions that are hits after and were none before.
         broken: For each k the ids of the questions that were hits before and are none after.
-        confidence: The level at which all intervals of differences, and all decisions, hold at once.
+        confidence: The level of the decision and of the intervals of ``metrics``, and the level at which those against the
+            other results hold all at once.
         warnings: Signs that the gain is a leak, a sentence each.
     """
 
@@ -68,7 +69,7 @@ class Verdict:
 
     @property
     def p_value(self) -> float:
-        """Of the paired permutation test on the primary metric, adjusted for the number of comparisons."""
+        """Of the paired permutation test on the primary metric, after against before."""
         return self.comparisons[0].p_value
 
     @property
@@ -171,10 +172,10 @@ class Verdict:
                 f"These questions can tell a difference of about {(change.high - change.low) / 2:.3f} or more; to see one of "
                 f"{_SMALL_DIFFERENCE} takes about {needed} like them."
             )
-        if len(self.comparisons) > 1:
+        if len(self.baselines) > 1:
             notes.append(
-                f"{self.after.name} is compared with {len(self.comparisons)} others: the intervals of differences are wide "
-                f"enough for all of them to hold with {_percent(self.confidence)}."
+                f"The intervals and p-values against the {len(self.baselines)} other retrievers allow for their number, and hold "
+                f"together with {_percent(self.confidence)}; those against {self.before.name} are a question of their own."
             )
         if self.num_queries < _FEW_QUERIES:
             notes.append(f"{self.num_queries} questions can tell very little: ask a hundred or more.")
@@ -300,16 +301,17 @@ def compare(
 
     The decision rests on the nDCG at the largest k: better or worse if the paired bootstrap interval of its difference
     (see `paired_interval`; questions about one chunk are drawn together) excludes zero and a paired permutation test
-    agrees, else "cannot tell". With other results, ``after`` is held against each of them too, and intervals and
-    decisions allow for their number. The other metrics' intervals are for reading: among twenty of them one excludes
-    zero by chance.
+    agrees, else "cannot tell". With other results, ``after`` is held against each of them too. That is a second question:
+    its intervals (Bonferroni) and p-values (Holm) allow for the number of the others, while the decision about ``before``
+    is the same with and without them. The other metrics' intervals are for reading: among twenty of them one excludes zero
+    by chance.
 
     Args:
         before: The result to compare with.
         after: The result to judge.
         *others: Results of other retrievers, BM25 for instance, that ``after`` should beat as well.
         training: What was trained on (the dataset, or the training questions), to warn of questions that are in both.
-        confidence: The level at which all intervals and decisions hold.
+        confidence: The level of the decision, and the level at which the decisions about all others hold together.
         num_resamples: How many bootstrap resamples, and how many permutations, to draw.
         seed: Draws them.
 
