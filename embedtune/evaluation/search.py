@@ -29,6 +29,9 @@ _TILE = 16
 # How many candidates a search in bfloat16 keeps for each that is wanted.
 _CANDIDATES = 2
 
+# How many queries' candidates are scored at once: a few megabytes of vectors.
+_RESCORED = 16
+
 # A bfloat16 has eight digits: rounding changes a number by at most this share of it.
 _ROUNDING = 2.0**-8
 
@@ -127,7 +130,7 @@ class _Search(NamedTuple):
         vectors = torch.cat([block.vectors[: block.num_rows] for block in queries])
         # In the order of positions, so that a stable sort by score breaks ties by position.
         positions = candidates.positions.sort(dim=1).values
-        scores = torch.cat([self._exact(*part) for part in zip(vectors.split(16), positions.split(16), strict=True)])
+        scores = self._exact(vectors, positions)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
         best = Best(scores[:, :k].contiguous(), positions.gather(1, order[:, :k]))
         # What is no candidate scored at most as the last of them, and at most the error more in truth.
@@ -154,7 +157,9 @@ class _Search(NamedTuple):
             for block, those, running in zip(queries, rounded, best, strict=True):
                 scores = (those @ vectors.T).float()
                 running.add(scores[: block.num_rows, : chunks.num_rows], chunks.start)
-        changes = [_changes(block.vectors, those)[: block.num_rows] for block, those in zip(queries, rounded, strict=True)]
+        changes = [
+            _changes(block.vectors, those)[: block.num_rows] for block, those in zip(queries, rounded, strict=True)
+        ]
         return _joined(best), (1 + _ROUNDING) * (torch.cat(changes) + largest)
 
     def _chunks(self) -> Iterator[_Block]:
@@ -165,9 +170,14 @@ class _Search(NamedTuple):
         yield from tqdm(blocks, desc="Searching", total=num_blocks, disable=not self.show_progress_bar)
 
     def _exact(self, queries: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        rows = torch.from_numpy(self.corpus[positions.cpu().numpy()]).to(self.device, torch.float32)
-        rows /= torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        return (rows * queries[:, None]).sum(dim=-1)
+        """Return the cosine of each query and each of its positions, of the shape of ``positions``."""
+        scores = torch.empty(positions.shape, device=self.device)
+        for i in range(0, len(queries), _RESCORED):
+            some = slice(i, i + _RESCORED)
+            rows = torch.from_numpy(self.corpus[positions[some].cpu().numpy()]).to(self.device, torch.float32)
+            rows /= torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+            scores[some] = rows.mul_(queries[some, None]).sum(dim=-1)
+        return scores
 
 
 def _joined(best: Sequence[RunningBest]) -> Best:

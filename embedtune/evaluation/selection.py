@@ -38,27 +38,36 @@ class RunningBest:
     def __init__(self, num_rows: int, k: int, device: str | torch.device) -> None:
         scores = torch.full((num_rows, k), -torch.inf, device=device)
         self._best = Best(scores, torch.full((num_rows, k), -1, device=device))
-        self._waiting: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+        # Allocated once: many small tensors that outlive large ones would leave holes in the memory between them.
+        self._waiting = tuple(
+            torch.empty(num_rows * k, dtype=t, device=device) for t in (torch.int64, torch.int64, torch.float32)
+        )
         self._num_waiting = 0
 
     def add(self, scores: torch.Tensor, start: int) -> None:
         """Take in a block of float32 scores, of shape ``(num_rows, num_columns)``, whose columns begin at a position."""
         rows, columns, found = _contenders(scores, self._best.scores[:, -1:], self._best.scores.shape[1])
-        self._waiting.append((rows, columns + start, found))
-        self._num_waiting += len(rows)
-        if self._num_waiting >= self._best.scores.numel():
-            self._sort_in()
+        end = self._num_waiting + len(rows)
+        if end > self._best.scores.numel():
+            self._sort_in(rows, columns + start, found)
+            return
+        for waiting, new in zip(self._waiting, (rows, columns + start, found), strict=True):
+            waiting[self._num_waiting : end] = new
+        self._num_waiting = end
 
     def result(self) -> Best:
         """Return the best of all that was added."""
-        if self._num_waiting:
-            self._sort_in()
+        self._sort_in()
         return self._best
 
-    def _sort_in(self) -> None:
+    def _sort_in(self, *new: torch.Tensor) -> None:
+        """Merge what waits, and what is new, into the best."""
         best, k = self._best, self._best.scores.shape[1]
-        rows, positions, scores = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
-        self._waiting, self._num_waiting = [], 0
+        parts = [waiting[: self._num_waiting] for waiting in self._waiting]
+        rows, positions, scores = (torch.cat(both) for both in zip(parts, new, strict=True)) if new else parts
+        self._num_waiting = 0
+        if len(rows) == 0:
+            return
         rows, order = rows.sort(stable=True)
         counts = torch.bincount(rows, minlength=len(best.scores))
         # Each row's contenders go behind its best, from the left; a row with fewer is filled up with -inf.
