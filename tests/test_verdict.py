@@ -281,3 +281,12 @@ def test_questions_that_were_trained_on_are_warned_of():
     assert compare(before, after, training=["something else"]).warnings == ()
     with pytest.raises(TypeError, match="got one text"):
         compare(before, after, training="About 7")
+
+
+@pytest.mark.parametrize("other", [{}, None, "before.json", [], {"ndcg@10": 0.5}])
+def test_what_is_no_result_is_refused(other):
+    result = evaluate([1, 2])
+    message = f"takes results of TopKEvaluator.evaluate, got a {type(other).__name__}. .*Evaluation.load"
+    for results in ((result, other), (other, result), (result, result, other)):
+        with pytest.raises(TypeError, match=message):
+            compare(*results)

@@ -138,7 +138,7 @@ class _Search(NamedTuple):
         is_hidden = best.scores[:, -1] <= last + 2 * _ROUNDING * last.abs() + error
         if candidates.positions.shape[1] < len(self.corpus) and is_hidden.any():
             rows = is_hidden.nonzero().flatten()
-            again = self.best([_padded(0, part) for part in vectors[rows].split(self.block_size)], k)
+            again = self.best([_padded(0, part) for part in torch.split(vectors[rows], self.block_size)], k)
             best.scores[rows], best.positions[rows] = again.scores, again.positions
         return best
 
@@ -186,7 +186,8 @@ def _joined(best: Sequence[RunningBest]) -> Best:
 
 
 def _changes(vectors: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
-    return torch.linalg.vector_norm(vectors - rounded, dim=1)
+    changes: torch.Tensor = torch.linalg.vector_norm(vectors - rounded, dim=1)
+    return changes
 
 
 def _check_arguments(queries: NDArray[np.float32], corpus: NDArray[np.float32], *, k: int, block_size: int) -> None:

@@ -85,7 +85,7 @@ def _contenders(scores: torch.Tensor, worst: torch.Tensor, k: int) -> tuple[torc
     """Return rows, columns and values of scores above the worst of the best, of shape ``(num_rows, 1)``, row by row."""
     if missing := -scores.shape[1] % _GROUP:
         scores = torch.nn.functional.pad(scores, (0, missing), value=-torch.inf)
-    groups = scores.unflatten(1, (-1, _GROUP))
+    groups = scores.reshape(len(scores), -1, _GROUP)
     rows, numbers = (groups.amax(dim=2) > worst).nonzero(as_tuple=True)
     values = groups[rows, numbers]
     is_above = values > worst[rows]

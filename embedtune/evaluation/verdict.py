@@ -18,6 +18,7 @@ from embedtune.evaluation.comparison import Decision as Decision
 from embedtune.evaluation.comparison import MetricChange as MetricChange
 from embedtune.evaluation.intervals import standard_error
 from embedtune.evaluation.leaks import leak_warnings
+from embedtune.evaluation.result import Evaluation
 from embedtune.tables import Row, html_table, signed, text_table
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.report.curve import Log
-    from embedtune.evaluation.result import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -177,6 +177,8 @@ class Verdict:
                 f"The intervals and p-values against the {len(self.baselines)} other retrievers allow for their number, and hold "
                 f"together with {_percent(self.confidence)}; those against {self.before.name} are a question of their own."
             )
+        if approximate := [run.name for run in (self.before, self.after, *self.baselines) if run.approximate]:
+            notes.append(f"Searched by an approximate index, which may overlook chunks: {', '.join(approximate)}.")
         if self.num_queries < _FEW_QUERIES:
             notes.append(f"{self.num_queries} questions can tell very little: ask a hundred or more.")
         return notes
@@ -351,6 +353,12 @@ def compare(
 
 
 def _check_comparable(results: Sequence[Evaluation]) -> None:
+    for result in results:
+        if not isinstance(result, Evaluation):
+            raise TypeError(
+                f"compare takes results of TopKEvaluator.evaluate, got a {type(result).__name__}. What Evaluation.save wrote is "
+                "read by Evaluation.load(path)."
+            )
     first = results[0]
     for other in results[1:]:
         if other.fingerprint != first.fingerprint:
