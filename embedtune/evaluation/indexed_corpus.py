@@ -38,12 +38,14 @@ class IndexedCorpus:
         batch_size: How many questions a SentenceTransformer encodes at once.
 
     Example:
+        >>> from datasets import Dataset
         >>> import embedtune as et
         >>> model = et.load_model("minilm", device="cpu")
         >>> documents = ["Press both buttons.", "Turn the key left."]
         >>> vectors = model.encode_document(documents, normalize_embeddings=True)
-        >>> corpus = Dataset.from_dict({"text": documents, "vector": vectors}).add_faiss_index("vector")  # doctest: +SKIP
-        >>> IndexedCorpus(corpus, model, index_name="vector").rank(["which key?"], documents, 1)[0]  # doctest: +SKIP
+        >>> corpus = Dataset.from_dict({"text": documents, "vector": vectors})
+        >>> corpus = corpus.add_faiss_index("vector")
+        >>> IndexedCorpus(corpus, model, index_name="vector").rank(["which key?"], documents, 1)[0]
         array([[1]])
     """
 
