@@ -107,7 +107,7 @@ def test_fewer_than_six_changed_chunks_can_be_chance(num_changed, decision):
     verdict = compare(evaluate(before), evaluate(after))
     assert (verdict.num_changed, verdict.decision) == (num_changed, decision)
     assert verdict.p_value == pytest.approx(2.0 ** (1 - num_changed), abs=0.01)
-    says_so = any(f"only {num_changed} chunks changed" in note for note in verdict.notes)
+    says_so = any(f"the questions of {num_changed} chunks changed" in note for note in verdict.notes)
     assert says_so == (decision == "cannot tell" and verdict.metrics["ndcg@10"].low > 0)
 
 

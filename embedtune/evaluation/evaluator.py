@@ -125,7 +125,9 @@ class TopKEvaluator(BaseEvaluator):
             "relevant": list(self._relevant.values()),
             "rank": [_rank(chunks, right) for chunks, right in zip(found, self._relevant.values(), strict=True)],
             "retrieved": [chunks[: self.k[-1]] for chunks in found],
-            "scores": [row[is_found][: self.k[-1]].tolist() for row, is_found in zip(scores, positions >= 0, strict=True)],
+            "scores": [
+                row[is_found][: self.k[-1]].tolist() for row, is_found in zip(scores, positions >= 0, strict=True)
+            ],
         }
         return Evaluation(
             name=name,

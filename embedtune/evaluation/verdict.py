@@ -166,7 +166,10 @@ class Verdict:
             f"{accuracy.before:.1%}: {len(self.fixed[k])} fixed, {len(self.broken[k])} broken.",
         ]
         if self.decision == "cannot tell" and not change.low <= 0 <= change.high:
-            notes.append(f"The questions of only {self.num_changed} chunks changed, which can be chance.")
+            notes.append(
+                f"The interval excludes zero, but by the permutation test it can be chance (p = {self.p_value:.3f}): the questions of "
+                f"{self.num_changed} chunks changed."
+            )
         elif self.decision == "cannot tell" and (needed := self.num_queries_needed()):
             notes.append(
                 f"These questions can tell a difference of about {(change.high - change.low) / 2:.3f} or more; to see one of "
