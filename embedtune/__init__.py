@@ -29,6 +29,7 @@ __all__ = [
     "Hit",
     "Hybrid",
     "InBatchNegativesLoss",
+    "IndexedCorpus",
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",
@@ -104,6 +105,7 @@ _HOME = {
     "Hit": "embedtune.rag.retriever",
     "Hybrid": "embedtune.evaluation.hybrid",
     "InBatchNegativesLoss": "embedtune.training.losses",
+    "IndexedCorpus": "embedtune.evaluation.indexed_corpus",
     "LLM": "embedtune.types",
     "LearningCurve": "embedtune.training.learning_curve",
     "LossComparison": "embedtune.training.loss_comparison",
@@ -176,6 +178,7 @@ if TYPE_CHECKING:
     from embedtune.evaluation.forgetting import check_forgetting as check_forgetting
     from embedtune.evaluation.forgetting import load_nanobeir as load_nanobeir
     from embedtune.evaluation.hybrid import Hybrid as Hybrid
+    from embedtune.evaluation.indexed_corpus import IndexedCorpus as IndexedCorpus
     from embedtune.evaluation.merging import merge_with_base as merge_with_base
     from embedtune.evaluation.openai_encoder import OpenAIEncoder as OpenAIEncoder
     from embedtune.evaluation.verdict import Verdict as Verdict

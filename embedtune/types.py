@@ -209,4 +209,8 @@ class Ranker(Protocol):
     def rank(
         self, queries: Sequence[str], documents: Sequence[str], k: int
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return positions in ``documents`` and their scores, both of shape ``(num_queries, k)``, best first."""
+        """Return positions in ``documents`` and their scores, both of shape ``(num_queries, k)``, best first.
+
+        A position of -1 stands for nothing, where fewer than ``k`` are found. A ranker whose attribute ``approximate`` is
+        true is marked in results.
+        """

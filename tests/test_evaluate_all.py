@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections import Counter
+
 import pytest
 from test_evaluator import build, made_up
 
@@ -62,3 +64,33 @@ def test_fewer_than_two_and_unknown_words_are_refused(tiny_model):
         evaluate_all(data, {"bm25": "bm25"})
     with pytest.raises(ValueError, match=r"'base' is 'minilm'. Give the model itself, et.load_model\('minilm'\)"):
         evaluate_all(data, {"bm25": "bm25", "base": "minilm"})
+
+
+def test_retrievers_without_names_are_refused():
+    with pytest.raises(TypeError, match=r"must be named, .* got a list"):
+        evaluate_all(build(*made_up()), ["bm25", "bm25"])
+
+
+def test_a_model_that_takes_part_several_times_encodes_each_text_once(tiny_model, monkeypatch):
+    seen = Counter()
+    encode_distinct = ModelEncoder._encode_distinct
+
+    def spy(self, texts, role):
+        seen[role] += len(texts)
+        return encode_distinct(self, texts, role)
+
+    data = build(*made_up())
+    retrievers = {
+        "bm25": "bm25",
+        "base": tiny_model,
+        "hybrid": Hybrid(tiny_model),
+        "both": Hybrid(BM25(b=0.5), Hybrid(tiny_model)),
+    }
+    evaluator = TopKEvaluator(data)
+    alone = [evaluator.evaluate(BM25() if name == "bm25" else r, name=name) for name, r in retrievers.items()]
+    monkeypatch.setattr(ModelEncoder, "_encode_distinct", spy)
+    verdict = evaluate_all(data, retrievers)
+    assert seen == {"document": 48, "query": 40}
+    for found, expected in zip((verdict.before, verdict.after, *verdict.baselines), alone, strict=True):
+        assert found.model == expected.model
+        assert found.per_query.to_dict() == expected.per_query.to_dict()

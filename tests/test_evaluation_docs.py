@@ -81,6 +81,6 @@ def test_each_block_is_python(block):
 def test_the_first_example_prints_what_the_page_shows(capsys):
     exec(compile(BLOCKS[0], str(PAGE), "exec"), {})
     printed = capsys.readouterr().out
-    shown = re.search(r"^```\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)[1]
+    shown = re.search(r"^```\n\n```\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)[1]
     # Figures may differ in the last digit from machine to machine.
     assert [line.split()[:1] for line in printed.splitlines()] == [line.split()[:1] for line in shown.splitlines()]

@@ -240,18 +240,6 @@ def test_an_encoder_and_a_ranker_of_ones_own_can_be_evaluated(tiny_model):
     assert bm25.metrics != model.metrics
 
 
-def test_what_cannot_retrieve_is_refused():
-    evaluator = TopKEvaluator(build(*made_up()))
-    with pytest.raises(TypeError, match="Cannot evaluate a str"):
-        evaluator.evaluate("minilm")
-
-
-def test_a_ranking_of_the_wrong_shape_is_refused():
-    evaluator = TopKEvaluator(build(*made_up()))
-    with pytest.raises(ValueError, match=r"Fixed.rank returned positions of shape \(2, 3\), expected \(40, 48\)"):
-        evaluator.evaluate(Fixed([[0, 1, 2]] * 2))
-
-
 def test_a_chunk_without_a_usable_vector_is_named(tiny_model):
     class Broken(ModelEncoder):
         def encode_documents(self, texts):
@@ -434,3 +422,71 @@ def test_a_result_prints_as_a_table_and_escapes_html(tiny_model):
     html = evaluation._repr_html_()
     assert "&lt;b&gt;tuned&lt;/b&gt;" in html
     assert "<b>" not in html
+
+
+def test_what_is_no_dataset_is_refused():
+    with pytest.raises(TypeError, match="data must be a RetrievalDataset, got a dict"):
+        TopKEvaluator({})
+
+
+@pytest.mark.parametrize(
+    ("retriever", "message"),
+    [
+        ("minilm", r"'minilm' is a name. Give the model itself, et.load_model\('minilm'\)"),
+        (BM25, r"BM25 is a class. Give one of its objects, BM25\(...\)"),
+        (None, "Cannot evaluate a NoneType. Give a SentenceTransformer"),
+    ],
+)
+def test_what_is_no_retriever_is_refused_with_what_to_give_instead(retriever, message):
+    with pytest.raises(TypeError, match=message):
+        TopKEvaluator(build(*made_up())).evaluate(retriever)
+
+
+class Vectors:
+    """An encoder that returns what it is given."""
+
+    def __init__(self, make):
+        self.make = make
+
+    def encode_queries(self, texts):
+        return self.make(np.ones((len(texts), 3), dtype=np.float32))
+
+    encode_documents = encode_queries
+
+
+@pytest.mark.parametrize("make", [np.ndarray.tolist, torch.from_numpy, lambda _: None])
+def test_vectors_that_are_no_array_are_refused(make):
+    with pytest.raises(
+        TypeError, match=r"Vectors returned its vectors as a (list|Tensor|NoneType). Return a NumPy array"
+    ):
+        TopKEvaluator(build(*made_up())).evaluate(Vectors(make))
+
+
+@pytest.mark.parametrize(
+    ("positions", "message"),
+    [
+        ([[48] * 48] * 40, "positions from 48 to 48: those of 48 documents go from 0 to 47"),
+        ([[-2] * 48] * 40, "positions from -2 to -2"),
+        ([[0, 1, 2]] * 2, r"Fixed.rank returned positions of shape \(2, 3\) .*, expected \(40, 48\)"),
+    ],
+)
+def test_a_ranking_that_cannot_be_is_refused(positions, message):
+    with pytest.raises(ValueError, match=message):
+        TopKEvaluator(build(*made_up())).evaluate(Fixed(positions))
+
+
+def test_a_position_of_minus_one_is_nothing_found():
+    data = build(*made_up())
+    nothing = TopKEvaluator(data, k=(1, 5)).evaluate(Fixed([[-1] * 48] * 40))
+    assert set(nothing.metrics.values()) == {0}
+    assert set(nothing.per_query["rank"][:]) == {None}
+    assert nothing.per_query["retrieved"][0] == nothing.per_query["scores"][0] == []
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [('{"a', "no JSON file, or was cut off"), ('{"a": 1}', "holds no evaluation")]
+)
+def test_a_file_that_holds_no_result_is_refused(tmp_path, content, message):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(ValueError, match=rf"x.json {message}|x.json is {message}"):
+        Evaluation.load(tmp_path / "x.json")

@@ -135,3 +135,8 @@ def test_options_that_make_no_sense_are_refused(tiny_model):
         merge_with_base(tiny_model, tiny_model)
     with pytest.raises(ValueError, match=r"'dev'.*\['test'\]"):
         merge_with_base(tiny_model, tiny_model, data=build(*made_up()))
+
+
+def test_a_name_in_the_place_of_a_model_is_refused(tiny_model):
+    with pytest.raises(TypeError, match=r"base is the name 'minilm'. Give the model itself, et.load_model\('minilm'\)"):
+        merge_with_base(tiny_model, "minilm")

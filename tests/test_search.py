@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from sentence_transformers.util import SimilarityFunction
 
 from embedtune.evaluation import search
-from embedtune.evaluation.search import top_k, top_k_of_scores
+from embedtune.evaluation.search import top_k
 
 torch.set_num_threads(1)
 
@@ -153,15 +153,6 @@ def test_an_unknown_similarity_is_refused():
         top_k(vectors(2), vectors(9), 3, similarity="hamming")
 
 
-@settings(deadline=None, derandomize=True)
-@given(hnp.arrays(np.float32, st.tuples(st.integers(1, 5), st.integers(1, 60)), elements=st.integers(0, 3)), st.data())
-def test_top_k_of_scores_is_a_stable_sort(scores, data):
-    k = data.draw(st.integers(1, scores.shape[1]))
-    found = top_k_of_scores(scores, k)
-    for got, expected in zip(found, stable_sort(scores, k), strict=True):
-        np.testing.assert_array_equal(got, expected)
-
-
 def clustered(num, *, dim=24, seed=0):
     """Vectors of which many are nearly equal, so that half of the digits do not tell them apart."""
     rng = np.random.default_rng(seed)
@@ -187,6 +178,30 @@ def test_half_of_the_digits_give_the_same_result(make, k):
     np.testing.assert_allclose(exact, scores, atol=1e-6)
     assert make is clustered or (rough_positions == positions).mean() > 0.99
     assert all(len(set(row)) == k for row in rough_positions.tolist())
+
+
+@settings(deadline=None, derandomize=True, max_examples=50)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 60))
+def test_a_product_in_half_of_the_digits_is_no_further_from_the_truth_than_is_allowed_for(seed, dim):
+    queries, corpus = (torch.nn.functional.normalize(torch.from_numpy(vectors(64, dim=dim, seed=s))) for s in (seed, 7))
+    found = search._Search(corpus.numpy(), "cosine", 64, torch.device("cpu"), None, False)
+    rough, error = found._candidates([search._padded(0, queries)], len(corpus))
+    exact = (queries.double() @ corpus.double().T).gather(1, rough.positions)
+    allowed = error[:, None] + 2 * search._ROUNDING * rough.scores.abs()
+    assert ((rough.scores - exact).abs() <= allowed).all()
+
+
+def test_where_half_of_the_digits_could_hide_a_chunk_the_query_is_searched_again(monkeypatch):
+    again = []
+    best = search._Search.best
+    monkeypatch.setattr(
+        search._Search, "best", lambda self, queries, k: again.append(queries[0].num_rows) or best(self, queries, k)
+    )
+    corpus = np.concatenate([1 + 1e-4 * vectors(300), -vectors(300)])  # the first are as good as equal to the query
+    queries = np.concatenate([np.ones((1, 24), dtype=np.float32), vectors(5, seed=3)])
+    scores, _ = top_k(queries, corpus, 3, precision="bfloat16")
+    assert again == [1]
+    np.testing.assert_allclose(scores, top_k(queries, corpus, 3)[0], atol=1e-6)
 
 
 def test_half_of_the_digits_break_ties_by_position():

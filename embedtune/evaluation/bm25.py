@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import bm25s
 import numpy as np
 
-from embedtune.evaluation.search import top_k_of_scores
+from embedtune.evaluation.selection import top_k_of_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -46,7 +46,8 @@ class Comparison:
         other: The other one.
         decision: Whether the result to judge is ``"better"`` or ``"worse"`` than the other, or ``"cannot tell"``.
         metrics: Each metric's change from the other to the result to judge.
-        p_value: Of the paired permutation test on the primary metric, adjusted for the number of comparisons.
+        p_value: Of the paired permutation test on the primary metric, adjusted for the number of comparisons in
+            its family (see `compare`).
         num_changed: For how many chunks the primary metric differs.
     """
 
@@ -60,10 +61,27 @@ class Comparison:
 def compare_with_each(
     after: Evaluation, others: Sequence[Evaluation], *, confidence: float, num_resamples: int, seed: int
 ) -> tuple[Comparison, ...]:
+    """Hold a result against each of the others: against the first as the question asked beforehand, then against the rest.
+
+    The first comparison is what the verdict is about, whatever else stands in the table, so it is made at the full level:
+    of retrievers that are alike it calls at most ``1 - confidence`` of the pairs better or worse. The rest are a family of
+    their own, in which at most that share of tables has any false finding.
+    """
+    return (
+        *_family(after, others[:1], confidence=confidence, num_resamples=num_resamples, seed=seed),
+        *_family(after, others[1:], confidence=confidence, num_resamples=num_resamples, seed=seed),
+    )
+
+
+def _family(
+    after: Evaluation, others: Sequence[Evaluation], *, confidence: float, num_resamples: int, seed: int
+) -> tuple[Comparison, ...]:
     """Hold a result against each of the others, so that all intervals and decisions hold at once with ``confidence``.
 
     The intervals are Bonferroni's, each at the level ``1 - (1 - confidence) / len(others)``; the p-values are Holm's.
     """
+    if not others:
+        return ()
     differences = [_differences(other, after) for other in others]
     low, high = paired_interval(
         np.concatenate(differences, axis=1),

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from embedtune.evaluation.fingerprint import model_fingerprint
 from embedtune.models.packing import can_pack, encode_packed
 from embedtune.models.prompts import prompt_of
 
@@ -45,6 +46,11 @@ class ModelEncoder:
     show_progress_bar: bool = False
     devices: tuple[str, ...] = ()
 
+    @property
+    def fingerprint(self) -> str:
+        """The model's."""
+        return model_fingerprint(self.model)
+
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
         """Return one vector a query, of shape ``(num_texts, dim)``."""
         return self._encode_distinct(texts, "query")
@@ -66,6 +72,19 @@ class ModelEncoder:
             encode: Callable[..., Any] = self.model.encode_query if role == "query" else self.model.encode_document
             vectors = np.asarray(encode(distinct, **options), dtype=np.float32)
         return vectors if len(position) == len(texts) else vectors[[position[text] for text in texts]]
+
+
+@dataclass(frozen=True)
+class RememberingEncoder(ModelEncoder):
+    """A `ModelEncoder` that encodes the same texts once, for evaluations in which a model takes part more than once."""
+
+    _known: dict[tuple[Role, tuple[str, ...]], NDArray[np.float32]] = field(default_factory=dict, repr=False)
+
+    def _encode_distinct(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+        key = role, tuple(texts)
+        if key not in self._known:
+            self._known[key] = super()._encode_distinct(texts, role)
+        return self._known[key]
 
 
 def _encodes_as_usual(model: SentenceTransformer) -> bool:

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from sentence_transformers import SentenceTransformer
+
 from embedtune.evaluation.bm25 import BM25
+from embedtune.evaluation.encoders import RememberingEncoder
 from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.evaluation.hybrid import Hybrid
 from embedtune.evaluation.verdict import Verdict, compare
 
 if TYPE_CHECKING:
@@ -36,7 +42,7 @@ def evaluate_all(
         split: Whose questions to ask.
         k: The cut-offs.
         batch_size: How many texts a SentenceTransformer encodes at once.
-        confidence: The level at which all intervals and decisions hold.
+        confidence: The level of the decision, and the level at which the decisions about all others hold together.
         seed: Draws the resamples.
         show_progress_bar: Show the progress of encoding and searching.
 
@@ -56,13 +62,43 @@ def evaluate_all(
         >>> verdict.decision
         'cannot tell'
     """
+    if not isinstance(retrievers, Mapping):
+        raise TypeError(
+            f"retrievers must be named, {{'base': model, 'bm25': 'bm25'}} for instance, got a {type(retrievers).__name__}."
+        )
     if len(retrievers) < 2:
         raise ValueError(f"{list(retrievers)} cannot be compared: give at least two, for instance base and bm25.")
     evaluator = TopKEvaluator(data, split, k=k, batch_size=batch_size, show_progress_bar=show_progress_bar)
-    chosen = {name: _retriever(name, retriever) for name, retriever in retrievers.items()}
+    named = {name: _retriever(name, retriever) for name, retriever in retrievers.items()}
+    chosen = dict(zip(named, _sharing_vectors(list(named.values()), batch_size, show_progress_bar), strict=True))
     before, after, *others = (evaluator.evaluate(retriever, name=name) for name, retriever in chosen.items())
     training = data if "train" in data.splits and split != "train" else None
     return compare(before, after, *others, training=training, confidence=confidence, seed=seed)
+
+
+def _sharing_vectors(retrievers: Sequence[Retriever], batch_size: int, show_progress_bar: bool) -> list[Retriever]:
+    """Let a model that takes part more than once, in a hybrid for instance, encode the corpus once."""
+    models = [model for retriever in retrievers for model in _models(retriever)]
+    number = Counter(map(id, models))
+    shared = {
+        id(model): RememberingEncoder(model, batch_size, show_progress_bar) for model in models if number[id(model)] > 1
+    }
+    return [_with_shared(retriever, shared) for retriever in retrievers]
+
+
+def _models(retriever: Retriever) -> Iterator[SentenceTransformer]:
+    if isinstance(retriever, SentenceTransformer):
+        yield retriever
+    elif isinstance(retriever, Hybrid):
+        yield from _models(retriever.retriever)
+        yield from _models(retriever.other)
+
+
+def _with_shared(retriever: Retriever, shared: Mapping[int, RememberingEncoder]) -> Retriever:
+    if isinstance(retriever, Hybrid):
+        parts = _with_shared(retriever.retriever, shared), _with_shared(retriever.other, shared)
+        return replace(retriever, retriever=parts[0], other=parts[1])
+    return shared.get(id(retriever), retriever)
 
 
 def _retriever(name: str, retriever: Retriever | str) -> Retriever:

@@ -10,16 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
-from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
-from embedtune.evaluation.fingerprint import fingerprint_of, model_fingerprint
+from embedtune.dataset import RetrievalDataset
+from embedtune.evaluation.fingerprint import fingerprint_of
 from embedtune.evaluation.result import PER_QUERY_FEATURES, search_depth
 from embedtune.evaluation.result import Evaluation as Evaluation
-from embedtune.evaluation.retrieval import Retriever, name_of, retrieve
+from embedtune.evaluation.retrieval import Retriever, check_retriever, is_approximate, name_of, retrieve
 
 if TYPE_CHECKING:
-    from embedtune.dataset import RetrievalDataset
+    from sentence_transformers import SentenceTransformer
+
     from embedtune.evaluation.search import Precision
 
 logger = logging.getLogger(__name__)
@@ -74,6 +75,8 @@ class TopKEvaluator(BaseEvaluator):
         show_progress_bar: bool = False,
     ) -> None:
         super().__init__()
+        if not isinstance(data, RetrievalDataset):
+            raise TypeError(f"data must be a RetrievalDataset, got a {type(data).__name__}. build_dataset makes one.")
         relevant = data.relevant(split)
         if not relevant:
             raise ValueError(f"The split {split!r} has no questions. Choose another of {list(data.qrels)}.")
@@ -101,8 +104,8 @@ class TopKEvaluator(BaseEvaluator):
             TypeError: If it is none of these.
             ValueError: If it gives no usable vectors or ranking.
         """
-        model = model_fingerprint if isinstance(retriever, SentenceTransformer) else fingerprint_of
-        return self._evaluate(retriever, name=name or name_of(retriever), model=model(retriever))
+        check_retriever(retriever)
+        return self._evaluate(retriever, name=name or name_of(retriever), model=fingerprint_of(retriever))
 
     def _evaluate(self, retriever: Retriever, *, name: str, model: str = "") -> Evaluation:
         scores, positions = retrieve(
@@ -114,14 +117,17 @@ class TopKEvaluator(BaseEvaluator):
             precision=self.precision,
             show_progress_bar=self.show_progress_bar,
         )
-        found = np.array(list(self._corpus), dtype=object)[positions].tolist()
+        ids = list(self._corpus)
+        found = [[ids[position] for position in row if position >= 0] for row in positions.tolist()]
         columns = {
             "query-id": list(self._queries),
             "query": list(self._queries.values()),
             "relevant": list(self._relevant.values()),
             "rank": [_rank(chunks, right) for chunks, right in zip(found, self._relevant.values(), strict=True)],
             "retrieved": [chunks[: self.k[-1]] for chunks in found],
-            "scores": scores[:, : self.k[-1]].tolist(),
+            "scores": [
+                row[is_found][: self.k[-1]].tolist() for row, is_found in zip(scores, positions >= 0, strict=True)
+            ],
         }
         return Evaluation(
             name=name,
@@ -131,6 +137,7 @@ class TopKEvaluator(BaseEvaluator):
             num_chunks=len(self._corpus),
             fingerprint=self.fingerprint,
             model=model,
+            approximate=is_approximate(retriever),
         )
 
     def __call__(

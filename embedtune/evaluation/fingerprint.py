@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+from sentence_transformers import SentenceTransformer
 
 _NO_SETTINGS = ("architectures", "dtype", "torch_dtype", "transformers_version")
 
@@ -65,5 +63,7 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
 
 
 def fingerprint_of(retriever: object) -> str:
-    """Return what another retriever says in its attribute ``fingerprint``, or its class."""
+    """Return a model's fingerprint, or what another retriever says in its attribute ``fingerprint``, or its class."""
+    if isinstance(retriever, SentenceTransformer):
+        return model_fingerprint(retriever)
     return str(getattr(retriever, "fingerprint", type(retriever).__name__))

@@ -7,12 +7,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from sentence_transformers import SentenceTransformer
 
 from embedtune.evaluation.bm25 import BM25
-from embedtune.evaluation.fingerprint import fingerprint_of, model_fingerprint
-from embedtune.evaluation.retrieval import Retriever, retrieve
-from embedtune.evaluation.search import top_k_of_scores
+from embedtune.evaluation.fingerprint import fingerprint_of
+from embedtune.evaluation.retrieval import Retriever, is_approximate, retrieve
+from embedtune.evaluation.selection import top_k_of_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,11 +49,13 @@ class Hybrid:
     @property
     def fingerprint(self) -> str:
         """The settings and what is fused, as a result remembers them."""
-        parts = [
-            model_fingerprint(part) if isinstance(part, SentenceTransformer) else fingerprint_of(part)
-            for part in (self.retriever, self.other)
-        ]
-        return f"Hybrid({', '.join(parts)}, offset={self.offset}, depth={self.depth})"
+        parts = ", ".join(fingerprint_of(part) for part in (self.retriever, self.other))
+        return f"Hybrid({parts}, offset={self.offset}, depth={self.depth})"
+
+    @property
+    def approximate(self) -> bool:
+        """Whether a part searches approximately."""
+        return is_approximate(self.retriever) or is_approximate(self.other)
 
     def rank(
         self, queries: Sequence[str], documents: Sequence[str], k: int
@@ -83,9 +84,9 @@ class Hybrid:
         return positions, scores
 
     def _fused(self, rankings: Sequence[NDArray[np.int64]], num_documents: int) -> NDArray[np.float32]:
-        scores = np.zeros((len(rankings[0]), num_documents))
+        scores = np.zeros((len(rankings[0]), num_documents + 1))  # the last is where a position of -1 points
         for ranking in rankings:
             values = 1 / (self.offset + np.arange(1, ranking.shape[1] + 1))
             # A position stands once in a ranking, so nothing is added twice.
             np.put_along_axis(scores, ranking, np.take_along_axis(scores, ranking, axis=1) + values, axis=1)
-        return scores.astype(np.float32)
+        return scores[:, :-1].astype(np.float32)

@@ -109,6 +109,9 @@ def smallest_within_one_error(evaluations: Mapping[float, Evaluation]) -> float:
 
 def _check_alike(tuned: SentenceTransformer, base: SentenceTransformer) -> None:
     """Raise unless each weight of one model has its counterpart in the other."""
+    for name, model in (("tuned", tuned), ("base", base)):
+        if isinstance(model, str):
+            raise TypeError(f"{name} is the name {model!r}. Give the model itself, et.load_model({model!r}).")
     ours, theirs = tuned.state_dict(), base.state_dict()
     for name, weights in (("tuned", ours), ("base", theirs)):
         if any("lora_" in key for key in weights):

@@ -62,6 +62,7 @@ class Evaluation:
             can be compared.
         model: What was evaluated: the SHA-256 of a SentenceTransformer's weights and settings (see `model_fingerprint`),
             what another retriever says in its attribute ``fingerprint``, or its class.
+        approximate: Whether an approximate index searched, which may overlook what an exact search finds.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Evaluation:
     num_chunks: int
     fingerprint: str
     model: str = ""
+    approximate: bool = False
 
     @property
     def num_queries(self) -> int:
@@ -96,7 +98,9 @@ class Evaluation:
     def per_query_metrics(self) -> dict[str, NDArray[np.float64]]:
         """Each metric's value for each question, of shape ``(num_queries,)``, in the order of ``per_query``."""
         relevant, retrieved = self.per_query["relevant"][:], self.per_query["retrieved"][:]
-        hits = np.array([[c in right for c in found] for right, found in zip(relevant, retrieved, strict=True)])
+        hits = np.zeros((len(relevant), self.k[-1]), dtype=bool)
+        for row, right, found in zip(hits, relevant, retrieved, strict=True):
+            row[: len(found)] = [chunk in right for chunk in found]
         num_relevant = np.array([len(right) for right in relevant])
         return {name: values for k in self.k for name, values in metrics_at_k(hits, num_relevant, k=k).items()}
 
@@ -139,6 +143,7 @@ class Evaluation:
             "num_chunks": self.num_chunks,
             "fingerprint": self.fingerprint,
             "model": self.model,
+            "approximate": self.approximate,
             "metrics": self.metrics,  # for other readers; `load` computes them
             "per_query": self.per_query.to_dict(),
         }
@@ -146,8 +151,17 @@ class Evaluation:
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:
-        """Read what `save` wrote."""
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        """Read what `save` wrote.
+
+        Raises:
+            ValueError: If the file holds no evaluation.
+        """
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as err:
+            raise ValueError(f"{path} is no JSON file, or was cut off: {err}.") from err
+        if not isinstance(content, dict) or "per_query" not in content:
+            raise ValueError(f"{path} holds no evaluation. Give a file that Evaluation.save wrote.")
         return cls(
             name=content["name"],
             split=content["split"],
@@ -156,6 +170,7 @@ class Evaluation:
             num_chunks=content["num_chunks"],
             fingerprint=content["fingerprint"],
             model=content.get("model", ""),
+            approximate=content.get("approximate", False),
         )
 
     def __repr__(self) -> str:
@@ -166,7 +181,8 @@ class Evaluation:
 
     @property
     def _title(self) -> str:
-        return f"{self.name} on {self.split}: {self.num_queries} questions, {self.num_chunks} chunks"
+        title = f"{self.name} on {self.split}: {self.num_queries} questions, {self.num_chunks} chunks"
+        return f"{title}, approximate search" if self.approximate else title
 
     @property
     def _table(self) -> tuple[list[str], list[list[str]]]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
+import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from embedtune.evaluation.encoders import ModelEncoder, model_name
@@ -12,7 +13,6 @@ from embedtune.evaluation.search import Precision, top_k
 from embedtune.types import Encoder, Ranker
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 Retriever: TypeAlias = SentenceTransformer | Encoder | Ranker
@@ -48,39 +48,67 @@ def retrieve(
         TypeError: If it is no retriever.
         ValueError: If it gives no usable vectors or ranking.
     """
-    if isinstance(retriever, SentenceTransformer):
-        encoder: Encoder = ModelEncoder(retriever, batch_size, show_progress_bar)
-        similarity, device = retriever.similarity_fn_name, retriever.device
-    elif isinstance(retriever, Ranker):
+    check_retriever(retriever)
+    if isinstance(retriever, Ranker):
         return _ranked(retriever, list(queries.values()), list(corpus.values()), k)
-    elif isinstance(retriever, Encoder):
-        encoder, similarity, device = retriever, "cosine", "cpu"
-    else:
-        raise TypeError(
-            f"Cannot evaluate a {type(retriever).__name__}. Give a SentenceTransformer, an object with encode_queries and "
-            "encode_documents, or one with rank."
-        )
+    if isinstance(retriever, SentenceTransformer):
+        retriever = ModelEncoder(retriever, batch_size, show_progress_bar)
+    model: Any = retriever.model if isinstance(retriever, ModelEncoder) else None
     return top_k(
-        encoder.encode_queries(list(queries.values())),
-        encoder.encode_documents(list(corpus.values())),
+        _vectors(retriever, retriever.encode_queries(list(queries.values()))),
+        _vectors(retriever, retriever.encode_documents(list(corpus.values()))),
         k,
-        similarity=similarity,
+        similarity=model.similarity_fn_name if model is not None else "cosine",
         precision=precision,
-        device=device,
+        device=model.device if model is not None else "cpu",
         query_ids=list(queries),
         corpus_ids=list(corpus),
         show_progress_bar=show_progress_bar,
     )
 
 
+def check_retriever(retriever: object) -> None:
+    """Raise a TypeError unless a retriever can be evaluated."""
+    if isinstance(retriever, (SentenceTransformer, Encoder, Ranker)) and not isinstance(retriever, type):
+        return
+    if isinstance(retriever, str):
+        raise TypeError(f"{retriever!r} is a name. Give the model itself, et.load_model({retriever!r}), or et.BM25().")
+    if isinstance(retriever, type):
+        raise TypeError(f"{retriever.__name__} is a class. Give one of its objects, {retriever.__name__}(...).")
+    raise TypeError(
+        f"Cannot evaluate a {type(retriever).__name__}. Give a SentenceTransformer, an object with encode_queries and "
+        "encode_documents, or one with rank."
+    )
+
+
+def is_approximate(retriever: object) -> bool:
+    """Say whether a retriever says that it may overlook something."""
+    return bool(getattr(retriever, "approximate", False))
+
+
+def _vectors(encoder: Encoder, vectors: object) -> NDArray[np.float32]:
+    if not isinstance(vectors, np.ndarray):
+        raise TypeError(
+            f"{type(encoder).__name__} returned its vectors as a {type(vectors).__name__}. Return a NumPy array of shape "
+            "(num_texts, dim): np.array(rows, dtype=np.float32), or tensor.float().cpu().numpy()."
+        )
+    return vectors
+
+
 def _ranked(
     ranker: Ranker, queries: list[str], documents: list[str], k: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     positions, scores = ranker.rank(queries, documents, k)
-    if positions.shape != (len(queries), k):
+    positions, scores = np.asarray(positions), np.asarray(scores)
+    if not positions.shape == scores.shape == (len(queries), k):
         raise ValueError(
-            f"{name_of(ranker)}.rank returned positions of shape {positions.shape}, expected {(len(queries), k)}: k for each "
-            "query."
+            f"{name_of(ranker)}.rank returned positions of shape {positions.shape} and scores of shape {scores.shape}, "
+            f"expected {(len(queries), k)}: k for each query, -1 where it finds fewer."
+        )
+    if positions.min() < -1 or positions.max() >= len(documents):
+        raise ValueError(
+            f"{name_of(ranker)}.rank returned positions from {positions.min()} to {positions.max()}: those of {len(documents)} "
+            f"documents go from 0 to {len(documents) - 1}, and -1 stands for nothing."
         )
     return scores, positions
 

@@ -9,6 +9,8 @@ import torch
 from sentence_transformers.util import SimilarityFunction
 from tqdm.auto import tqdm
 
+from embedtune.evaluation.selection import Best, RunningBest
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -24,10 +26,14 @@ BLOCK_SIZE = 2048
 # tiles make equal vectors score equally wherever they stand, so that a tie is a tie.
 _TILE = 16
 
-# How many candidates a search in bfloat16 keeps for each that is wanted, and by how much a cosine may then be wrong: two
-# unit vectors, each number rounded by at most 2 ** -9 of itself, and the result once more.
-_CANDIDATES = 4
-_ROUNDING = 2.0**-7
+# How many candidates a search in bfloat16 keeps for each that is wanted.
+_CANDIDATES = 2
+
+# How many queries' candidates are scored at once: a few megabytes of vectors.
+_RESCORED = 16
+
+# A bfloat16 has eight digits: rounding changes a number by at most this share of it.
+_ROUNDING = 2.0**-8
 
 
 class _Block(NamedTuple):
@@ -35,13 +41,6 @@ class _Block(NamedTuple):
     num_rows: int
     vectors: torch.Tensor
     """The rows, and zeros below them up to a multiple of the tile."""
-
-
-class _Best(NamedTuple):
-    """The best found so far: scores and corpus positions of shape ``(num_queries, k)``, best first."""
-
-    scores: torch.Tensor
-    positions: torch.Tensor
 
 
 def top_k(
@@ -114,66 +113,81 @@ class _Search(NamedTuple):
     ids: Sequence[str] | None
     show_progress_bar: bool
 
-    def best(self, query_blocks: Sequence[_Block], k: int, dtype: torch.dtype = torch.float32) -> _Best:
-        """Find the best ``k`` for each query, with vectors of a precision."""
+    def best(self, queries: Sequence[_Block], k: int) -> Best:
+        """Find the best ``k`` for each query."""
         unit = self.similarity == "cosine"
         score = SimilarityFunction.to_similarity_fn("dot" if unit else self.similarity)
-        best = [_empty(block.num_rows, k, self.device) for block in query_blocks]
-        queries = [block.vectors.to(dtype) for block in query_blocks]
-        # The corpus is the outer loop, so that each of its blocks goes to the device and is normalised once.
-        blocks = _blocks(self.corpus, self.block_size, kind="chunk", ids=self.ids, unit=unit, device=self.device)
-        num_blocks = -(-len(self.corpus) // self.block_size)
-        for chunks in tqdm(blocks, desc="Searching", total=num_blocks, disable=not self.show_progress_bar):
-            vectors = chunks.vectors.to(dtype)
-            for i, block in enumerate(query_blocks):
-                scores = score(queries[i], vectors)[: block.num_rows, : chunks.num_rows].float()
-                best[i] = _merge(best[i], scores, chunks.start)
-        return _Best(torch.cat([found.scores for found in best]), torch.cat([found.positions for found in best]))
+        best = [RunningBest(block.num_rows, k, self.device) for block in queries]
+        for chunks in self._chunks():
+            for block, running in zip(queries, best, strict=True):
+                scores = score(block.vectors, chunks.vectors)
+                running.add(scores[: block.num_rows, : chunks.num_rows], chunks.start)
+        return _joined(best)
 
-    def nearly_best(self, query_blocks: Sequence[_Block], k: int) -> _Best:
+    def nearly_best(self, queries: Sequence[_Block], k: int) -> Best:
         """Find the best ``k`` for each query by cosine: candidates in bfloat16, scored in float32."""
-        candidates = self.best(query_blocks, min(_CANDIDATES * k, len(self.corpus)), torch.bfloat16)
-        queries = torch.cat([block.vectors[: block.num_rows] for block in query_blocks])
+        candidates, error = self._candidates(queries, min(_CANDIDATES * k, len(self.corpus)))
+        vectors = torch.cat([block.vectors[: block.num_rows] for block in queries])
         # In the order of positions, so that a stable sort by score breaks ties by position.
         positions = candidates.positions.sort(dim=1).values
-        scores = torch.cat(
-            [self._exact(queries[i : i + 16], positions[i : i + 16]) for i in range(0, len(queries), 16)]
-        )
+        scores = self._exact(vectors, positions)
         scores, order = scores.sort(dim=1, descending=True, stable=True)
-        best = _Best(scores[:, :k].contiguous(), positions.gather(1, order[:, :k]))
-        # What is no candidate scored at most as the last of them, and at most the rounding more in truth.
-        is_hidden = best.scores[:, -1] < candidates.scores[:, -1] + _ROUNDING
+        best = Best(scores[:, :k].contiguous(), positions.gather(1, order[:, :k]))
+        # What is no candidate scored at most as the last of them, and at most the error more in truth.
+        last = candidates.scores[:, -1]
+        is_hidden = best.scores[:, -1] <= last + 2 * _ROUNDING * last.abs() + error
         if candidates.positions.shape[1] < len(self.corpus) and is_hidden.any():
             rows = is_hidden.nonzero().flatten()
-            parts = (rows[i : i + self.block_size] for i in range(0, len(rows), self.block_size))
-            again = self.best([_padded(0, queries[part]) for part in parts], k)
+            again = self.best([_padded(0, part) for part in torch.split(vectors[rows], self.block_size)], k)
             best.scores[rows], best.positions[rows] = again.scores, again.positions
         return best
 
+    def _candidates(self, queries: Sequence[_Block], k: int) -> tuple[Best, torch.Tensor]:
+        """Find the best ``k`` for each query in bfloat16, and how far from the truth a product of vectors may be.
+
+        ``|q c - q' c'| <= |q - q'| |c'| + |q| |c - c'|`` (Cauchy and Schwarz), where what is accented is rounded. The product
+        is itself rounded on top of that.
+        """
+        best = [RunningBest(block.num_rows, k, self.device) for block in queries]
+        rounded = [block.vectors.bfloat16() for block in queries]
+        largest = torch.zeros((), device=self.device)
+        for chunks in self._chunks():
+            vectors = chunks.vectors.bfloat16()
+            largest = torch.maximum(largest, _changes(chunks.vectors, vectors).max())
+            for block, those, running in zip(queries, rounded, best, strict=True):
+                scores = (those @ vectors.T).float()
+                running.add(scores[: block.num_rows, : chunks.num_rows], chunks.start)
+        changes = [
+            _changes(block.vectors, those)[: block.num_rows] for block, those in zip(queries, rounded, strict=True)
+        ]
+        return _joined(best), (1 + _ROUNDING) * (torch.cat(changes) + largest)
+
+    def _chunks(self) -> Iterator[_Block]:
+        """Yield blocks of the corpus, which is the outer loop: so each goes to the device and is normalised once."""
+        unit = self.similarity == "cosine"
+        blocks = _blocks(self.corpus, self.block_size, kind="chunk", ids=self.ids, unit=unit, device=self.device)
+        num_blocks = -(-len(self.corpus) // self.block_size)
+        yield from tqdm(blocks, desc="Searching", total=num_blocks, disable=not self.show_progress_bar)
+
     def _exact(self, queries: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-        rows = torch.from_numpy(self.corpus[positions.cpu().numpy()]).to(self.device, torch.float32)
-        rows /= torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
-        return (rows * queries[:, None]).sum(dim=-1)
+        """Return the cosine of each query and each of its positions, of the shape of ``positions``."""
+        scores = torch.empty(positions.shape, device=self.device)
+        for i in range(0, len(queries), _RESCORED):
+            some = slice(i, i + _RESCORED)
+            rows = torch.from_numpy(self.corpus[positions[some].cpu().numpy()]).to(self.device, torch.float32)
+            rows /= torch.linalg.vector_norm(rows, dim=-1, keepdim=True)
+            scores[some] = rows.mul_(queries[some, None]).sum(dim=-1)
+        return scores
 
 
-def top_k_of_scores(scores: NDArray[np.float32], k: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Pick the ``k`` best columns of each row, by falling score and then rising position.
+def _joined(best: Sequence[RunningBest]) -> Best:
+    results = [running.result() for running in best]
+    return Best(torch.cat([found.scores for found in results]), torch.cat([found.positions for found in results]))
 
-    Args:
-        scores: Finite scores of shape ``(num_queries, num_chunks)``.
-        k: How many to pick, at most ``num_chunks``.
 
-    Returns:
-        Scores and positions, both of shape ``(num_queries, k)``, best first.
-
-    Example:
-        >>> import numpy as np
-        >>> top_k_of_scores(np.array([[1, 3, 2, 3]], dtype=np.float32), k=3)[1].tolist()
-        [[1, 3, 2]]
-    """
-    with torch.inference_mode():
-        best = _merge(_empty(len(scores), k, "cpu"), torch.tensor(scores), 0)
-    return best.scores.numpy(), best.positions.numpy()
+def _changes(vectors: torch.Tensor, rounded: torch.Tensor) -> torch.Tensor:
+    changes: torch.Tensor = torch.linalg.vector_norm(vectors - rounded, dim=1)
+    return changes
 
 
 def _check_arguments(queries: NDArray[np.float32], corpus: NDArray[np.float32], *, k: int, block_size: int) -> None:
@@ -209,11 +223,12 @@ def _blocks(
         rows = torch.tensor(vectors[start : start + size], dtype=torch.float32, device=device)
         norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
         _check_norms(norms.squeeze(1), start, kind=kind, ids=ids)
-        yield _padded(start, rows / norms if unit else rows)
+        yield _padded(start, rows.div_(norms) if unit else rows)
 
 
 def _padded(start: int, rows: torch.Tensor) -> _Block:
-    return _Block(start, len(rows), torch.nn.functional.pad(rows, (0, 0, 0, -len(rows) % _TILE)))
+    missing = -len(rows) % _TILE
+    return _Block(start, len(rows), torch.nn.functional.pad(rows, (0, 0, 0, missing)) if missing else rows)
 
 
 def _check_norms(norms: torch.Tensor, start: int, *, kind: str, ids: Sequence[str] | None) -> None:
@@ -227,41 +242,3 @@ def _check_norms(norms: torch.Tensor, start: int, *, kind: str, ids: Sequence[st
         f"The {kind} vectors of {', '.join(names)}{more} are zero or not finite (NaN, infinity), so nothing can be compared "
         "with them. Look for empty texts, and for a model that overflows in float16: load it in float32 or bfloat16."
     )
-
-
-def _empty(num_queries: int, k: int, device: str | torch.device) -> _Best:
-    scores = torch.full((num_queries, k), -torch.inf, device=device)
-    return _Best(scores, torch.full((num_queries, k), -1, device=device))
-
-
-def _merge(best: _Best, scores: torch.Tensor, start: int) -> _Best:
-    """Merge a block of scores, of shape ``(num_queries, num_chunks)``, whose chunks begin at position ``start``.
-
-    Blocks come in the order of positions. So a chunk must score strictly higher than the worst of the best to enter
-    them, few do, and a stable sort of old and new keeps ties in the order of positions.
-    """
-    k = best.scores.shape[1]
-    rows, columns = _contenders(scores, best.scores[:, -1:], k)
-    if len(rows) == 0:
-        return best
-    counts = torch.bincount(rows, minlength=len(scores))
-    # Each row's contenders go behind its best, from the left; a row with fewer is filled up with -inf.
-    slots = k + torch.arange(len(rows), device=rows.device) - (counts.cumsum(0) - counts)[rows]
-    width = k + int(counts.max())
-    merged = torch.nn.functional.pad(best.scores, (0, width - k), value=-torch.inf)
-    merged[rows, slots] = scores[rows, columns]
-    positions = torch.nn.functional.pad(best.positions, (0, width - k), value=-1)
-    positions[rows, slots] = columns + start
-    merged, order = merged.sort(dim=1, descending=True, stable=True)
-    return _Best(merged[:, :k].contiguous(), positions.gather(1, order[:, :k]))
-
-
-def _contenders(scores: torch.Tensor, floor: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return rows and columns, row by row, of scores above a floor that may be among the best ``k``."""
-    above = scores > floor
-    rows, columns = above.nonzero(as_tuple=True)
-    # While the floor is low, keep what is among the best k of this block, with everything tied to the last of them.
-    if len(rows) > 4 * k * len(scores):
-        above &= scores >= scores.topk(k).values[:, -1:]
-        rows, columns = above.nonzero(as_tuple=True)
-    return rows, columns

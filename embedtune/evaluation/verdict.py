@@ -18,6 +18,7 @@ from embedtune.evaluation.comparison import Decision as Decision
 from embedtune.evaluation.comparison import MetricChange as MetricChange
 from embedtune.evaluation.intervals import standard_error
 from embedtune.evaluation.leaks import leak_warnings
+from embedtune.evaluation.result import Evaluation
 from embedtune.tables import Row, html_table, signed, text_table
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.report.curve import Log
-    from embedtune.evaluation.result import Evaluation
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,8 @@ class Verdict:
         comparisons: The result after against ``before``, and then against each of the other results.
         fixed: For each k the ids of the questions that are hits after and were none before.
         broken: For each k the ids of the questions that were hits before and are none after.
-        confidence: The level at which all intervals of differences, and all decisions, hold at once.
+        confidence: The level of the decision and of the intervals of ``metrics``, and the level at which those against the
+            other results hold all at once.
         warnings: Signs that the gain is a leak, a sentence each.
     """
 
@@ -68,7 +69,7 @@ class Verdict:
 
     @property
     def p_value(self) -> float:
-        """Of the paired permutation test on the primary metric, adjusted for the number of comparisons."""
+        """Of the paired permutation test on the primary metric, after against before."""
         return self.comparisons[0].p_value
 
     @property
@@ -165,17 +166,22 @@ class Verdict:
             f"{accuracy.before:.1%}: {len(self.fixed[k])} fixed, {len(self.broken[k])} broken.",
         ]
         if self.decision == "cannot tell" and not change.low <= 0 <= change.high:
-            notes.append(f"The questions of only {self.num_changed} chunks changed, which can be chance.")
+            notes.append(
+                f"The interval excludes zero, but by the permutation test it can be chance (p = {self.p_value:.3f}): the questions of "
+                f"{self.num_changed} chunks changed."
+            )
         elif self.decision == "cannot tell" and (needed := self.num_queries_needed()):
             notes.append(
                 f"These questions can tell a difference of about {(change.high - change.low) / 2:.3f} or more; to see one of "
                 f"{_SMALL_DIFFERENCE} takes about {needed} like them."
             )
-        if len(self.comparisons) > 1:
+        if len(self.baselines) > 1:
             notes.append(
-                f"{self.after.name} is compared with {len(self.comparisons)} others: the intervals of differences are wide "
-                f"enough for all of them to hold with {_percent(self.confidence)}."
+                f"The intervals and p-values against the {len(self.baselines)} other retrievers allow for their number, and hold "
+                f"together with {_percent(self.confidence)}; those against {self.before.name} are a question of their own."
             )
+        if approximate := [run.name for run in (self.before, self.after, *self.baselines) if run.approximate]:
+            notes.append(f"Searched by an approximate index, which may overlook chunks: {', '.join(approximate)}.")
         if self.num_queries < _FEW_QUERIES:
             notes.append(f"{self.num_queries} questions can tell very little: ask a hundred or more.")
         return notes
@@ -300,16 +306,17 @@ def compare(
 
     The decision rests on the nDCG at the largest k: better or worse if the paired bootstrap interval of its difference
     (see `paired_interval`; questions about one chunk are drawn together) excludes zero and a paired permutation test
-    agrees, else "cannot tell". With other results, ``after`` is held against each of them too, and intervals and
-    decisions allow for their number. The other metrics' intervals are for reading: among twenty of them one excludes
-    zero by chance.
+    agrees, else "cannot tell". With other results, ``after`` is held against each of them too. That is a second question:
+    its intervals (Bonferroni) and p-values (Holm) allow for the number of the others, while the decision about ``before``
+    is the same with and without them. The other metrics' intervals are for reading: among twenty of them one excludes zero
+    by chance.
 
     Args:
         before: The result to compare with.
         after: The result to judge.
         *others: Results of other retrievers, BM25 for instance, that ``after`` should beat as well.
         training: What was trained on (the dataset, or the training questions), to warn of questions that are in both.
-        confidence: The level at which all intervals and decisions hold.
+        confidence: The level of the decision, and the level at which the decisions about all others hold together.
         num_resamples: How many bootstrap resamples, and how many permutations, to draw.
         seed: Draws them.
 
@@ -349,6 +356,12 @@ def compare(
 
 
 def _check_comparable(results: Sequence[Evaluation]) -> None:
+    for result in results:
+        if not isinstance(result, Evaluation):
+            raise TypeError(
+                f"compare takes results of TopKEvaluator.evaluate, got a {type(result).__name__}. What Evaluation.save wrote is "
+                "read by Evaluation.load(path)."
+            )
     first = results[0]
     for other in results[1:]:
         if other.fingerprint != first.fingerprint:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from embedtune.evaluation.search import top_k, top_k_of_scores
+from embedtune.evaluation.search import top_k
+from embedtune.evaluation.selection import top_k_of_scores
 from embedtune.rag.approximate import search_graph
 
 if TYPE_CHECKING:

@@ -102,7 +102,7 @@ def cases_of(runs: Sequence[Run], texts: Texts | None) -> list[Case]:
                 ranks=list(ranks[i]),
                 above=[found[:end] for found, end in zip(retrieved[i], ends, strict=True)],
                 scores=[[round(s, 4) for s in own[:end]] for own, end in zip(scores[i], ends, strict=True)],
-                suspect=_suspect(text, right, [found[0] for found in retrieved[i]], known),
+                suspect=_suspect(text, right, [next(iter(found), "") for found in retrieved[i]], known),
                 shared_words=None if known is None else max(known.shared(text, chunk) for chunk in right),
             )
         )
@@ -115,7 +115,7 @@ def _suspect(question: str, right: Sequence[str], tops: Sequence[str], known: _W
     Retrievers as different as BM25 and a dense model seldom agree on the same wrong chunk, so it may be right too.
     """
     top = tops[0]
-    if top in right or any(other != top for other in tops):
+    if not top or top in right or any(other != top for other in tops):
         return None
     if known is not None and known.shared(question, top) < max(known.shared(question, chunk) for chunk in right):
         return None
