@@ -20,7 +20,13 @@ from sentence_transformers.sentence_transformer import losses as st
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.batching import TEXT_ROWS, GroupedBatchSampler, UniqueTextCollator
+from embedtune.training.batching import (
+    TEXT_ROWS,
+    GroupedBatchSampler,
+    UniqueTextCollator,
+    longest_run,
+    runs_of_groups,
+)
 from embedtune.training.losses import InBatchNegativesLoss, TripletMarginLoss
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -124,17 +130,41 @@ def sampler_of(groups, *, batch_size=4, drop_last=False, seed=0, epoch=0):
     return sampler
 
 
-@given(groups=some.lists(some.integers(0, 5), min_size=1, max_size=40), batch_size=some.integers(1, 7))
-def test_every_row_comes_once_an_epoch_and_no_group_is_torn_further_than_batches_require(groups, batch_size):
+@given(groups=some.lists(some.integers(0, 5), min_size=1, max_size=60), batch_size=some.integers(1, 40))
+def test_every_row_comes_once_an_epoch_and_no_group_is_torn_into_more_than_its_runs(groups, batch_size):
     sampler = sampler_of(groups, batch_size=batch_size)
     batches = list(sampler)
     assert len(batches) == len(sampler)
     order = [row for batch in batches for row in batch]
     assert sorted(order) == list(range(len(groups)))
     assert all(len(batch) == batch_size for batch in batches[:-1])
-    changes = sum(groups[a] != groups[b] for a, b in itertools.pairwise(order))
-    column = "anchor" if len(set(groups)) == len(groups) else "positive"
-    assert changes == len(set(groups)) - 1 or column == "anchor"
+    if len(set(groups)) < len(groups):  # else the other column repeats as much
+        segments = Counter(group for group, _ in itertools.groupby(groups[row] for row in order))
+        sizes = Counter(groups)
+        assert all(segments[group] <= -(-size // longest_run(batch_size)) for group, size in sizes.items())
+
+
+@given(sizes=some.lists(some.integers(1, 30), min_size=1, max_size=8), longest=some.integers(1, 12))
+def test_runs_are_as_few_as_their_length_allows_and_nearly_equal(sizes, longest):
+    runs = runs_of_groups(np.array(sizes), longest)
+    found = [Counter(part.tolist()) for part in np.split(runs, np.cumsum(sizes)[:-1])]
+    assert [run for part in found for run in part] == list(range(sum(len(part) for part in found)))
+    for size, part in zip(sizes, found, strict=True):
+        assert len(part) == -(-size // longest)
+        assert max(part.values()) <= longest
+        assert max(part.values()) - min(part.values()) <= 1
+
+
+def test_a_batch_is_about_several_chunks_however_often_each_stands_in_the_rows():
+    sampler = sampler_of([i // 25 for i in range(500)], batch_size=32)
+    found = [len({row // 25 for row in batch}) for epoch in range(5) for batch in [*_epoch(sampler, epoch)][:-1]]
+    assert min(found) >= 6, "two runs about one chunk may meet"
+    assert sum(found) / len(found) >= 8
+
+
+def _epoch(sampler, epoch):
+    sampler.set_epoch(epoch)
+    return sampler
 
 
 def test_the_order_depends_on_the_seed_and_the_epoch_alone():
@@ -148,7 +178,7 @@ def test_the_order_depends_on_the_seed_and_the_epoch_alone():
 
 
 def test_groups_and_rows_are_shuffled():
-    sampler = sampler_of([i // 5 for i in range(50)], batch_size=5)
+    sampler = sampler_of([i // 5 for i in range(50)], batch_size=40)
     firsts = Counter()
     for epoch in range(200):
         sampler.set_epoch(epoch)

@@ -15,11 +15,15 @@ from embedtune.models.packing import can_pack, is_padded, pack, position_offset
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.base.data_collator import BaseDataCollator
 
 TEXT_ROWS = "text_rows"
 """The key of a batch under which stands, for each row and column, which of the encoded texts it is."""
+
+# How many runs of rows a batch has at least, each about one chunk.
+_CHUNKS_PER_BATCH = 8
 
 # A group of padded texts is cut where padding would exceed this share of it.
 _MAX_PADDING = 0.1
@@ -162,11 +166,12 @@ def _alike(texts: list[str], max_tokens: int | None) -> Iterator[list[str]]:
 
 
 class GroupedBatchSampler(DefaultBatchSampler):
-    """Keep the rows that share their most repeated text, as a rule the questions about one chunk, together.
+    """Keep rows that share their most repeated text, as a rule those about one chunk, together.
 
-    The groups are shuffled in every epoch, and the rows within them; batches are cut from the sequence, so every row comes
-    once an epoch. A batch has fewer different chunks than a random one; a loss that takes negatives from the batch therefore
-    has fewer of them.
+    The rows are shuffled in every epoch, then put into runs about one chunk, and the runs are shuffled; batches are cut from the
+    sequence, so every row comes once an epoch. A run has at most an eighth of a batch's rows: a batch about one or two
+    chunks would save more computing, and its gradient would lead astray. A batch still has fewer different chunks than a
+    random one; a loss that takes negatives from the batch therefore has fewer of them.
 
     Pass the class: ``TuningArguments(batch_sampler=GroupedBatchSampler)``.
 
@@ -180,9 +185,10 @@ class GroupedBatchSampler(DefaultBatchSampler):
 
     Example:
         >>> from datasets import Dataset
-        >>> rows = Dataset.from_dict({"anchor": ["q1", "q2", "q3", "q4"], "positive": ["a", "b", "a", "b"]})
-        >>> sorted(sorted(batch) for batch in GroupedBatchSampler(rows, batch_size=2, drop_last=False))
-        [[0, 2], [1, 3]]
+        >>> chunks = ["a", "b", "c", "d", "e", "f", "g", "h"] * 4
+        >>> rows = Dataset.from_dict({"anchor": [f"question {i}" for i in range(32)], "positive": chunks})
+        >>> [len({chunks[row] for row in batch}) for batch in GroupedBatchSampler(rows, batch_size=32, drop_last=False)]
+        [8]
     """
 
     def __init__(
@@ -206,9 +212,11 @@ class GroupedBatchSampler(DefaultBatchSampler):
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed or 0, self.epoch))
-        groups, rows = self.group_of_row, rng.permutation(len(self.group_of_row))
-        place = rng.permutation(groups.max(initial=-1) + 1)
-        rows = rows[np.argsort(place[groups[rows]], kind="stable")]
+        rows = rng.permutation(len(self.group_of_row))
+        rows = rows[np.argsort(self.group_of_row[rows], kind="stable")]
+        run_of_row = runs_of_groups(np.bincount(self.group_of_row), longest_run(self.batch_size))
+        place = rng.permutation(run_of_row.max(initial=-1) + 1)
+        rows = rows[np.argsort(place[run_of_row], kind="stable")]
         end = len(self) * self.batch_size
         for start in range(0, min(end, len(rows)), self.batch_size):
             yield rows[start : start + self.batch_size].tolist()
@@ -216,6 +224,27 @@ class GroupedBatchSampler(DefaultBatchSampler):
     def __len__(self) -> int:
         full, rest = divmod(len(self.group_of_row), self.batch_size)
         return int(full + (rest > 0 and not self.drop_last))
+
+
+def longest_run(batch_size: int) -> int:
+    """Return how many rows about one chunk follow one another at most."""
+    return max(1, batch_size // _CHUNKS_PER_BATCH)
+
+
+def runs_of_groups(sizes: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
+    """Cut groups into runs of nearly equal length, and number them for each row, group by group.
+
+    Args:
+        sizes: How many rows each group has.
+        longest: How many rows a run may have.
+
+    Example:
+        >>> runs_of_groups(np.array([5, 2]), 3).tolist()
+        [0, 0, 0, 1, 1, 2, 2]
+    """
+    num_runs = -(-sizes // longest)
+    rank = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
+    return np.repeat(num_runs.cumsum() - num_runs, sizes) + rank * np.repeat(num_runs, sizes) // np.repeat(sizes, sizes)
 
 
 def _most_repeated(dataset: Dataset, *, skip: Iterable[str]) -> np.ndarray[Any, np.dtype[np.int64]]:

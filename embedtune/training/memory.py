@@ -12,6 +12,7 @@ import numpy as np
 
 from embedtune.dataset.views import COLUMN_ROLES
 from embedtune.models.prompts import prompt_of
+from embedtune.training.batching import longest_run
 from embedtune.training.encode_once_trainer import is_row_by_row
 from embedtune.training.simulation import Column, peak_activations
 from embedtune.training.trainer import LOSSES, set_dropout
@@ -137,13 +138,14 @@ def _columns(model: SentenceTransformer, args: TuningArguments, data: RetrievalD
 
 
 def _most_chunks(data: RetrievalDataset, num_rows: int, num_negatives: int) -> int:
-    """Return how many chunks a batch can be about at most, where the rows about a chunk follow one another.
+    """Return how many chunks a batch can be about at most, where the rows about a chunk come in runs.
 
-    Those with the fewest questions, and a last row of one chunk before them and a first row of another after them.
+    Those with the shortest runs, and a last row of one chunk before them and a first row of another after them.
     """
     questions = Counter(chunk for chunks in data.relevant("train").values() for chunk in chunks)
-    rows = itertools.accumulate(num_negatives * count for count in sorted(questions.values()))
-    whole = sum(total <= num_rows - 2 for total in rows)
+    sizes = [num_negatives * count for count in questions.values()]
+    shortest = sorted(size // -(-size // longest_run(num_rows)) for size in sizes)
+    whole = sum(total <= num_rows - 2 for total in itertools.accumulate(shortest))
     return min(num_rows, len(questions), whole + 2)
 
 
