@@ -135,7 +135,6 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", f"{options['dir']}/.temporary")
 
     evaluation = et.TopKEvaluator(dataset(), k=(1,)).evaluate(et.BM25())
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     for write, name in ((evaluation.save, "a.json"), (dataset().save_to_disk, "data")):
         with pytest.raises(PermissionError, match=rf"Permission denied\). Choose another path: '{tmp_path}/{name}'"):
