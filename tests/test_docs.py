@@ -69,6 +69,14 @@ def test_links_between_pages_lead_somewhere(page):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if CONTINUES in page.read_text(encoding="utf-8")], ids=lambda page: page.stem
+)
+def test_a_page_that_goes_on_says_what_it_begins_with(page):
+    text = page.read_text(encoding="utf-8")
+    assert "index.md#first-steps" in text or "sample = et.load_sample()" in text
+
+
 def test_every_page_is_in_the_navigation():
     navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
     for page in (ROOT / "docs").rglob("*.md"):

@@ -13,13 +13,13 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 
+from embedtune.dataset import RetrievalDataset
 from embedtune.evaluation.fingerprint import fingerprint_of, model_fingerprint
 from embedtune.evaluation.result import PER_QUERY_FEATURES, search_depth
 from embedtune.evaluation.result import Evaluation as Evaluation
 from embedtune.evaluation.retrieval import Retriever, name_of, retrieve
 
 if TYPE_CHECKING:
-    from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.search import Precision
 
 logger = logging.getLogger(__name__)
@@ -47,6 +47,7 @@ class TopKEvaluator(BaseEvaluator):
             ``f"eval_{evaluator.primary_metric}"``.
 
     Raises:
+        TypeError: If the data are no dataset.
         ValueError: If the split is unknown or has no questions, or ``k`` is no list of positive integers or goes beyond
             the corpus.
 
@@ -73,6 +74,11 @@ class TopKEvaluator(BaseEvaluator):
         name: str | None = None,
         show_progress_bar: bool = False,
     ) -> None:
+        if not isinstance(data, RetrievalDataset):
+            raise TypeError(
+                f"data is a {type(data).__name__}. Make a RetrievalDataset with build_dataset(...) or "
+                "RetrievalDataset.from_pairs(...)."
+            )
         super().__init__()
         relevant = data.relevant(split)
         if not relevant:

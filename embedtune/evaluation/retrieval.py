@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from sentence_transformers import SentenceTransformer
@@ -48,6 +49,8 @@ def retrieve(
         TypeError: If it is no retriever.
         ValueError: If it gives no usable vectors or ranking.
     """
+    if isinstance(retriever, (str, Path)):
+        raise TypeError(f"Cannot evaluate the name {str(retriever)!r}. Load it first: load_model({str(retriever)!r}).")
     if isinstance(retriever, SentenceTransformer):
         encoder: Encoder = ModelEncoder(retriever, batch_size, show_progress_bar)
         similarity, device = retriever.similarity_fn_name, retriever.device
