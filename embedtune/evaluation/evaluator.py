@@ -93,7 +93,7 @@ class TopKEvaluator(BaseEvaluator):
         self._corpus = dict(sorted(data.corpus_texts.items()))
         self._queries = {query: data.query_texts[query] for query in sorted(relevant)}
         self._relevant = {query: list(dict.fromkeys(relevant[query])) for query in self._queries}
-        self.fingerprint = _fingerprint(self._queries, self._relevant, self._corpus)
+        self.fingerprint: str = _fingerprint(self._queries, self._relevant, self._corpus)
 
     def evaluate(self, retriever: Retriever, *, name: str | None = None) -> Evaluation:
         """Search the whole corpus for every question.
