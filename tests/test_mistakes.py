@@ -184,9 +184,18 @@ def test_an_evaluator_of_something_else_than_a_dataset():
 
 
 @pytest.mark.parametrize("name", ["minilm", Path("out/model")])
-def test_evaluating_a_models_name(name):
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: et.TopKEvaluator(dataset(), k=(1,)).evaluate(model),
+        lambda model: et.push_to_hub(model, "my-org/model", dry_run=True),
+        et.check_model,
+    ],
+    ids=["evaluate", "push_to_hub", "check_model"],
+)
+def test_a_models_name_where_a_model_is_used(use, name):
     with pytest.raises(TypeError, match=re.escape(f"Load it first: load_model({str(name)!r})")):
-        et.TopKEvaluator(dataset(), k=(1,)).evaluate(name)
+        use(name)
 
 
 def test_a_folder_without_a_model(tmp_path):
@@ -216,3 +225,21 @@ def test_checkpointing_of_activations_under_its_older_name_gives_no_warning():
     assert args.gradient_checkpointing
     assert getattr(args, "activation_checkpointing", True)
     assert not et.TuningArguments("out", gradient_checkpointing=False, use_cpu=True).gradient_checkpointing
+
+
+def test_nothing_to_train_on(tiny_model, tmp_path):
+    nothing = dataset().pairs("train").select([])
+    args = et.TuningArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=r"train_dataset has no rows. Generate questions"):
+        et.EmbeddingTrainer(tiny_model, args, train_dataset=nothing)
+    with pytest.raises(ValueError, match=r"train_dataset\['b'\] has no rows"):
+        et.EmbeddingTrainer(tiny_model, args, train_dataset={"a": dataset().pairs("train"), "b": nothing})
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch_size", "warns"), [("in-batch", 1, True), ("in-batch", 2, False), ("triplet", 1, False)]
+)
+def test_a_batch_of_one_row_whose_loss_needs_others(tiny_model, tmp_path, caplog, loss, batch_size, warns):
+    args = et.TuningArguments(str(tmp_path), use_cpu=True, loss=loss, per_device_train_batch_size=batch_size)
+    et.EmbeddingTrainer(tiny_model, args, data=dataset())
+    assert ("nothing is learnt. Set per_device_train_batch_size" in caplog.text) == warns

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from sentence_transformers import SentenceTransformer
 
+from embedtune.errors import refuse_name
 from embedtune.evaluation.encoders import ModelEncoder, model_name
 from embedtune.evaluation.search import Precision, top_k
 from embedtune.types import Encoder, Ranker
@@ -49,8 +49,7 @@ def retrieve(
         TypeError: If it is no retriever.
         ValueError: If it gives no usable vectors or ranking.
     """
-    if isinstance(retriever, (str, Path)):
-        raise TypeError(f"Cannot evaluate the name {str(retriever)!r}. Load it first: load_model({str(retriever)!r}).")
+    refuse_name(retriever)
     if isinstance(retriever, SentenceTransformer):
         encoder: Encoder = ModelEncoder(retriever, batch_size, show_progress_bar)
         similarity, device = retriever.similarity_fn_name, retriever.device
