@@ -34,20 +34,24 @@ def verdict(data, _shared_tiny_model):
 
 @pytest.fixture(scope="module")
 def trained(data, tmp_path_factory, tiny_model_folder):
-    model = et.load_model(tiny_model_folder, device="cpu")
-    args = TuningArguments(
-        str(tmp_path_factory.mktemp("run")),
-        num_train_epochs=2,
-        per_device_train_batch_size=8,
-        learning_rate=3e-3,
-        metric_for_best_model="eval_dev_ndcg@10",
-        greater_is_better=False,  # so that the last checkpoint is not the one that is kept
-        disable_tqdm=True,
-        use_cpu=True,
-        check_saved=False,
-    )
-    trainer = EmbeddingTrainer(model, args, data=data)
-    trainer.train()
+    """A run that did not keep its last checkpoint: of two, that is the case where more is better, or where less is."""
+    for greater_is_better in (False, True):
+        args = TuningArguments(
+            str(tmp_path_factory.mktemp("run")),
+            num_train_epochs=2,
+            per_device_train_batch_size=8,
+            learning_rate=3e-3,
+            metric_for_best_model="eval_dev_ndcg@10",
+            greater_is_better=greater_is_better,
+            eval_on_start=False,
+            disable_tqdm=True,
+            use_cpu=True,
+            check_saved=False,
+        )
+        trainer = EmbeddingTrainer(et.load_model(tiny_model_folder, device="cpu"), args, data=data)
+        trainer.train()
+        if trainer.model.model_card_data.training_run.best_step < trainer.state.max_steps:
+            break
     return trainer
 
 
