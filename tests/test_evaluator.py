@@ -242,8 +242,8 @@ def test_an_encoder_and_a_ranker_of_ones_own_can_be_evaluated(tiny_model):
 
 def test_what_cannot_retrieve_is_refused():
     evaluator = TopKEvaluator(build(*made_up()))
-    with pytest.raises(TypeError, match="Cannot evaluate a str"):
-        evaluator.evaluate("minilm")
+    with pytest.raises(TypeError, match="Cannot evaluate a list"):
+        evaluator.evaluate(["minilm"])
 
 
 def test_a_ranking_of_the_wrong_shape_is_refused():
