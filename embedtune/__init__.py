@@ -1,6 +1,17 @@
 """Fine-tune embedding models for retrieval on your own documents, and know whether it helped.
 
-The names below are resolved on first use, so that ``import embedtune`` loads neither torch nor datasets.
+The names to begin with, in the order of use::
+
+    load_model                          a name on the Hub, a folder or "minilm" -> a SentenceTransformer
+    read_documents, chunk_documents     a folder -> documents -> chunks
+    generate_questions, AnthropicLLM    chunks -> questions
+    load_sample                         documents and questions to try everything on
+    build_dataset                       chunks and questions -> corpus, queries and splits that do not leak
+    TuningArguments, EmbeddingTrainer   a model and a dataset -> a tuned model
+    TopKEvaluator, BM25, compare        models -> a verdict: better, worse or cannot tell
+    push_to_hub, Retriever              publish it, serve it
+
+All names are resolved on first use, so that ``import embedtune`` loads neither torch nor datasets.
 """
 
 from __future__ import annotations

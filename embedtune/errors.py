@@ -1,6 +1,8 @@
-"""The one exception that the standard library has no name for."""
+"""The one exception that the standard library has no name for, and a mistake that many functions refuse."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 
 class OptionalDependencyError(ImportError):
@@ -14,3 +16,9 @@ class OptionalDependencyError(ImportError):
 
     def __init__(self, package: str, *, extra: str, purpose: str) -> None:
         super().__init__(f"{purpose} needs the package {package!r}. Install it with: pip install 'embedtune[{extra}]'")
+
+
+def refuse_name(model: object) -> None:
+    """Raise a ``TypeError`` for the name or the folder of a model where a loaded one is needed."""
+    if isinstance(model, (str, Path)):
+        raise TypeError(f"model is the name {str(model)!r}. Load it first: load_model({str(model)!r}).")

@@ -80,7 +80,7 @@ def merged_folder(path: str | Path) -> Iterator[Path]:
 
 
 def replace_file(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8 in the place of ``path``; readers see the old content or the new one.
+    """Write ``text`` as UTF-8 in the place of ``path``; readers see the old content or the new one, with the old one's mode.
 
     Example:
         >>> import tempfile
@@ -92,16 +92,19 @@ def replace_file(path: str | Path, text: str) -> None:
     target = Path(path).absolute()
     with _naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{target.name}-", dir=target.parent)
+        # In a folder of its own, so that it gets the mode that the umask says; mkstemp's files are their owner's alone.
+        workspace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            new = workspace / "new"
+            with new.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).replace(target)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+            if target.exists():
+                shutil.copymode(target, new)
+            new.replace(target)
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
 
 
 @contextmanager

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from loopback import FIRST_STEPS, world
 
+import embedtune as et
+
 ROOT = Path(__file__).parent.parent
 PAGES = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 BLOCK = re.compile(r"(<!-- not run: (?P<reason>[^>]+) -->\n)?```python\n(?P<code>.*?)```", re.DOTALL)
@@ -67,6 +69,19 @@ def test_only_what_cannot_run_is_left_out():
 def test_links_between_pages_lead_somewhere(page):
     for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
         assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if CONTINUES in page.read_text(encoding="utf-8")], ids=lambda page: page.stem
+)
+def test_a_page_that_goes_on_says_what_it_begins_with(page):
+    text = page.read_text(encoding="utf-8")
+    assert "index.md#first-steps" in text or "sample = et.load_sample()" in text
+
+
+def test_every_public_name_is_in_the_reference():
+    page = (ROOT / "docs" / "reference.md").read_text(encoding="utf-8")
+    assert set(et.__all__) <= {path.rpartition(".")[2] for path in re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE)}
 
 
 def test_every_page_is_in_the_navigation():

@@ -425,14 +425,14 @@ def test_a_result_prints_as_a_table_and_escapes_html(tiny_model):
 
 
 def test_what_is_no_dataset_is_refused():
-    with pytest.raises(TypeError, match="data must be a RetrievalDataset, got a dict"):
+    with pytest.raises(TypeError, match=r"data is a dict. Make a RetrievalDataset"):
         TopKEvaluator({})
 
 
 @pytest.mark.parametrize(
     ("retriever", "message"),
     [
-        ("minilm", r"'minilm' is a name. Give the model itself, et.load_model\('minilm'\)"),
+        ("minilm", r"model is the name 'minilm'. Load it first: load_model\('minilm'\)"),
         (BM25, r"BM25 is a class. Give one of its objects, BM25\(...\)"),
         (None, "Cannot evaluate a NoneType. Give a SentenceTransformer"),
     ],

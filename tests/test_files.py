@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import stat
+import sys
+
 import pytest
 
-from embedtune.files import replace_file, replaced_folder
+from embedtune.files import merged_folder, replace_file, replaced_folder
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -66,3 +70,37 @@ def test_the_old_file_stays_when_writing_fails(tmp_path, monkeypatch):
         replace_file(target, "second")
     assert target.read_text() == "first"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.fixture(params=[0o022, 0o027, 0o077], ids="{:03o}".format)
+def umask(request):
+    before = os.umask(request.param)
+    yield request.param
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_what_is_written_has_the_mode_of_any_other_file(tmp_path, umask):
+    (tmp_path / "plain.txt").write_text("1")
+    (tmp_path / "plain").mkdir()
+    replace_file(tmp_path / "a.txt", "1")
+    assert mode(tmp_path / "a.txt") == mode(tmp_path / "plain.txt") == 0o666 & ~umask
+    for write, name in ((replaced_folder, "replaced"), (merged_folder, "new"), (merged_folder, "plain")):
+        with write(tmp_path / name) as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / "a.txt").write_text("1")
+        assert mode(tmp_path / name) == mode(tmp_path / name / "deep") == 0o777 & ~umask
+        assert mode(tmp_path / name / "deep" / "a.txt") == 0o666 & ~umask
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such modes")
+def test_a_replaced_file_keeps_its_mode(tmp_path):
+    target = tmp_path / "a.txt"
+    replace_file(target, "first")
+    target.chmod(0o640)
+    replace_file(target, "second")
+    assert mode(target) == 0o640

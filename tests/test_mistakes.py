@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -135,7 +137,6 @@ def test_a_folder_that_may_not_be_written(tmp_path, monkeypatch):
         raise PermissionError(13, "Permission denied", f"{options['dir']}/.temporary")
 
     evaluation = et.TopKEvaluator(dataset(), k=(1,)).evaluate(et.BM25())
-    monkeypatch.setattr(tempfile, "mkstemp", refuse)
     monkeypatch.setattr(tempfile, "mkdtemp", refuse)
     for write, name in ((evaluation.save, "a.json"), (dataset().save_to_disk, "data")):
         with pytest.raises(PermissionError, match=rf"Permission denied\). Choose another path: '{tmp_path}/{name}'"):
@@ -156,3 +157,89 @@ def test_pairs_in_the_place_of_a_dataset(tiny_model):
 def test_a_loss_of_another_library():
     with pytest.raises(ValueError, match=r"loss='mnrl' is none of .*goes to the trainer"):
         et.TuningArguments("out", loss="mnrl")
+
+
+def test_strings_in_the_place_of_records():
+    chunks = [et.Chunk("a#0", "a", "Press", 0, 5), et.Chunk("b#0", "b", "Turn", 0, 4)]
+    questions = [et.Question("q", "how?", ("a#0",)), et.Question("r", "what?", ("b#0",))]
+    with pytest.raises(TypeError, match=r"questions\[0\] is a str, not a Question. .*generate_questions.*from_pairs"):
+        et.build_dataset(chunks, ["how?"])
+    with pytest.raises(TypeError, match=r"chunks\[0\] is a Document, not a Chunk. .*chunk_documents"):
+        et.build_dataset([et.Document("a", "text"), et.Document("b", "text")], questions)
+    with pytest.raises(TypeError, match=r"chunks\[0\] is a Question, not a Chunk"):
+        et.build_dataset(questions, chunks)
+
+
+def test_the_id_of_one_chunk_in_the_place_of_several():
+    chunks = [et.Chunk("a#0", "a", "Press", 0, 5), et.Chunk("b#0", "b", "Turn", 0, 4)]
+    with pytest.raises(
+        TypeError, match=re.escape("Question 'q' has chunk_ids='a#0', a string. Give a tuple: ('a#0',)")
+    ):
+        et.build_dataset(chunks, [et.Question("q", "how?", "a#0")])
+
+
+def test_an_evaluator_of_something_else_than_a_dataset():
+    with pytest.raises(TypeError, match=r"data is a list. Make a RetrievalDataset with build_dataset"):
+        et.TopKEvaluator([et.Chunk("a#0", "a", "Press", 0, 5)])
+
+
+@pytest.mark.parametrize("name", ["minilm", Path("out/model")])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda model: et.TopKEvaluator(dataset(), k=(1,)).evaluate(model),
+        lambda model: et.push_to_hub(model, "my-org/model", dry_run=True),
+        et.check_model,
+    ],
+    ids=["evaluate", "push_to_hub", "check_model"],
+)
+def test_a_models_name_where_a_model_is_used(use, name):
+    with pytest.raises(TypeError, match=re.escape(f"Load it first: load_model({str(name)!r})")):
+        use(name)
+
+
+def test_a_folder_without_a_model(tmp_path):
+    with pytest.raises(
+        FileNotFoundError, match=r"holds no model: neither modules.json nor config.json. Give the folder"
+    ):
+        et.load_model(tmp_path)
+
+
+def test_the_folder_of_a_run_in_the_place_of_its_model(tmp_path, tiny_model):
+    for name in ("model", "checkpoint-10"):
+        tiny_model.save_pretrained(str(tmp_path / name))
+    (tmp_path / "runs").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"holds no model.* There are some in it: checkpoint-10, model"):
+        et.load_model(tmp_path)
+
+
+def test_a_misspelt_name_is_put_right():
+    done = subprocess.run(
+        [sys.executable, "-c", "import embedtune as et; et.load_models"], capture_output=True, text=True, check=False
+    )
+    assert "Did you mean: 'load_model'?" in done.stderr
+
+
+def test_checkpointing_of_activations_under_its_older_name_gives_no_warning():
+    args = et.TuningArguments("out", gradient_checkpointing=True, use_cpu=True)
+    assert args.gradient_checkpointing
+    assert getattr(args, "activation_checkpointing", True)
+    assert not et.TuningArguments("out", gradient_checkpointing=False, use_cpu=True).gradient_checkpointing
+
+
+def test_nothing_to_train_on(tiny_model, tmp_path):
+    nothing = dataset().pairs("train").select([])
+    args = et.TuningArguments(str(tmp_path), use_cpu=True)
+    with pytest.raises(ValueError, match=r"train_dataset has no rows. Generate questions"):
+        et.EmbeddingTrainer(tiny_model, args, train_dataset=nothing)
+    with pytest.raises(ValueError, match=r"train_dataset\['b'\] has no rows"):
+        et.EmbeddingTrainer(tiny_model, args, train_dataset={"a": dataset().pairs("train"), "b": nothing})
+
+
+@pytest.mark.parametrize(
+    ("loss", "batch_size", "warns"), [("in-batch", 1, True), ("in-batch", 2, False), ("triplet", 1, False)]
+)
+def test_a_batch_of_one_row_whose_loss_needs_others(tiny_model, tmp_path, caplog, loss, batch_size, warns):
+    args = et.TuningArguments(str(tmp_path), use_cpu=True, loss=loss, per_device_train_batch_size=batch_size)
+    et.EmbeddingTrainer(tiny_model, args, data=dataset())
+    assert ("nothing is learnt. Set per_device_train_batch_size" in caplog.text) == warns

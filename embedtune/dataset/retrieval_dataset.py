@@ -318,6 +318,7 @@ def build_dataset(
         seed: Draws the splits. A document group keeps its side when others are added.
 
     Raises:
+        TypeError: If something is no chunk or no question.
         ValueError: If there is nothing to build from, an id stands twice, a question names an unknown chunk, or a split
             would be empty.
 
@@ -329,6 +330,7 @@ def build_dataset(
           train      1 questions about 1 chunks
           test       1 questions about 1 chunks
     """
+    _check_types(chunks, questions)
     _check_records(chunks, questions)
     check_sizes(test_size=test_size, dev_size=dev_size, test_seen_size=test_seen_size)
     _check_choices(split_by, context, questions)
@@ -354,6 +356,24 @@ def build_dataset(
         split_by=split_by,
         context=tuple(context),
     )
+
+
+def _check_types(chunks: Sequence[object], questions: Sequence[object]) -> None:
+    for what, records, kind, remedy in (
+        ("chunks", chunks, Chunk, "Make them with chunk_documents(...)"),
+        ("questions", questions, Question, "Make them with generate_questions(...)"),
+    ):
+        for position, record in enumerate(records):
+            if not isinstance(record, kind):
+                raise TypeError(
+                    f"{what}[{position}] is a {type(record).__name__}, not a {kind.__name__}. {remedy}, or give pairs of texts "
+                    "to RetrievalDataset.from_pairs(...)."
+                )
+            if isinstance(record, Question) and isinstance(record.chunk_ids, str):  # whose letters would be ids
+                raise TypeError(
+                    f"Question {record.id!r} has chunk_ids={record.chunk_ids!r}, a string. Give a tuple: "
+                    f"({record.chunk_ids!r},)."
+                )
 
 
 def _check_records(chunks: Sequence[Chunk], questions: Sequence[Question]) -> None:

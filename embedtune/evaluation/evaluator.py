@@ -48,6 +48,7 @@ class TopKEvaluator(BaseEvaluator):
             ``f"eval_{evaluator.primary_metric}"``.
 
     Raises:
+        TypeError: If the data are no dataset.
         ValueError: If the split is unknown or has no questions, or ``k`` is no list of positive integers or goes beyond
             the corpus.
 
@@ -74,9 +75,12 @@ class TopKEvaluator(BaseEvaluator):
         name: str | None = None,
         show_progress_bar: bool = False,
     ) -> None:
-        super().__init__()
         if not isinstance(data, RetrievalDataset):
-            raise TypeError(f"data must be a RetrievalDataset, got a {type(data).__name__}. build_dataset makes one.")
+            raise TypeError(
+                f"data is a {type(data).__name__}. Make a RetrievalDataset with build_dataset(...) or "
+                "RetrievalDataset.from_pairs(...)."
+            )
+        super().__init__()
         relevant = data.relevant(split)
         if not relevant:
             raise ValueError(f"The split {split!r} has no questions. Choose another of {list(data.qrels)}.")
@@ -90,7 +94,7 @@ class TopKEvaluator(BaseEvaluator):
         self._corpus = dict(sorted(data.corpus_texts.items()))
         self._queries = {query: data.query_texts[query] for query in sorted(relevant)}
         self._relevant = {query: list(dict.fromkeys(relevant[query])) for query in self._queries}
-        self.fingerprint = _fingerprint(self._queries, self._relevant, self._corpus)
+        self.fingerprint: str = _fingerprint(self._queries, self._relevant, self._corpus)
 
     def evaluate(self, retriever: Retriever, *, name: str | None = None) -> Evaluation:
         """Search the whole corpus for every question.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
+from embedtune.errors import refuse_name
 from embedtune.evaluation.encoders import ModelEncoder, model_name
 from embedtune.evaluation.search import Precision, top_k
 from embedtune.types import Encoder, Ranker
@@ -71,8 +72,7 @@ def check_retriever(retriever: object) -> None:
     """Raise a TypeError unless a retriever can be evaluated."""
     if isinstance(retriever, (SentenceTransformer, Encoder, Ranker)) and not isinstance(retriever, type):
         return
-    if isinstance(retriever, str):
-        raise TypeError(f"{retriever!r} is a name. Give the model itself, et.load_model({retriever!r}), or et.BM25().")
+    refuse_name(retriever)
     if isinstance(retriever, type):
         raise TypeError(f"{retriever.__name__} is a class. Give one of its objects, {retriever.__name__}(...).")
     raise TypeError(

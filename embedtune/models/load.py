@@ -159,6 +159,7 @@ def _load(
     _check_name(name)
     if "/" not in name and not Path(name).is_dir():
         name = f"sentence-transformers/{name}"  # as SentenceTransformer completes it
+    _check_folder(name)
     config = read_json(name, "config.json", revision=revision)
     if is_jina_v3(name, config):
         _refuse("jina-embeddings-v3", **gte_options, trust_remote_code=trust_remote_code or None)
@@ -200,6 +201,18 @@ def _load_any(name: str, config: dict[str, Any], *, trust_remote_code: bool, **a
         )
     with quiet_transformers():
         return TunableModel(name, **arguments)
+
+
+def _check_folder(name: str) -> None:
+    """Raise a ``FileNotFoundError`` for a folder here that holds no model, perhaps one of models."""
+    folder, signs = Path(name), ("modules.json", "config.json", "adapter_config.json")
+    if not folder.is_dir() or any((folder / sign).is_file() for sign in signs):
+        return
+    models = sorted({path.parent.name for sign in signs for path in folder.glob(f"*/{sign}")})
+    raise FileNotFoundError(
+        f"The folder {name!r} holds no model: neither modules.json nor config.json. Give the folder that a model was saved to."
+        + (f" There are some in it: {', '.join(models)}." if models else "")
+    )
 
 
 def _check_name(name: str) -> None:

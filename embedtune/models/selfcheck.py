@@ -16,6 +16,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+from embedtune.errors import refuse_name
 from embedtune.models.lora import transformers_of
 from embedtune.models.reference import reference_scores
 from embedtune.models.repository import quiet_transformers
@@ -108,6 +109,7 @@ def check_model(
         >>> check_model(load_model("minilm", device="cpu")).ok
         True
     """
+    refuse_name(model)
     declared = getattr(model, "declared", None) or declare(model)
     with _evaluating(model):
         checks = [

@@ -104,6 +104,8 @@ def _inserted(text: str, sections: str) -> str:
 
 
 def _verdict_section(verdict: Verdict, folder: Path, number: int) -> str:
+    ks = verdict.before.k
+    shown = [*(f"accuracy@{k}" for k in ks), *(f"{kind}@{ks[-1]}" for kind in ("recall", "mrr", "ndcg", "map"))]
     rows = [
         [
             metric,
@@ -113,7 +115,7 @@ def _verdict_section(verdict: Verdict, folder: Path, number: int) -> str:
             f"{_signed(change.low)} to {_signed(change.high)}",
             *(f"{baseline.metrics[metric]:.3f}" for baseline in verdict.baselines),
         ]
-        for metric, change in verdict.metrics.items()
+        for metric, change in ((metric, verdict.metrics[metric]) for metric in shown)
     ]
     names = [baseline.name for baseline in verdict.baselines]
     header = [

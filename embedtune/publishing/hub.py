@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from huggingface_hub import HfApi
 from sentence_transformers import SentenceTransformer
 
+from embedtune.errors import refuse_name
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import Verdict
 from embedtune.hub import Publication, check_access, list_files, upload_folder
@@ -116,6 +117,7 @@ def _check_arguments(
     adapters: bool,
     num_examples: int,
 ) -> None:
+    refuse_name(model)
     if repo_id.count("/") != 1:
         raise ValueError(f"repo_id={repo_id!r} is no name on the Hub. Give 'organisation/name'.")
     if adapters and not has_adapters(model):

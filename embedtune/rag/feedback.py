@@ -119,7 +119,7 @@ class FeedbackLog:
     """
 
     def __init__(self, path: str | Path, *, redact: Callable[[str], str] | None = None) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
         self.redact = redact
         self._lock = threading.Lock()
         self._connection: sqlite3.Connection | None = None

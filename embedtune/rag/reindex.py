@@ -119,8 +119,8 @@ class Reindexing:
         if block_size < 1:
             raise ValueError(f"block_size={block_size} must be at least 1.")
         self.old = retriever
-        self.model = loaded(model)
-        self.path = Path(path)
+        self.model: SentenceTransformer = loaded(model)
+        self.path: Path = Path(path)
         self.block_size = block_size
         self.devices = devices
         self._model_path = path_of(model)

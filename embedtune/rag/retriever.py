@@ -87,7 +87,7 @@ class Retriever:
         approximate: bool = False,
         batch_size: int = 32,
     ) -> None:
-        self.model = loaded(model)
+        self.model: SentenceTransformer = loaded(model)
         self.index = index
         self.hybrid = hybrid
         self.approximate = approximate

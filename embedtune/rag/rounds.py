@@ -138,7 +138,7 @@ class Rounds:
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+        self.folder: Path = Path(folder)
 
     def __getitem__(self, number: int) -> Round:
         path = self._path(number)

@@ -87,6 +87,10 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             raise ValueError(f"dropout={self.dropout} is no probability below 1.")
         if self.mini_batch_num_tokens is not None and self.mini_batch_num_tokens < 1:
             raise ValueError(f"mini_batch_num_tokens={self.mini_batch_num_tokens} must be positive.")
+        # transformers has renamed it; the older name is the one that all versions know which embedtune runs on
+        new_name = "activation_checkpointing"
+        if getattr(self, new_name, False) is None:
+            setattr(self, new_name, self.gradient_checkpointing)
         metric = self.metric_for_best_model
         super().__post_init__()
         # The superclass fills in "loss"; here the trainer does it, with the dev split's retrieval metric.

@@ -244,7 +244,9 @@ def runs_of_groups(sizes: NDArray[np.int64], longest: int) -> NDArray[np.int64]:
     """
     num_runs = -(-sizes // longest)
     rank = np.arange(sizes.sum()) - np.repeat(sizes.cumsum() - sizes, sizes)
-    return np.repeat(num_runs.cumsum() - num_runs, sizes) + rank * np.repeat(num_runs, sizes) // np.repeat(sizes, sizes)
+    runs: NDArray[np.int64] = np.repeat(num_runs.cumsum() - num_runs, sizes)
+    runs += rank * np.repeat(num_runs, sizes) // np.repeat(sizes, sizes)
+    return runs
 
 
 def _most_repeated(dataset: Dataset, *, skip: Iterable[str]) -> np.ndarray[Any, np.dtype[np.int64]]:

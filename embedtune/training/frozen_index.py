@@ -123,9 +123,9 @@ class FrozenIndexLoss(RetrievalLoss):
         if not scale > 0:
             raise ValueError(f"scale={scale} must be positive.")
         self.scale = scale
-        self.index = FrozenIndex(model, batch_size=batch_size, show_progress_bar=show_progress_bar)
+        self.index: FrozenIndex = FrozenIndex(model, batch_size=batch_size, show_progress_bar=show_progress_bar)
         contents, texts = Contents(data), data.corpus_texts
-        self.chunk_ids = _sampled(data, split, contents, max_chunks, seed)
+        self.chunk_ids: list[str] = _sampled(data, split, contents, max_chunks, seed)
         vectors = torch.from_numpy(self.index.encode_documents([texts[chunk] for chunk in self.chunk_ids]))
         ids = torch.tensor([contents.id_of[chunk] for chunk in self.chunk_ids])
         # No part of the state: a checkpoint holds the model alone.

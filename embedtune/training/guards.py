@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Mapping, Sized
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from embedtune.dataset import RetrievalDataset
+from embedtune.errors import refuse_name
+from embedtune.training.losses import InBatchNegativesLoss
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from transformers import TrainingArguments
 
 logger = logging.getLogger(__name__)
 
@@ -27,8 +29,7 @@ _MAX_CHUNKS_COUNTED = 5_000
 
 def check_inputs(model: Any, data: Any) -> None:
     """Raise a ``TypeError`` for a model that is not loaded yet, or data that are no `RetrievalDataset`."""
-    if isinstance(model, (str, Path)):
-        raise TypeError(f"model is the name {str(model)!r}. Load it first: load_model({str(model)!r}).")
+    refuse_name(model)
     if data is not None and not isinstance(data, RetrievalDataset):
         raise TypeError(
             f"data is a {type(data).__name__}. Make a RetrievalDataset with build_dataset(...) or "
@@ -48,6 +49,18 @@ def check_columns(dataset: Any, *, name: str) -> None:
                 f"{part} has the columns {column_names}, and {unexpected} would be trained on as texts. Use data.pairs(...), "
                 "data.triplets(...) or data.labelled_pairs(...), or keep only anchor, positive, negative (negative_1, "
                 "negative_2, ...) and label, by rename_columns and select_columns."
+            )
+
+
+def check_rows(dataset: Any, *, name: str) -> None:
+    """Raise a ``ValueError`` if there is nothing in a dataset, or in one of several."""
+    parts = (
+        {f"{name}[{key!r}]": part for key, part in dataset.items()} if isinstance(dataset, Mapping) else {name: dataset}
+    )
+    for part_name, part in parts.items():
+        if isinstance(part, Sized) and not len(part):
+            raise ValueError(
+                f"{part_name} has no rows. Generate questions about its chunks, or hold fewer out for the test."
             )
 
 
@@ -100,6 +113,17 @@ def warn_about_half_precision(model: SentenceTransformer) -> int:
             model.dtype,
         )
     return int(number)
+
+
+def warn_about_single_rows(loss: Any, args: TrainingArguments, dataset: Any) -> None:
+    """Warn if negatives come from the batch, and there is one row in it."""
+    if not isinstance(loss, InBatchNegativesLoss) or args.train_batch_size * args.world_size > 1:
+        return
+    if all(not any(column.startswith("negative") for column in columns) for _, columns in _columns(dataset, "")):
+        logger.warning(
+            "A batch of one row has no other chunks to take as negatives: the loss is 0, and nothing is learnt. Set "
+            "per_device_train_batch_size=8 or more; mini_batch_num_tokens=... keeps the memory of a small batch."
+        )
 
 
 def _overhead(tokenizer: Any, prompt: str) -> int:

@@ -161,9 +161,12 @@ class TripletMarginLoss(RetrievalLoss):
         _check_negatives(negatives)
         if not margin > 0:
             raise ValueError(f"margin={margin} must be positive.")
-        self.margin, self.p, self.swap, self.negatives = margin, p, swap, negatives
-        self.view = "triplets" if negatives == "given" else "pairs"
-        self.uses_ids = negatives == "hardest"
+        self.margin = margin
+        self.p = p
+        self.swap = swap
+        self.negatives: Negatives = negatives
+        self.view: View = "triplets" if negatives == "given" else "pairs"
+        self.uses_ids: bool = negatives == "hardest"
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from anchors, positives and (if given) negatives, each of shape ``(batch_size, dim)``."""
@@ -211,9 +214,10 @@ class CosineEmbeddingLoss(RetrievalLoss):
         _check_negatives(negatives)
         if not -1 <= margin <= 1:
             raise ValueError(f"margin={margin} is no cosine: it must lie between -1 and 1.")
-        self.margin, self.negatives = margin, negatives
-        self.view = "labelled_pairs" if negatives == "given" else "pairs"
-        self.uses_ids = negatives == "hardest"
+        self.margin = margin
+        self.negatives: Negatives = negatives
+        self.view: View = "labelled_pairs" if negatives == "given" else "pairs"
+        self.uses_ids: bool = negatives == "hardest"
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Compute the loss from two columns of shape ``(batch_size, dim)`` and their labels."""

@@ -10,6 +10,7 @@ from transformers import TrainerCallback
 from embedtune.training.mining import ROWS, Miner, MiningOptions, checked
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from sentence_transformers import SentenceTransformer
     from transformers import TrainingArguments
     from typing_extensions import Unpack
@@ -60,7 +61,7 @@ class RemineNegatives(TrainerCallback):
         self._first = self._miner.mine(model)
         self._now: dict[tuple[str, str], str] = {}
         rows = ROWS[checked(loss)](self._miner.pairs, self._first, self._miner.content_of)
-        self.dataset = rows.with_transform(_replacing(self._now, self._miner.content_of))
+        self.dataset: Dataset = rows.with_transform(_replacing(self._now, self._miner.content_of))
 
     def on_epoch_begin(
         self,

@@ -28,8 +28,10 @@ from embedtune.training.guards import (
     LABEL_COLUMNS,
     check_columns,
     check_inputs,
+    check_rows,
     warn_about_cut_chunks,
     warn_about_half_precision,
+    warn_about_single_rows,
 )
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
 
@@ -117,6 +119,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             if dataset is not None:
                 check_columns(dataset, name=name)
+                check_rows(dataset, name=name)
         _fill_columns(args, reference, train_dataset)
         if args.ddp_find_unused_parameters is None and is_tied(reference):
             args.ddp_find_unused_parameters = False  # looking for them counts a shared parameter twice, and fails
@@ -134,6 +137,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         if args.dropout is not None:
             set_dropout(self.model, args.dropout)
         warn_about_half_precision(self.model)
+        warn_about_single_rows(self.loss, self.args, self.train_dataset)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as ``SentenceTransformerTrainer.train`` does, and say so if the base model was the best on dev."""
