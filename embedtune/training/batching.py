@@ -169,9 +169,9 @@ class GroupedBatchSampler(DefaultBatchSampler):
     """Keep rows that share their most repeated text, as a rule those about one chunk, together.
 
     The rows are shuffled in every epoch, then put into runs about one chunk, and the runs are shuffled; batches are cut from the
-    sequence, so every row comes once an epoch. A run has at most an eighth of a batch's rows: a batch about one or two
-    chunks would save more computing, and its gradient would lead astray. A batch still has fewer different chunks than a
-    random one; a loss that takes negatives from the batch therefore has fewer of them.
+    sequence, so every row comes once an epoch. A run has at most an eighth of a batch's rows, because batches about one or two
+    chunks would save more computing, and train otherwise than rows in random order. A batch still has fewer different chunks
+    than a random one; a loss that takes negatives from the batch therefore has fewer of them.
 
     Pass the class: ``TuningArguments(batch_sampler=GroupedBatchSampler)``.
 
