@@ -97,6 +97,17 @@ def test_a_change_within_chance_cannot_be_told_and_the_verdict_says_what_could_b
     assert f"to see one of 0.03 takes about {verdict.num_queries_needed()} like them" in verdict.notes[2]
 
 
+def test_questions_that_are_enough_are_not_said_to_be_needed():
+    ranks = some_ranks(120)
+    changed = ranks.copy()
+    changed[0], changed[1] = (1, 2) if ranks[0] != 1 else (2, 1)
+    verdict = compare(evaluate(ranks), evaluate(changed))
+    assert verdict.decision == "cannot tell"
+    assert verdict.num_queries_needed() < 120
+    assert "can tell a difference" in verdict.notes[2]
+    assert "takes about" not in verdict.notes[2]
+
+
 @pytest.mark.parametrize(
     ("num_changed", "decision"), [(4, "cannot tell"), (5, "cannot tell"), (6, "better"), (7, "better")]
 )
