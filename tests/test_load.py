@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-from model_repositories import REFUSES_TO_RUN, jina_hf_repository, write_json
+from model_repositories import REFUSES_TO_RUN, gte_qwen2_repository, jina_hf_repository, write_json
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
@@ -292,3 +292,9 @@ def test_a_model_that_is_not_what_it_says_is_refused_unless_that_is_asked_for(ti
 def test_loading_saves_nothing(tiny_model_folder, monkeypatch):
     monkeypatch.setattr(TunableModel, "save", lambda *args, **kwargs: pytest.fail("saved"))
     load_model(tiny_model_folder, device="cpu")
+
+
+def test_a_model_without_weights_is_taken_as_it_is(tmp_path):
+    gte_qwen2_repository(tmp_path)
+    model = load_model(tmp_path, device="cpu").to("meta")
+    assert load_model(model) is model

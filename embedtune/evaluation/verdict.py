@@ -171,7 +171,11 @@ class Verdict:
                 f"{self.num_changed} chunks changed."
             )
         elif self.decision == "cannot tell" and (needed := self.num_queries_needed()):
-            more = f"; to see one of {_SMALL_DIFFERENCE} takes about {needed} like them" if needed > self.num_queries else ""
+            more = (
+                f"; to see one of {_SMALL_DIFFERENCE} takes about {needed} like them"
+                if needed > self.num_queries
+                else ""
+            )
             notes.append(
                 f"These questions can tell a difference of about {(change.high - change.low) / 2:.3f} or more{more}."
             )
