@@ -29,7 +29,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             0 makes the steps of BERT-like models faster.
         encode_once: Encode every distinct text of a batch once, to the same loss and gradient: the chunk of five questions
             is encoded once instead of five times. Where loss or model do not allow it, the stock trainer's batches are used.
-        group_rows: Keep the rows about one chunk together in a batch, which is where texts repeat. Where nothing is given,
+        group_rows: Bring rows about one chunk together (`GroupedBatchSampler`), which is where texts repeat. Where nothing is given,
             that is done for losses that look at one row at a time, such as ``"triplet"`` and ``"cosine"``; one that takes
             the other chunks of the batch as negatives would have fewer of them.
         mini_batch_num_tokens: Cache gradients (Gao et al. 2021, https://arxiv.org/abs/2101.06983), for any loss: batches of
