@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from datasets import Dataset, Features, List, Value
 
 from embedtune.dataset import sources, storage, views
+from embedtune.dataset.checks import check_choices, check_records
 from embedtune.dataset.groups import document_groups, duplicate_groups
 from embedtune.dataset.splits import (
-    SPLIT_BY,
     SplitBy,
     check_sizes,
     split_as_given,
@@ -24,13 +22,13 @@ from embedtune.dataset.splits import (
     split_by_question,
 )
 from embedtune.tables import html_table
-from embedtune.types import CONTEXT_PARTS, Chunk, ContextPart, Question
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
     from embedtune.dataset.sources import Pair
     from embedtune.hub import Publication
+    from embedtune.types import Chunk, ContextPart, Question
 
 SPLIT_ORDER = ("train", "dev", "test", "test_seen")
 
@@ -330,10 +328,9 @@ def build_dataset(
           train      1 questions about 1 chunks
           test       1 questions about 1 chunks
     """
-    _check_types(chunks, questions)
-    _check_records(chunks, questions)
+    check_records(chunks, questions)
     check_sizes(test_size=test_size, dev_size=dev_size, test_seen_size=test_seen_size)
-    _check_choices(split_by, context, questions)
+    check_choices(split_by, context, questions)
     duplicates = duplicate_groups(chunks)
     group_of = document_groups(chunks, duplicates)
     if split_by == "document":
@@ -356,86 +353,6 @@ def build_dataset(
         split_by=split_by,
         context=tuple(context),
     )
-
-
-def _check_types(chunks: Sequence[object], questions: Sequence[object]) -> None:
-    for what, records, kind, remedy in (
-        ("chunks", chunks, Chunk, "Make them with chunk_documents(...)"),
-        ("questions", questions, Question, "Make them with generate_questions(...)"),
-    ):
-        for position, record in enumerate(records):
-            if not isinstance(record, kind):
-                raise TypeError(
-                    f"{what}[{position}] is a {type(record).__name__}, not a {kind.__name__}. {remedy}, or give pairs of texts "
-                    "to RetrievalDataset.from_pairs(...)."
-                )
-            if isinstance(record, Question) and isinstance(record.chunk_ids, str):  # whose letters would be ids
-                raise TypeError(
-                    f"Question {record.id!r} has chunk_ids={record.chunk_ids!r}, a string. Give a tuple: "
-                    f"({record.chunk_ids!r},)."
-                )
-
-
-def _check_records(chunks: Sequence[Chunk], questions: Sequence[Question]) -> None:
-    if len(chunks) < 2:
-        raise ValueError(f"{len(chunks)} chunks: retrieval needs at least 2, or there is nothing to tell apart.")
-    if not questions:
-        raise ValueError("There are no questions to build a dataset from.")
-    for what, records in (("chunk", chunks), ("question", questions)):
-        _check_unique(f"{what} id", [record.id for record in records])
-        if empty := [record.id for record in records if not record.text.strip()]:
-            raise ValueError(f"The text of {what} {empty[0]!r} is empty ({len(empty)} in all). Leave it out.")
-    _check_offsets(chunks)
-    known = {chunk.id for chunk in chunks}
-    for question in questions:
-        if not question.chunk_ids:
-            raise ValueError(f"Question {question.id!r} names no chunk that answers it. Leave it out, or name one.")
-        if unknown := [chunk_id for chunk_id in question.chunk_ids if chunk_id not in known]:
-            raise ValueError(
-                f"Question {question.id!r} is answered by chunk {unknown[0]!r}, which is not among the {len(known)} "
-                "chunks. Pass the chunks that the questions were made from."
-            )
-        _check_unique(f"chunk id of question {question.id!r}", question.chunk_ids)
-
-
-def _check_offsets(chunks: Sequence[Chunk]) -> None:
-    """Raise a ``ValueError`` unless chunks that share a span share its text: overlaps decide what is no negative."""
-    by_document: dict[str, list[Chunk]] = {}
-    for chunk in chunks:
-        if chunk.end - chunk.start != len(chunk.text):
-            raise ValueError(
-                f"Chunk {chunk.id!r} has {len(chunk.text)} characters, but its offsets {chunk.start} to {chunk.end} say "
-                f"{chunk.end - chunk.start}. text must be document.text[start:end]."
-            )
-        by_document.setdefault(chunk.document_id, []).append(chunk)
-    for together in by_document.values():
-        together.sort(key=lambda chunk: chunk.start)
-        for first, second in pairwise(together):
-            shared = min(first.end, second.end) - second.start
-            if shared > 0 and first.text[second.start - first.start :][:shared] != second.text[:shared]:
-                raise ValueError(
-                    f"Chunks {first.id!r} and {second.id!r} overlap by their offsets in document {first.document_id!r}, but "
-                    "their texts differ there. Give the true offsets, or each chunk a document_id of its own."
-                )
-
-
-def _check_unique(what: str, values: Iterable[Hashable]) -> None:
-    if repeated := [value for value, count in Counter(values).items() if count > 1]:
-        raise ValueError(
-            f"The {what} {repeated[0]!r} stands more than once ({len(repeated)} such ids). Ids must be unique."
-        )
-
-
-def _check_choices(split_by: str, context: Sequence[str], questions: Sequence[Question]) -> None:
-    if split_by not in SPLIT_BY:
-        raise ValueError(f"split_by={split_by!r} is none of {SPLIT_BY}.")
-    if isinstance(context, str) or not set(context) <= set(CONTEXT_PARTS):
-        raise ValueError(f"context={context!r} must be a list of {CONTEXT_PARTS}.")
-    if split_by != "given" and (bound := [question.id for question in questions if question.split]):
-        raise ValueError(
-            f"Question {bound[0]!r} carries a split ({len(bound)} do). Keep these with split_by='given', or clear "
-            "Question.split to draw new ones."
-        )
 
 
 def _corpus_table(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 # Ranks are known this far down, to tell a near miss from a miss.
 _MIN_DEPTH = 100
 
-PER_QUERY_FEATURES = Features(
+PER_QUERY_FEATURES: Features = Features(
     {
         "query-id": Value("string"),
         "query": Value("string"),

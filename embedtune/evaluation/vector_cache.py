@@ -46,7 +46,7 @@ class VectorCache:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path: Path = Path(path)
 
     def get(self, keys: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """Return the vectors that are there."""

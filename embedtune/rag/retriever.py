@@ -88,7 +88,7 @@ class Retriever:
         batch_size: int = 32,
     ) -> None:
         self.model: SentenceTransformer = loaded(model)
-        self.index = index
+        self.index: ChunkIndex = index
         self.hybrid = hybrid
         self.approximate = approximate
         self.batch_size = batch_size

@@ -71,10 +71,10 @@ class UniqueTextCollator(SentenceTransformerDataCollator):
             prompts=collator.prompts,
             max_length=collator.max_length,
         )
-        self.max_tokens = max_tokens
+        self.max_tokens: int | None = max_tokens
         self.position_offset = position_offset(model)
         tasks = {None, *_leaves(collator.router_mapping)}
-        self.packable = {task for task in tasks if can_pack(model, task)}
+        self.packable: set[str | None] = {task for task in tasks if can_pack(model, task)}
 
     def __call__(self, features: list[dict[str, Any]]) -> dict[str, Any]:
         """Collate rows; those that hold anything but texts are collated as sentence-transformers does."""
@@ -208,7 +208,9 @@ class GroupedBatchSampler(DefaultBatchSampler):
             generator=generator,
             seed=seed,
         )
-        self.group_of_row = _most_repeated(dataset, skip={"dataset_name", *(valid_label_columns or ())})
+        self.group_of_row: np.ndarray[Any, np.dtype[np.int64]] = _most_repeated(
+            dataset, skip={"dataset_name", *(valid_label_columns or ())}
+        )
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed or 0, self.epoch))

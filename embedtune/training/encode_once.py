@@ -120,7 +120,9 @@ class GradientCachedLoss(CachedLossMixin, nn.Module):
 
     def __init__(self, model: nn.Module, loss: nn.Module, rows: Tensor, *, trained: nn.Module) -> None:
         super().__init__()
-        self.model, self.loss, self.rows = model, loss, rows
+        self.model: nn.Module = model
+        self.loss: nn.Module = loss
+        self.rows: Tensor = rows
         self.trained = trained
         self.mini_batch_size = 1
         self.components: dict[str, Tensor] = {}
