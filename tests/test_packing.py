@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -33,8 +34,9 @@ class Layer(torch.nn.Module):
     lengths=some.lists(some.one_of(some.integers(1, 12), some.integers(60, 90)), min_size=1, max_size=8),
     causal=some.booleans(),
     in_order=some.booleans(),
+    waste=some.sampled_from([2**11, 2**20]),
 )
-def test_each_text_attends_to_itself_alone(lengths, causal, in_order):
+def test_each_text_attends_to_itself_alone(lengths, causal, in_order, waste):
     lengths = tuple(sorted(lengths)) if in_order else tuple(lengths)
     generator = torch.Generator().manual_seed(len(lengths))
     total = sum(lengths)
@@ -47,9 +49,12 @@ def test_each_text_attends_to_itself_alone(lengths, causal, in_order):
     def gradients(output):
         return output, *torch.autograd.grad((output * weight).sum(), (query, key, value))
 
-    packed, _ = packed_attention_forward(
-        Layer(), query, key, value, None, text_lengths=lengths, is_causal=causal, dropout=0.0, scaling=0.3
-    )
+    runs_of.cache_clear()
+    with patch("embedtune.models.attention._PAIRS_PER_CALL", waste):
+        packed, _ = packed_attention_forward(
+            Layer(), query, key, value, None, text_lengths=lengths, is_causal=causal, dropout=0.0, scaling=0.3
+        )
+    runs_of.cache_clear()
     parts = zip(*(states.split(lengths, dim=2) for states in (query, key, value)), strict=True)
     alone = torch.cat(
         [sdpa_attention_forward(Layer(), *part, None, is_causal=causal, dropout=0.0, scaling=0.3)[0] for part in parts],
@@ -65,6 +70,11 @@ def test_runs_keep_every_text_and_pad_little(lengths):
     assert [length for run in runs for length in run] == sorted(lengths)
     assert all(sum(max(run) ** 2 - length**2 for length in run) <= 2048 for run in runs)
     assert len(runs_of((20,) * 50)) == 1
+
+
+def test_an_accelerator_gets_fewer_calls():
+    lengths = tuple(range(10, 200))
+    assert len(runs_of(lengths, "cuda")) < 10 < len(runs_of(lengths))
 
 
 @pytest.mark.parametrize("unknown", ["sliding_window", "position_bias"])
