@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import logging
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
 from torch import nn
 
-from embedtune.training import onednn
+from embedtune.evaluation.encoders import ModelEncoder
+from embedtune.models import onednn
+from embedtune.models.onednn import OneDnnLinear, is_exact
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.losses import TripletMarginLoss
-from embedtune.training.onednn import OneDnnLinear, is_exact
 from embedtune.training.trainer import EmbeddingTrainer
 
 ROWS = Dataset.from_dict({"anchor": ["open the pump"] * 4, "positive": list("abcd"), "negative": list("efgh")})
@@ -64,6 +66,23 @@ def trained(model, folder, **options):
     )  # fmt: skip
     EmbeddingTrainer(model, args, train_dataset=ROWS, loss=TripletMarginLoss).train()
     return torch.cat([p.detach().flatten() for p in model.parameters()])
+
+
+def test_an_encoder_uses_it_where_it_is_exact_and_says_where_it_is_not(tiny_model, monkeypatch, caplog):
+    texts = ["open the pump", "close it"]
+    plain = ModelEncoder(tiny_model).encode_documents(texts)
+    calls = []
+    apply = onednn._Linear.apply
+    monkeypatch.setattr(onednn._Linear, "apply", lambda *args: calls.append(args) or apply(*args))
+    if is_exact():
+        calls.clear()
+        found = ModelEncoder(tiny_model, onednn_linear=True).encode_documents(texts)
+        np.testing.assert_allclose(found, plain, atol=1e-6)
+        assert calls
+    monkeypatch.setattr(onednn, "_MAX_ERROR", -1.0)
+    with caplog.at_level(logging.WARNING):
+        np.testing.assert_array_equal(ModelEncoder(tiny_model, onednn_linear=True).encode_documents(texts), plain)
+    assert "onednn_linear=True has no effect" in caplog.text
 
 
 def test_a_trainer_uses_it_where_it_is_exact_and_says_where_it_is_not(tiny_model_folder, tmp_path, monkeypatch, caplog):

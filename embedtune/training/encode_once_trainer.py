@@ -22,10 +22,10 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 
 from embedtune.models.attention import packed_attention
+from embedtune.models.onednn import OneDnnLinear, usable
 from embedtune.training.batching import TEXT_ROWS, GroupedBatchSampler, UniqueTextCollator
 from embedtune.training.encode_once import GradientCachedLoss, embed_texts, loss_of_columns, takes_embeddings
 from embedtune.training.losses import RetrievalLoss
-from embedtune.training.onednn import OneDnnLinear, is_exact
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -58,9 +58,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._onednn = self.args.onednn_linear and is_exact()
-        if self.args.onednn_linear and not self._onednn:
-            logger.warning("onednn_linear=True has no effect: oneDNN would not compute in float32 on this machine.")
+        self._onednn = usable(self.args.onednn_linear)
         self._group_rows = False
         if not self.args.encode_once and self.args.mini_batch_num_tokens is None:
             self._group_rows = bool(self.args.group_rows)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
+
+logger = logging.getLogger(__name__)
 
 # Tokens, inputs and outputs of the layers that are tried out.
 _TRIED = ((64, 64, 256), (1000, 384, 1536), (2048, 1536, 384))
@@ -25,6 +28,14 @@ def is_exact() -> bool:
         return False
     generator = torch.Generator().manual_seed(0)
     return all(_error(*sizes, generator=generator) <= _MAX_ERROR for sizes in _TRIED)
+
+
+def usable(wanted: bool) -> bool:
+    """Say whether to use oneDNN; a warning says why not where it was wanted."""
+    exact = wanted and is_exact()
+    if wanted and not exact:
+        logger.warning("onednn_linear=True has no effect: oneDNN would not compute in float32 on this machine.")
+    return exact
 
 
 def _error(num_tokens: int, inputs: int, outputs: int, *, generator: torch.Generator) -> float:
