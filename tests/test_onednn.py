@@ -68,6 +68,18 @@ def trained(model, folder, **options):
     return torch.cat([p.detach().flatten() for p in model.parameters()])
 
 
+@pytest.fixture(autouse=True)
+def tried_anew():
+    onednn.usable.cache_clear()
+    yield
+    onednn.usable.cache_clear()
+
+
+def inexact(monkeypatch):
+    monkeypatch.setattr(onednn, "_MAX_ERROR", -1.0)
+    onednn.usable.cache_clear()
+
+
 def test_an_encoder_uses_it_where_it_is_exact_and_says_where_it_is_not(tiny_model, monkeypatch, caplog):
     texts = ["open the pump", "close it"]
     plain = ModelEncoder(tiny_model).encode_documents(texts)
@@ -79,7 +91,7 @@ def test_an_encoder_uses_it_where_it_is_exact_and_says_where_it_is_not(tiny_mode
         found = ModelEncoder(tiny_model, onednn_linear=True).encode_documents(texts)
         np.testing.assert_allclose(found, plain, atol=1e-6)
         assert calls
-    monkeypatch.setattr(onednn, "_MAX_ERROR", -1.0)
+    inexact(monkeypatch)
     with caplog.at_level(logging.WARNING):
         np.testing.assert_array_equal(ModelEncoder(tiny_model, onednn_linear=True).encode_documents(texts), plain)
     assert "onednn_linear=True has no effect" in caplog.text
@@ -99,7 +111,7 @@ def test_a_trainer_uses_it_where_it_is_exact_and_says_where_it_is_not(tiny_model
         calls.clear()
         torch.testing.assert_close(trained(model(), tmp_path, onednn_linear=True), plain, atol=1e-6, rtol=0)
         assert calls
-    monkeypatch.setattr(onednn, "_MAX_ERROR", -1.0)
+    inexact(monkeypatch)
     with caplog.at_level(logging.WARNING):
         assert torch.equal(trained(model(), tmp_path, onednn_linear=True), plain)
     assert "onednn_linear=True has no effect" in caplog.text

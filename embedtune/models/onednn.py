@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -30,6 +31,7 @@ def is_exact() -> bool:
     return all(_error(*sizes, generator=generator) <= _MAX_ERROR for sizes in _TRIED)
 
 
+@functools.cache  # the trial takes half a second, and once is enough to be warned
 def usable(wanted: bool) -> bool:
     """Say whether to use oneDNN; a warning says why not where it was wanted."""
     exact = wanted and is_exact()
