@@ -321,6 +321,7 @@ def build_dataset(
             would be empty.
 
     Example:
+        >>> from embedtune import Chunk, Question
         >>> chunks = [Chunk("a#0", "a", "Press both.", 0, 11), Chunk("b#0", "b", "Turn the key.", 0, 13)]
         >>> questions = [Question("a#0/0", "How do I restart?", ("a#0",)), Question("b#0/0", "How do I lock?", ("b#0",))]
         >>> build_dataset(chunks, questions, test_size=0.5, dev_size=0)
