@@ -72,7 +72,7 @@ class UniqueTextCollator(SentenceTransformerDataCollator):
             max_length=collator.max_length,
         )
         self.max_tokens: int | None = max_tokens
-        self.position_offset = position_offset(model)
+        self.position_offset: int = position_offset(model)
         tasks = {None, *_leaves(collator.router_mapping)}
         self.packable: set[str | None] = {task for task in tasks if can_pack(model, task)}
 
