@@ -80,6 +80,13 @@ def inexact(monkeypatch):
     onednn.usable.cache_clear()
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_it_is_tried_out_where_gradients_are_switched_off(mode):
+    expected = is_exact()
+    with mode():
+        assert is_exact() == expected
+
+
 def test_an_encoder_uses_it_where_it_is_exact_and_says_where_it_is_not(tiny_model, monkeypatch, caplog):
     texts = ["open the pump", "close it"]
     plain = ModelEncoder(tiny_model).encode_documents(texts)

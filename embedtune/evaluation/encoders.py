@@ -36,7 +36,7 @@ class ModelEncoder:
         devices: For a large corpus: such as ``("cuda:0", "cuda:1")`` or ``("cpu",) * 4``, with a process for each while it
             lasts. They are sentence-transformers' own, which pads.
         onednn_linear: On a CPU, let oneDNN compute the linear layers in float32, if a trial shows that it does not round to
-            less. Faster on some processors and not on others; the last bits of a vector may differ.
+            less. Faster on some processors and not on others; the last bits of a vector may differ. Not with ``devices``.
 
     Example:
         >>> import embedtune as et

@@ -28,10 +28,11 @@ def is_exact() -> bool:
     if not hasattr(_mkldnn, "matmul") or not _mkldnn.is_available():
         return False
     generator = torch.Generator().manual_seed(0)
-    return all(_error(*sizes, generator=generator) <= _MAX_ERROR for sizes in _TRIED)
+    with torch.inference_mode(mode=False), torch.enable_grad():  # whatever the caller has switched off
+        return all(_error(*sizes, generator=generator) <= _MAX_ERROR for sizes in _TRIED)
 
 
-@functools.cache  # the trial takes half a second, and once is enough to be warned
+@functools.cache  # the trial takes time, and once is enough to be warned
 def usable(wanted: bool) -> bool:
     """Say whether to use oneDNN; a warning says why not where it was wanted."""
     exact = wanted and is_exact()
