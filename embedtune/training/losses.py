@@ -111,7 +111,7 @@ class InBatchNegativesLoss(RetrievalLoss):
         targets = torch.arange(first, first + len(questions), device=scores.device)
         if labels is not None and ids is not None:
             known = answers(labels, contents_of(ids, len(candidates)))
-            known[torch.arange(len(targets)), targets] = False
+            known.scatter_(1, targets.unsqueeze(1), False)
             scores = scores.masked_fill(known, -torch.inf)
         return F.cross_entropy(scores, targets)
 
