@@ -1,19 +1,20 @@
 """Memory of training: estimate_memory against what a process takes on a CPU, and its estimates for full-size models.
 
     python benchmarks/memory.py
+    python benchmarks/memory.py --part full-size-measured  # 24 GB of memory, and minutes for a step
 
 The measured figure is the growth of the process's resident memory from before the model is loaded to the peak, each run in a
 process of its own, in which the allocator gives large blocks back at once. The full-size models have their published shapes and no weights, so nothing is downloaded.
 """
 
 import argparse
-import json
 import os
 import resource
 import subprocess
 import sys
 import tempfile
 import warnings
+from collections.abc import Callable
 
 import psutil
 import torch
@@ -81,6 +82,21 @@ ESTIMATED = {
 }
 
 
+FULL_SIZE_MEASURED = {
+    "gte-Qwen2-1.5B, LoRA, bf16, checkpointing": ESTIMATED["gte-Qwen2-1.5B, LoRA, bf16, checkpointing"],
+    "  the same, base in bfloat16": ESTIMATED["  the same, base in bfloat16"],
+    "gte-Qwen2-1.5B, all weights, bf16, checkpointing, SGD": (
+        GTE_QWEN2,
+        {},
+        {"bf16": True, "gradient_checkpointing": True, "optim": "sgd"},
+    ),
+    "jina-embeddings-v3, all weights, bf16, checkpointing": ESTIMATED[
+        "jina-embeddings-v3, all weights, bf16, checkpointing"
+    ],
+    "jina-embeddings-v3, LoRA, bf16, checkpointing": ESTIMATED["jina-embeddings-v3, LoRA, bf16, checkpointing"],
+}
+
+
 def make_data(num_tokens: int, *, num_chunks: int = 64) -> et.RetrievalDataset:
     """Chunks and questions of words that are one token each."""
     pairs = [(f"{i} " + "the " * (num_tokens - 3), [f"{i} " + "of " * 13]) for i in range(10, 10 + num_chunks)]
@@ -93,41 +109,79 @@ def arguments(**options) -> et.TuningArguments:
     return et.TuningArguments(tempfile.mkdtemp(), **(settings | options))
 
 
-def skeleton(config, *, lora: bool = False, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
-    """A model of the given shape without weights, behind MiniLM's tokenizer."""
+def full_size(config, *, device: str, lora: bool = False, dtype: torch.dtype = torch.float32) -> SentenceTransformer:
+    """A model of the given shape with random weights, or on "meta" with none, behind MiniLM's tokenizer."""
     model = et.load_model("minilm", device="cpu")
-    with torch.device("meta"):
+    with torch.device(device):
         model[0].model = AutoModel.from_config(config, dtype=dtype)
     modules = [model[0], Pooling(config.hidden_size, "mean")]
-    model = SentenceTransformer(modules=modules, device="meta")
+    model = SentenceTransformer(modules=modules, device=device)
     model.max_seq_length = 8192
     return et.load_model(model, lora=lora)
 
 
-def measure(options: dict, num_tokens: int) -> int:
-    """Train in this process, and return by how much its memory grew at the peak."""
-    data = make_data(num_tokens)
-    process = psutil.Process()
-    before = process.memory_info().rss
-    model = et.load_model("minilm", device="cpu", lora=options.pop("lora", None))
-    trainer = EmbeddingTrainer(model, arguments(**options), data=data)
-    trainer.train()
+def train_and_measure(make_model: Callable[[], SentenceTransformer], data: et.RetrievalDataset, options: dict) -> int:
+    """Train for three steps in this process, and return by how much its memory grew at the peak."""
+    before = psutil.Process().memory_info().rss
+    EmbeddingTrainer(make_model(), arguments(**options), data=data).train()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - before
+
+
+def measure(name: str, num_tokens: int, batch_size: int) -> int:
+    """Measure one line of a table, in this process."""
+    if name in FULL_SIZE_MEASURED:
+        config, model_options, options = FULL_SIZE_MEASURED[name]
+        options = options | {"per_device_train_batch_size": batch_size, "dropout": 0.0, "max_steps": 2}
+        return train_and_measure(
+            lambda: full_size(config, device="cpu", **model_options), make_data(num_tokens), options
+        )
+    options = dict(MEASURED[name])
+    lora = options.pop("lora", None)
+    return train_and_measure(lambda: et.load_model("minilm", device="cpu", lora=lora), make_data(num_tokens), options)
+
+
+def measured_elsewhere(name: str, num_tokens: int, batch_size: int) -> int:
+    """Measure one line of a table, in a process of its own."""
+    command = [
+        sys.executable,
+        __file__,
+        "--measure",
+        name,
+        "--tokens",
+        str(num_tokens),
+        "--batch-size",
+        str(batch_size),
+    ]
+    output = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT).stdout
+    return int(output.splitlines()[-1])
+
+
+def print_comparison(name: str, estimated: int, measured: int) -> None:
+    print(f"{name:<54}{estimated / 1e9:>9.2f} GB{measured / 1e9:>9.2f} GB{estimated / measured:>8.2f}", flush=True)
 
 
 def compare_with_measurements(num_tokens: int) -> None:
     print(f"MiniLM, chunks of {num_tokens} tokens, questions of 16, batch 16, on this CPU\n")
-    print(f"{'':<34}{'estimated':>12}{'measured':>12}{'ratio':>8}")
+    print(f"{'':<54}{'estimated':>12}{'measured':>12}{'ratio':>8}")
     for name, options in MEASURED.items():
-        command = [sys.executable, __file__, "--measure", json.dumps(options), "--tokens", str(num_tokens)]
-        output = subprocess.run(command, capture_output=True, text=True, check=True, env=ENVIRONMENT).stdout
-        measured = int(output.splitlines()[-1])
-        lora = options.get("lora")
         args = arguments(**{key: value for key, value in options.items() if key != "lora"})
-        model = et.load_model("minilm", device="cpu", lora=lora)
+        model = et.load_model("minilm", device="cpu", lora=options.get("lora"))
         estimated = et.estimate_memory(model, args, data=make_data(num_tokens)).total
-        row = f"{name:<34}{estimated / 1e9:>9.2f} GB{measured / 1e9:>9.2f} GB{estimated / measured:>8.2f}"
-        print(row, flush=True)
+        print_comparison(name, estimated, measured_elsewhere(name, num_tokens, 16))
+
+
+def compare_full_size(num_tokens: int, batch_size: int, only: str) -> None:
+    print(
+        f"\nRandom weights, chunks of {num_tokens} tokens, questions of 16, batch {batch_size}, dropout 0, on this CPU\n"
+    )
+    print(f"{'':<54}{'estimated':>12}{'measured':>12}{'ratio':>8}")
+    for name, (config, model_options, options) in FULL_SIZE_MEASURED.items():
+        if only not in name:
+            continue
+        args = arguments(**(options | {"per_device_train_batch_size": batch_size, "dropout": 0.0}))
+        model = full_size(config, device="meta", **model_options)
+        estimated = et.estimate_memory(model, args, data=make_data(num_tokens), device="cpu").total
+        print_comparison(name, estimated, measured_elsewhere(name, num_tokens, batch_size))
 
 
 def print_full_size(num_tokens: int, batch_size: int) -> None:
@@ -136,22 +190,25 @@ def print_full_size(num_tokens: int, batch_size: int) -> None:
     print(f"{'':<54}" + "".join(f"{name:>12}" for name in header))
     data = make_data(num_tokens)
     for name, (config, model_options, options) in ESTIMATED.items():
-        model = skeleton(config, **model_options)
+        model = full_size(config, device="meta", **model_options)
         args = arguments(**(options | {"per_device_train_batch_size": batch_size}))
         estimate = et.estimate_memory(model, args, data=data, device="cuda")
         sizes = "".join(f"{getattr(estimate, part) / 1e9:>12.2f}" for part in header)
         print(f"{name:<54}{sizes}", flush=True)
 
 
-def main(tokens: int, chunk_tokens: int, batch_size: int, part: str, measure_options: str | None) -> None:
-    torch.set_num_threads(1)
-    if measure_options is not None:
-        print(measure(json.loads(measure_options), tokens))
+def main(*, tokens: int, chunk_tokens: int, batch_size: int, part: str, only: str, measured_name: str | None) -> None:
+    if measured_name is not None:
+        torch.set_num_threads(os.cpu_count() if measured_name in FULL_SIZE_MEASURED else 1)
+        print(measure(measured_name, tokens, batch_size))
         return
-    if part != "full-size":
+    torch.set_num_threads(1)
+    if part in ("measured", "both"):
         compare_with_measurements(tokens)
-    if part != "measured":
+    if part in ("full-size", "both"):
         print_full_size(chunk_tokens, batch_size)
+    if part == "full-size-measured":
+        compare_full_size(chunk_tokens, batch_size, only)
 
 
 if __name__ == "__main__":
@@ -160,6 +217,7 @@ if __name__ == "__main__":
     parser.add_argument("--tokens", type=int, default=256, help="of a chunk, for MiniLM")
     parser.add_argument("--chunk-tokens", type=int, default=800, help="of a chunk, for the full-size models")
     parser.add_argument("--batch-size", type=int, default=8, help="for the full-size models")
-    parser.add_argument("--part", choices=("measured", "full-size", "both"), default="both")
-    parser.add_argument("--measure", dest="measure_options", help=argparse.SUPPRESS)
+    parser.add_argument("--part", choices=("measured", "full-size", "both", "full-size-measured"), default="both")
+    parser.add_argument("--only", default="", help="measure the full-size settings with this in their names")
+    parser.add_argument("--measure", dest="measured_name", help=argparse.SUPPRESS)
     main(**vars(parser.parse_args()))

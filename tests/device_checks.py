@@ -19,10 +19,12 @@ from sentence_transformers import SentenceTransformer
 from test_encode_once import CACHED, LOSSES, MODELS
 from test_trainer import make_data
 from torch import nn
+from transformers import TrainerCallback
 
 import embedtune as et
 from embedtune.evaluation.search import top_k
 from embedtune.models.load import load_model
+from embedtune.models.packing import encode_packed
 from embedtune.models.query_side import freeze_index
 from embedtune.training.frozen_index import FrozenIndexTrainer
 from embedtune.training.losses import RetrievalLoss
@@ -146,6 +148,33 @@ def test_training_with_evaluation_checkpoints_and_resuming(on, tiny_model, data,
 
     ours, expected = on_both(train)
     assert_close(ours, expected, rtol=1e-6)
+
+
+def test_only_the_guard_waits_in_the_loop(on, tiny_model, data):
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            counted.append(dict(waits))
+            waits.clear()
+
+    counted = []
+    args, model = on(NAME, tiny_model, max_steps=6, logging_steps=100)
+    EmbeddingTrainer(model, args, data=data, callbacks=[Watch()]).train()
+    assert counted[1:] == [{"tolist": 1}] * 5, "FiniteGuard, which on CUDA reads a step later"
+
+
+def test_texts_are_tokenised_while_the_device_encodes(on, tiny_model, monkeypatch):
+    def preprocess(*args, **kwargs):
+        seen.append(("tokenised", waits["to the CPU"]))
+        return tokenise(*args, **kwargs)
+
+    _, model = on(NAME, tiny_model)
+    tokenise, seen = model.preprocess, []
+    monkeypatch.setattr(model, "preprocess", preprocess)
+    texts = [f"{word} the pump" for word in ("open", "close", "check", "replace", "press")]
+    waits.clear()
+    vectors = encode_packed(model, texts, prompt=None, task=None, batch_size=2)
+    assert seen == [("tokenised", 0), ("tokenised", 0), ("tokenised", 1)]
+    np.testing.assert_allclose(vectors, tiny_model.encode(texts), atol=1e-6)
 
 
 def test_mining_finds_the_same_negatives(on, tiny_model, data):

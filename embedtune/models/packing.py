@@ -146,14 +146,18 @@ def encode_packed(
     model.eval()
     order = np.argsort([-len(text) for text in texts], kind="stable")
     offset = position_offset(model)
-    vectors = []
+    vectors: list[Tensor] = []
+    computing: list[Tensor] = []
     with packed_attention(model):
         for start in trange(0, len(texts), batch_size, desc="Batches", disable=not show_progress_bar):
             batch = [texts[i] for i in order[start : start + batch_size]]
             features = model.preprocess(batch, prompt=prompt, task=task)
             features = pack(features, position_offset=offset) if is_padded(features) else features
             features |= {"task": task} if task else {}
-            vectors.append(model(batch_to_device(features, model.device))["sentence_embedding"].float().cpu())
+            # Only now ask for the batch before: a GPU has been computing it while the CPU tokenised this one.
+            vectors += [part.cpu() for part in computing]
+            computing = [model(batch_to_device(features, model.device))["sentence_embedding"].float()]
+    vectors += [part.cpu() for part in computing]
     unordered = torch.cat(vectors)[:, : model.truncate_dim].numpy()
     encoded = np.empty_like(unordered)
     encoded[order] = unordered
