@@ -6,6 +6,7 @@ import json
 import logging
 import subprocess
 import sys
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from transformers import TrainerCallback
 
 from embedtune.dataset import RetrievalDataset, build_dataset
 from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.training import trainer as trainer_module
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.guards import warn_about_cut_chunks
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
@@ -402,3 +404,18 @@ def test_a_saved_model_that_is_not_the_trained_one_is_an_error(tiny_model, data,
         trainer.save_model(str(tmp_path / "wrong"))
     trainer.args.check_saved = False
     trainer.save_model(str(tmp_path / "unchecked"))
+
+
+@pytest.mark.parametrize(("unused", "compared"), [(0, False), (10**9, True)])
+def test_a_saved_model_is_compared_if_the_gpu_has_room_for_both(
+    tiny_model, tmp_path, monkeypatch, caplog, unused, compared
+):
+    checked = []
+    monkeypatch.setattr(trainer_module, "check_model", lambda model, folder: checked.append(folder) or MagicMock())
+    monkeypatch.setattr(SentenceTransformer, "device", property(lambda model: torch.device("cuda", 0)))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8 * 10**9))
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10**9)
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10**9 + unused)  # kept since training
+    trainer_module.check_saved(tiny_model, tmp_path)
+    assert checked == [tmp_path] * compared
+    assert ("no room on cuda:0" in caplog.text) != compared

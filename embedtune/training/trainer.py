@@ -181,7 +181,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
 def check_saved(model: SentenceTransformer, folder: Path) -> None:
     """Raise a ``ValueError`` if plain sentence-transformers gets other vectors from a folder than the model in memory gives."""
     size = sum(parameter.nbytes for parameter in model.parameters())
-    if model.device.type == "cuda" and torch.cuda.mem_get_info(model.device)[0] < 1.5 * size:
+    if model.device.type == "cuda" and _free_memory(model.device) < 1.5 * size:
         logger.warning(
             "There is no room on %s for a second copy of the model, so %s was not compared with it. In a new process: "
             "check_model(load_model(%r)).",
@@ -191,6 +191,11 @@ def check_saved(model: SentenceTransformer, folder: Path) -> None:
         )
         return
     check_model(model, folder=folder).raise_if_failed()
+
+
+def _free_memory(device: torch.device) -> int:
+    """Return the bytes that a GPU has left: what nobody holds, and what PyTorch keeps since training and does not use."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def set_dropout(model: nn.Module, probability: float) -> None:
