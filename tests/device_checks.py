@@ -14,7 +14,7 @@ import test_improve
 import torch
 from accelerate.state import AcceleratorState
 from model_repositories import gte_qwen2_repository, jina_hf_repository
-from pretend_device import NAME, PretendDevice, waits
+from pretend_device import NAME, PretendDevice, dtypes, waits
 from sentence_transformers import SentenceTransformer
 from test_encode_once import CACHED, LOSSES, MODELS
 from test_trainer import make_data
@@ -160,6 +160,17 @@ def test_only_the_guard_waits_in_the_loop(on, tiny_model, data):
     args, model = on(NAME, tiny_model, max_steps=6, logging_steps=100)
     EmbeddingTrainer(model, args, data=data, callbacks=[Watch()]).train()
     assert counted[1:] == [{"tolist": 1}] * 5, "FiniteGuard, which on CUDA reads a step later"
+
+
+def test_nothing_needs_float64_which_apples_gpus_do_not_have(on, tiny_model, data):
+    dtypes.clear()
+    args, model = on(NAME, tiny_model, num_train_epochs=1, eval_strategy="epoch")
+    EmbeddingTrainer(model, args, data=data).train()
+    mine_hard_negatives(model, data)
+    FrozenIndexTrainer(freeze_index(model, query="linear"), args, data=data).train()
+    et.Retriever.from_chunks(model, [et.Chunk("a", "a", "the pump", 0, 8)]).search("where is it", k=1)
+    assert torch.float32 in dtypes
+    assert torch.float64 not in dtypes
 
 
 def test_texts_are_tokenised_while_the_device_encodes(on, tiny_model, monkeypatch):

@@ -26,6 +26,9 @@ _INDEXING = ("index", "index_put", "index_put_", "_index_put_impl_")
 waits: Counter[str] = Counter()
 """What made the CPU wait for the device, and how often."""
 
+dtypes: set[torch.dtype] = set()
+"""The types of the tensors that were on the device."""
+
 
 class _Backend(_DummyBackendModule):
     def get_amp_supported_dtype(self):
@@ -54,6 +57,7 @@ class PretendTensor(Tensor):
             cls, inner.shape, device=f"{NAME}:0", requires_grad=requires_grad, **layout
         )
         made.inner = inner
+        dtypes.add(inner.dtype)
         return made
 
     @classmethod
