@@ -159,7 +159,7 @@ class Contender:
             load_best_model_at_end=False,
             disable_tqdm=True,
             report_to="none",
-            gradient_checkpointing=False,
+            optim=args.optim,
             onednn_linear=args.precision == "onednn",
             mini_batch_num_tokens=args.mini_batch_num_tokens if name == "embedtune" else None,
         )
@@ -168,6 +168,8 @@ class Contender:
         self.trainer = trainer(model=self.model, args=settings, train_dataset=rows, loss=loss)
         self.trainer.accelerator.prepare_model(self.model)  # which is where autocast comes from
         self.trainer.current_gradient_accumulation_steps = 1
+        if args.gradient_checkpointing:
+            self.model[0].model.activation_checkpointing_enable()
         self.trainer.create_optimizer()
         self.optimizer = self.trainer.optimizer
         self.accumulate = 8 if name == "hand-written loop" else 1
@@ -300,6 +302,8 @@ def parse():
     parser.add_argument("--stock-precision", choices=("fp32", "bf16"), help="of the other two, if not the same")
     parser.add_argument("--weights", choices=("fp32", "bf16"), default="fp32", help="of random models")
     parser.add_argument("--lora", action="store_true")
+    parser.add_argument("--gradient-checkpointing", action="store_true")
+    parser.add_argument("--optim", default="adamw_torch_fused", help="of the trainers, such as paged_adamw_8bit")
     parser.add_argument("--mini-batch-num-tokens", type=int, default=None, help="cache gradients, in embedtune")
     parser.add_argument("--without", nargs="*", default=[], choices=CONTENDERS)
     parser.add_argument("--no-memory", dest="memory", action="store_false")
