@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from sentence_transformers.base.modules import Router
 
 from embedtune.dataset.views import COLUMN_ROLES
 from embedtune.models.prompts import prompt_of
@@ -37,7 +38,8 @@ class MemoryEstimate:
         weights: The model.
         gradients: Of what is trained; twice under DDP, which copies them into buckets.
         optimizer: The moments of Adam, or what else the optimiser keeps.
-        activations: What the forward pass keeps for the backward pass, at its peak, for a batch of the longest texts.
+        activations: What a step holds on top of these at its peak, for a batch of the longest texts. The tensors that the
+            forward pass keeps go while the gradients come, so where all weights are trained it may be little.
         columns: That batch, or the largest part of it that is in memory at once, where gradients are cached.
     """
 
@@ -69,10 +71,8 @@ def estimate_memory(
 
     Not counted: the CUDA context and the libraries' workspaces (0.5 to 1 GB), what the allocator cannot use of its blocks,
     and the loss itself (the square of the batch size). FSDP and DeepSpeed divide the first three rows among the devices.
-    Gradients are counted as if there from the start, which is exact with gradient accumulation. It errs on the high side
-    where that is not so, where texts of different lengths lie end to end instead of being padded to the longest, and by the
-    gradient of the word embeddings, if they are trained. A chunk that stands in several rows of a batch counts once where
-    the rows about a chunk are kept together.
+    It errs on the high side where texts of different lengths lie end to end instead of being padded to the longest. A chunk
+    that stands in several rows of a batch counts once where the rows about a chunk are kept together.
 
     Args:
         model: What to train, as `load_model` returns it.
@@ -111,6 +111,10 @@ def _activations(model: SentenceTransformer, args: TuningArguments, columns: tup
         bf16=bool(args.bf16 or args.fp16),
         gradient_checkpointing=bool(args.gradient_checkpointing),
         fused_attention=not device.startswith("cpu"),
+        num_passes=1 if args.encode_once and not any(isinstance(module, Router) for module in model) else len(columns),
+        accumulating=args.gradient_accumulation_steps > 1
+        or args.mini_batch_num_tokens is not None
+        or args.world_size > 1,
         prepare=None if dropout is None else lambda copy: set_dropout(copy, dropout),
     )
 

@@ -44,9 +44,13 @@ def peak_activations(
     bf16: bool = False,
     gradient_checkpointing: bool = False,
     fused_attention: bool = True,
+    accumulating: bool = False,
+    num_passes: int = 1,
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> int:
-    """Return the bytes that one forward and backward pass holds at its peak besides weights and gradients.
+    """Return the bytes that one forward and backward pass holds at its peak on top of the weights and all their gradients.
+
+    While gradients come, activations go, so that may be little.
 
     The step is run on tensors without contents (``FakeTensorMode``), so that it takes no memory, and the model is not
     changed. It may be on the device ``"meta"``.
@@ -57,24 +61,31 @@ def peak_activations(
         bf16: Under autocast.
         gradient_checkpointing: Keep only what goes into each layer, and compute it again.
         fused_attention: Attention with dropout keeps no matrix of probabilities, as on GPUs; on CPUs it does.
+        accumulating: There are gradients from the start.
+        num_passes: How often the model is called for the batch. Each call makes a gradient of the word embeddings, at the
+            very end; all further ones are added up in one place.
         prepare: Something to do to the copy of the model first.
     """
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore", FutureWarning)  # of the name gradient_checkpointing_enable
-        fake = _without_contents(model)
+        fake = _without_contents(model, gradients=accumulating)
         if prepare is not None:
             prepare(fake)
         if fused_attention:
             _fuse_attention(fake)
         if gradient_checkpointing:
             fake.gradient_checkpointing_enable()
+        word_gradients = _freeze_embeddings(fake)
         fake.train()
         batches = [_features(column) for column in columns]
         with _LiveBytes(fake) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 embeddings = [fake(features)["sentence_embedding"] for features in batches]
             torch.autograd.backward([column.float().sum() for column in embeddings])
-        return int(live.peak)
+    last = word_gradients * min(num_passes, 2)
+    if accumulating:
+        return max(int(live.peak), last)
+    return max(int(live.peak) - _num_bytes(fake.parameters()), last) - word_gradients
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -117,15 +128,30 @@ def _fuse_attention(model: nn.Module) -> None:
                 setattr(module, "attention_dropout", 0.0)  # noqa: B010  # the type checker expects a module
 
 
-def _without_contents(model: SentenceTransformer) -> Any:
-    """Copy a model with tensors of the same shapes, and with gradients as they are from the second batch of a step on."""
+def _freeze_embeddings(model: nn.Module) -> int:
+    """Leave out the gradients of the word embeddings, which come when the activations are gone, and return their bytes."""
+    others = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    weights = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)} & others
+    if weights == others:
+        return 0
+    for weight in weights:
+        weight.requires_grad_(False)
+    return sum(weight.nbytes for weight in weights)
+
+
+def _num_bytes(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.nbytes for parameter in parameters if parameter.requires_grad)
+
+
+def _without_contents(model: SentenceTransformer, *, gradients: bool) -> Any:
+    """Copy a model with tensors of the same shapes, and if wanted with gradients, as from the second batch of a step on."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")
         memo[id(tensor)] = (
             nn.Parameter(empty, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
         )
-        if tensor.requires_grad:
+        if gradients and tensor.requires_grad:
             memo[id(tensor)].grad = torch.empty_like(empty)
     return copy.deepcopy(model, memo)
 
