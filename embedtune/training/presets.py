@@ -37,12 +37,14 @@ def settings_for(
         ValueError: If nothing fits, or ``memory`` is no size.
     """
     budget = (_parsed(memory) * _USABLE - _RESERVED) * _GIB
-    smallest: MemoryEstimate | None = None
+    estimates: list[MemoryEstimate] = []
     for chosen in _candidates(model, settings):
         estimate = estimate_memory(model, TuningArguments(**(chosen | settings)), data=data, device="cuda")
         if estimate.total <= budget:
             return chosen | settings
-        smallest = estimate
+        estimates.append(estimate)
+    # Not always the last: over several batches of a step, gradients are there while activations are at their peak.
+    smallest = min(estimates, key=lambda estimate: estimate.total)
     remedy = "" if has_adapters(model) else " Train a LoRA: load_model(..., lora=True)."
     raise ValueError(
         f"Training does not fit into {memory}: the smallest settings take\n{smallest}\n{remedy} Make shorter chunks, or lower "
