@@ -195,22 +195,74 @@ def test_the_table_has_a_row_for_each_part(tiny_model, data, arguments):
 # Settings that fit
 
 
-def test_a_large_gpu_keeps_the_batch_and_a_smaller_one_gives_up_the_batch_last(tiny_model, data):
-    settings = {"output_dir": "out", "use_cpu": True}
-    large = settings_for("24GB", model=tiny_model, data=data, settings=settings)
-    assert large == settings | {"bf16": True}
-    estimates = {}
-    for checkpointing in (False, True):
-        args = TuningArguments("out", bf16=True, use_cpu=True, gradient_checkpointing=checkpointing)
-        estimates[checkpointing] = estimate_memory(tiny_model, args, data=data, device="cuda").total
-    middle = ((estimates[False] + estimates[True]) / 2 / 2**30 + 1) / 0.92
-    chosen = settings_for(f"{middle:.9f}GB", model=tiny_model, data=data, settings=settings)
-    assert chosen == settings | {"bf16": True, "gradient_checkpointing": True}
-    small = settings_for(
-        f"{(estimates[True] * 0.95 / 2**30 + 1) / 0.92:.9f}", model=tiny_model, data=data, settings=settings
+def total_of(model, data, **options):
+    args = TuningArguments("out", bf16=True, use_cpu=True, **options)
+    return estimate_memory(model, args, data=data, device="cuda").total
+
+
+def chosen_for(num_bytes, model, data, **settings):
+    """What is chosen for a GPU that has so many bytes left, without what is given and bf16."""
+    given = {"output_dir": "out", "use_cpu": True} | settings
+    memory = f"{(num_bytes / 2**30 + 1) / 0.92:.12f}GB"
+    chosen = settings_for(memory, model=model, data=data, settings=given)
+    assert chosen.items() >= (given | {"bf16": True}).items()
+    return {name: value for name, value in chosen.items() if name not in given | {"bf16": True}}
+
+
+CHECKPOINTED = {"gradient_checkpointing": True}
+
+
+@pytest.fixture(scope="module")
+def long_data():
+    """Batches of more tokens than the smallest piece."""
+    texts = [(f"valve {i} " + "open the " * 40, [f"open {i}"]) for i in range(40)]
+    return RetrievalDataset.from_pairs(texts, test_size=0, dev_size=0)
+
+
+@pytest.fixture
+def deep_model(tiny_model):
+    """One in which checkpointing saves something."""
+    config = copy.deepcopy(tiny_model[0].model.config)
+    config.num_hidden_layers = 4
+    tiny_model[0].model = type(tiny_model[0].model)(config)
+    return tiny_model
+
+
+@pytest.mark.parametrize("loss", ["in-batch", "triplet"])
+def test_what_costs_least_comes_first(deep_model, long_data, loss):
+    plain, checkpointed = (
+        total_of(deep_model, long_data, loss=loss, gradient_checkpointing=on) for on in (False, True)
     )
-    assert small["per_device_train_batch_size"] * small["gradient_accumulation_steps"] == 32
-    assert small["per_device_train_batch_size"] < 32
+    assert checkpointed < plain
+    assert chosen_for(plain * 1.001, deep_model, long_data, loss=loss) == {}
+    assert chosen_for(plain * 0.999, deep_model, long_data, loss=loss) == CHECKPOINTED
+    assert chosen_for(checkpointed * 1.001, deep_model, long_data, loss=loss) == CHECKPOINTED
+
+
+def test_a_batch_that_holds_the_negatives_stays_whole_down_to_the_smallest_gpu(deep_model, long_data):
+    piece = total_of(deep_model, long_data, mini_batch_num_tokens=1024, **CHECKPOINTED)
+    assert chosen_for(piece * 1.001, deep_model, long_data) == CHECKPOINTED | {"mini_batch_num_tokens": 1024}
+
+
+def test_a_batch_of_rows_that_do_not_see_each_other_is_halved(deep_model, long_data):
+    halves = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
+    half = total_of(deep_model, long_data, loss="triplet", **CHECKPOINTED, **halves)
+    chosen = chosen_for(half * 1.001, deep_model, long_data, loss="triplet")
+    assert chosen == CHECKPOINTED | halves
+
+
+def test_a_batch_of_ones_own_is_kept_for_every_loss(deep_model, long_data):
+    batch = {"per_device_train_batch_size": 160, "loss": "triplet"}
+    piece = total_of(deep_model, long_data, mini_batch_num_tokens=1024, **batch, **CHECKPOINTED)
+    chosen = chosen_for(piece * 1.001, deep_model, long_data, **batch)
+    assert chosen == CHECKPOINTED | {"mini_batch_num_tokens": 1024}
+    with pytest.raises(ValueError, match="does not fit"):
+        chosen_for(piece * 0.999, deep_model, long_data, **batch)
+
+
+def test_a_loss_that_there_is_not_is_named(tiny_model, data):
+    with pytest.raises(ValueError, match="loss='margin' is none of"):
+        settings_for("8GB", model=tiny_model, data=data, settings={"output_dir": "out", "loss": "margin"})
 
 
 def test_what_does_not_fit_is_refused_with_what_it_takes(tiny_model, data):

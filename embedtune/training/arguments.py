@@ -105,8 +105,8 @@ class TuningArguments(SentenceTransformerTrainingArguments):
         """Choose precision, gradient checkpointing, optimiser and batch size so that training fits a GPU.
 
         By `estimate_memory`, tried in this order: bf16; gradient checkpointing; 8-bit paged AdamW, where bitsandbytes is
-        installed and all weights are trained; half the batch with twice the accumulation, again and again. A full batch is
-        given up last, because losses with negatives from the batch learn from it.
+        installed and all weights are trained; the batch in pieces. A batch that holds the negatives, or whose size you set,
+        stays whole, and its gradients are cached (``mini_batch_num_tokens``); others are halved, with twice the accumulation.
 
         Args:
             memory: Of one GPU, for instance ``"24GB"``; 8% and 1 GiB are left to the system.

@@ -10,16 +10,22 @@ import torch
 
 from embedtune.models.lora import has_adapters
 from embedtune.training.arguments import TuningArguments
+from embedtune.training.encode_once_trainer import is_row_by_row
 from embedtune.training.memory import MemoryEstimate, estimate_memory
+from embedtune.training.trainer import LOSSES
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
+    from embedtune.training.losses import RetrievalLoss
 
 # What is left to the CUDA context, to libraries' workspaces and to gaps between the allocator's blocks: an assumption.
 _RESERVED, _USABLE = 1.0, 0.92
 _GIB = 2**30
+
+# Tokens of the pieces of a batch whose gradients are cached.
+_PIECES = (8192, 4096, 2048, 1024)
 
 
 def settings_for(
@@ -53,20 +59,35 @@ def settings_for(
 
 
 def _candidates(model: SentenceTransformer, settings: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return settings from the fastest to the smallest; a batch is halved last, because it holds the negatives."""
-    batch = settings.get("per_device_train_batch_size", TuningArguments.per_device_train_batch_size)
-    steps = settings.get("gradient_accumulation_steps", 1)
-    base: dict[str, Any] = {"bf16": _has_bf16()}
-    checkpointed = base | {"gradient_checkpointing": True}
-    found = [base, checkpointed]
+    """Return settings from the fastest to the smallest."""
+    plain: dict[str, Any] = {"bf16": _has_bf16()}
+    checkpointed = plain | {"gradient_checkpointing": True}
+    found = [plain, checkpointed]
     if find_spec("bitsandbytes") is not None and not has_adapters(model):
-        checkpointed = checkpointed | {"optim": "paged_adamw_8bit"}
+        small_states = {"optim": "paged_adamw_8bit"}
+        plain, checkpointed = plain | small_states, checkpointed | small_states
         found.append(checkpointed)
-    while batch > 1 and "per_device_train_batch_size" not in settings:
-        batch, steps = batch // 2, steps * 2
-        halved = {"per_device_train_batch_size": batch, "gradient_accumulation_steps": steps}
-        found.append(checkpointed | halved)
-    return found
+    args = TuningArguments(**settings)
+    chosen_batch = "per_device_train_batch_size" in settings
+    if _keeps_its_batch(LOSSES[args.loss](model), args, chosen=chosen_batch):
+        cached = [{"mini_batch_num_tokens": num_tokens} for num_tokens in _PIECES]
+        # Each costs about a third more time, so both together come last.
+        return found + [base | piece for base in (plain, checkpointed) for piece in cached]
+    return found if chosen_batch else found + [checkpointed | halved for halved in _halved(args)]
+
+
+def _keeps_its_batch(loss: RetrievalLoss, args: TuningArguments, *, chosen: bool) -> bool:
+    """Say whether the batch stays whole, and its gradients are cached: it holds the negatives, or the user has chosen it."""
+    return args.encode_once and args.mini_batch_num_tokens is None and (chosen or not is_row_by_row(loss))
+
+
+def _halved(args: TuningArguments) -> list[dict[str, Any]]:
+    """Return smaller and smaller batches, with as many rows to a step: the same gradient, where rows do not see each other."""
+    batch, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    return [
+        {"per_device_train_batch_size": batch >> n, "gradient_accumulation_steps": steps << n}
+        for n in range(1, batch.bit_length())
+    ]
 
 
 def _has_bf16() -> bool:
