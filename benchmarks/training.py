@@ -39,6 +39,7 @@ from transformers import (
 
 from embedtune import EmbeddingTrainer, TripletMarginLoss, TuningArguments, load_model
 from embedtune.models.lora import add_lora
+from embedtune.models.onednn import is_exact as onednn_is_exact
 from embedtune.training.trainer import set_dropout
 
 CONTENDERS = ("sentence-transformers", "hand-written loop", "embedtune")
@@ -82,7 +83,8 @@ def triplets(model, args, *, chunk_tokens, questions):
 
     rows = []
     num_chunks = max(2, -(-args.rows // (questions * args.negatives)))
-    chunks = [text(round(chunk_tokens * rng.uniform(0.8, 1.2)) - 2) for _ in range(num_chunks)]
+    lengths = [round(chunk_tokens * rng.uniform(1 - args.spread, 1 + args.spread)) - 2 for _ in range(num_chunks)]
+    chunks = [text(length) for length in lengths]
     asked = [[text(rng.randint(10, 18)) for _ in range(questions)] for _ in chunks]
     for i, chunk in enumerate(chunks):
         others = [question for j, group in enumerate(asked) if j != i for question in group]
@@ -224,7 +226,8 @@ def matmul_peak(args):
     a, b = (torch.randn(size, size, device=args.device, dtype=dtype) for _ in range(2))
     best = 0.0
     flags = torch.backends.mkldnn.matmul
-    for precision in ("none", "bf16"):  # the second lets oneDNN compute, in float32 on most CPUs
+    # The second lets oneDNN compute, where it does so in float32.
+    for precision in ("none", "bf16") if onednn_is_exact() else ("none",):
         before, flags.fp32_precision = flags.fp32_precision, precision
         for _ in range(4):
             start = time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
@@ -293,6 +296,7 @@ def parse():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--questions", type=int, nargs="+", default=[1, 2, 5], help="for each chunk")
     parser.add_argument("--chunk-tokens", type=int, nargs="+", default=[128, 256, 512])
+    parser.add_argument("--spread", type=float, default=0.2, help="of the chunks' lengths, up and down, as a share")
     parser.add_argument("--negatives", type=int, default=1, help="for each question; the article has 5")
     parser.add_argument("--batch-size", type=int, default=40)
     parser.add_argument("--rows", type=int, default=80, help="that each contender trains on in each repeat")

@@ -149,6 +149,24 @@ def test_bfloat16_states_stay_bfloat16_and_give_nearly_the_same(length):
         assert (rough.float() - exact).norm() < 0.02 * exact.norm()
 
 
+@pytest.mark.parametrize("length", [5, 600])
+def test_encoding_in_bfloat16_takes_the_kernel_of_bfloat16_whose_forward_pass_is_fast(length):
+    torch.manual_seed(0)
+    states = [torch.randn(1, heads, 2 * length, 8, dtype=torch.bfloat16) for heads in (4, 2, 2)]
+    options = {"is_causal": False, "dropout": 0.0, "scaling": 0.3}
+
+    def attend():
+        output, _ = packed_attention_forward(Layer(), *states, None, text_lengths=(length, length), **options)
+        return output.reshape(2, length, 4, 8)
+
+    batch = [part[0].unflatten(1, (2, length)).transpose(0, 1) for part in states]
+    expected, _ = sdpa_attention_forward(Layer(), *batch, None, **options)
+    with torch.inference_mode():
+        assert torch.equal(attend(), expected)
+    with torch.no_grad():  # which gradient checkpointing and caching do before they compute the layer for its gradient
+        assert torch.equal(attend(), expected) == (length >= 512)
+
+
 PACKABLE = ["bert", "roberta", "gte bidirectional", "gte causal", "jina", "full window"]
 
 

@@ -28,6 +28,7 @@ _PAIRS_PER_CALL = 2**11
 _PAIRS_PER_LAUNCH = 2**20
 
 # On CPUs the kernel's backward pass takes longer in bfloat16 than in float32 for texts shorter than this: the shorter, the longer.
+# The forward pass does not, so it only matters in training: also without a graph, where layers are computed a second time for one.
 _SHORT = 512
 
 # What some models add to their attention, and what has no meaning yet for texts end to end.
@@ -114,7 +115,8 @@ def _attend(module: nn.Module, run: Run, *states: Any, causal: bool, **kwargs: A
     """
     shape = len(run), max(run)
     output: Tensor
-    if states[0].dtype == torch.bfloat16 and states[0].device.type == "cpu" and max(run) < _SHORT:
+    rounded = states[0].dtype == torch.bfloat16 and states[0].device.type == "cpu"
+    if rounded and max(run) < _SHORT and not torch.is_inference_mode_enabled():
         # Without autocast, which would round the states again.
         with torch.autocast("cpu", enabled=False):
             return _attend(module, run, *(part.float() for part in states), causal=causal, **kwargs).bfloat16()
