@@ -138,6 +138,22 @@ def test_each_loss_and_its_gradients_are_the_stock_trainers(tiny_model, step, na
     assert_same(ours, stock)
 
 
+@pytest.fixture
+def many_passes(monkeypatch):
+    """A processor on which hardly any tokens should go through a model at once."""
+    monkeypatch.setattr("embedtune.training.encode_once_trainer.tokens_per_pass", lambda *_: 15)
+
+
+@pytest.mark.usefixtures("many_passes")
+@pytest.mark.parametrize("name", list(LOSSES))
+def test_many_passes_through_the_model_change_neither_loss_nor_gradients(tiny_model, step, name):
+    loss, dataset = LOSSES[name]
+    ours = step(tiny_model, loss, dataset)
+    parts = [key for key in next(iter(ours[2].get_train_dataloader())) if key.endswith("_input_ids")]
+    assert len(parts) > 1
+    assert_same(ours, step(tiny_model, loss, dataset, encode_once=False))
+
+
 @pytest.mark.parametrize("name", list(LOSSES))
 def test_caching_gradients_changes_neither_loss_nor_gradients(tiny_model, step, name):
     loss, dataset = LOSSES[name]
@@ -184,6 +200,14 @@ def test_every_model_gets_the_stock_trainers_gradients_with_prompts_and_routes(m
         assert ours[2].data_collator.packable, "its texts lie end to end"
         assert ours[2].args.prompts
         assert_same(ours, step(model, loss, dataset, encode_once=False))
+
+
+@pytest.mark.usefixtures("many_passes")
+@pytest.mark.parametrize("name", list(MODELS))
+def test_every_model_gets_them_in_many_passes(models, step, name):
+    model = models(name.split()[0], **MODELS[name])
+    loss, dataset = LOSSES["triplet"]
+    assert_same(step(model, loss, dataset), step(model, loss, dataset, encode_once=False))
 
 
 @pytest.mark.parametrize("caching", [None, 60])

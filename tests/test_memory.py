@@ -13,9 +13,10 @@ from torch.profiler import ProfilerActivity, profile
 
 from embedtune.dataset import RetrievalDataset
 from embedtune.models.load import load_model
+from embedtune.models.packing import tokens_per_pass
 from embedtune.training.advice import memory_advice
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.memory import estimate_memory
+from embedtune.training.memory import _passes, estimate_memory
 from embedtune.training.presets import settings_for
 from embedtune.training.simulation import Column, peak_activations
 from embedtune.training.trainer import EmbeddingTrainer
@@ -79,7 +80,7 @@ def test_activations_are_those_of_a_real_step(tiny_model, bf16, accumulating, co
     tiny_model[0].model.pooler = None  # it gets no gradient
     options = {"bf16": bf16, "accumulating": accumulating}
     measured = measured_activations(tiny_model, columns, **options)
-    estimate = peak_activations(tiny_model, columns, fused_attention=False, num_passes=len(columns), **options)
+    estimate = peak_activations(tiny_model, columns, fused_attention=False, **options)
     assert estimate == pytest.approx(measured, rel=0.05)
 
 
@@ -93,7 +94,7 @@ def test_activations_of_a_real_model_are_those_of_a_real_step(bf16, gradient_che
     options = {"bf16": bf16, "gradient_checkpointing": gradient_checkpointing, "accumulating": accumulating}
     columns = (Column("query", 8, 16), Column("document", 8, 128))
     measured = measured_activations(model, columns, **options)
-    estimate = peak_activations(model, columns, fused_attention=False, num_passes=2, **options)
+    estimate = peak_activations(model, columns, fused_attention=False, **options)
     assert measured * 0.95 <= estimate <= measured * 1.05
 
 
@@ -154,6 +155,21 @@ def test_no_batch_has_more_chunks_than_was_estimated_and_some_has_nearly_as_many
     estimated = columns[place].num_rows
     assert max(found) <= estimated
     assert max(found) >= estimated / 2
+
+
+def test_on_a_cpu_a_large_batch_goes_through_the_model_in_parts(tiny_model, arguments):
+    columns = (Column("query", 6000, 10), Column("document", 1500, 64), Column("query", 100, 10))
+    limit = tokens_per_pass(tiny_model, "cpu")
+    assert limit == 2**17
+    parts = _passes(tiny_model, arguments(), columns, "cpu")
+    assert parts == columns, "each fits"
+    assert _passes(tiny_model, arguments(), columns, "cuda") is None
+    assert _passes(tiny_model, arguments(encode_once=False), columns, "cuda") == columns
+    assert _passes(tiny_model, arguments(), columns[:1], "cpu") is None
+    assert _passes(tiny_model, arguments(mini_batch_num_tokens=100), columns, "cpu") is None
+    larger = (Column("document", 5000, 64), Column("query", 7, 3))
+    sizes = [2048, 2048, 904]
+    assert _passes(tiny_model, arguments(), larger, "cpu") == (*(Column("document", n, 64) for n in sizes), larger[1])
 
 
 def test_what_saves_memory_is_seen_to(tiny_model, data, arguments):

@@ -17,9 +17,9 @@ from transformers import MistralConfig, MistralModel, RobertaConfig, RobertaMode
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from embedtune.evaluation.encoders import ModelEncoder
-from embedtune.models.attention import PACKED, packed_attention, packed_attention_forward, runs_of
+from embedtune.models.attention import PACKED, TEXT_LENGTHS, packed_attention, packed_attention_forward, runs_of
 from embedtune.models.load import load_model
-from embedtune.models.packing import can_pack, encode_packed, pack
+from embedtune.models.packing import can_pack, encode_packed, pack, packs, tokens_per_pass
 
 TEXTS = ["a", "the pump of the ship " * 5, "who", "", "check the valve", "check the valve and wait", "door " * 40] * 2
 
@@ -167,11 +167,37 @@ def test_encoding_in_bfloat16_takes_the_kernel_of_bfloat16_whose_forward_pass_is
         assert torch.equal(attend(), expected) == (length >= 512)
 
 
+@pytest.mark.parametrize(("max_tokens", "sizes"), [(None, [5]), (100, [5]), (10, [4, 1]), (6, [3, 1, 1]), (1, [1] * 5)])
+def test_parts_have_at_most_so_many_tokens_or_one_text(max_tokens, sizes):
+    lengths = torch.tensor([3, 1, 20, 2, 4])
+    mask = (torch.arange(20) < lengths[:, None]).long()
+    features = {"input_ids": torch.arange(100).view(5, 20), "attention_mask": mask, "task": "query"}
+    parts = list(packs(features, max_tokens=max_tokens, position_offset=2))
+    assert [len(rows) for rows, _ in parts] == sizes
+    assert torch.cat([rows for rows, _ in parts]).tolist() == [1, 3, 0, 4, 2]
+    for rows, part in parts:
+        assert part["input_ids"].tolist() == [[20 * row + i for row in rows.tolist() for i in range(lengths[row])]]
+        assert part["position_ids"].tolist() == [[2 + i for row in rows.tolist() for i in range(lengths[row])]]
+        assert part[TEXT_LENGTHS] == tuple(lengths[rows].tolist())
+        assert part["task"] == "query"
+
+
+def test_a_pass_on_a_cpu_has_as_many_tokens_as_their_widest_tensor_fits_into_memory_that_is_used_again(tiny_model):
+    assert tokens_per_pass(tiny_model, "cpu") == 2**25 // (4 * 64)
+    wide = torch.nn.Sequential(tiny_model, torch.nn.Linear(8, 10_000))
+    assert tokens_per_pass(wide, torch.device("cpu")) == 2048
+    assert tokens_per_pass(tiny_model, "cuda") is None
+    assert tokens_per_pass(torch.nn.Embedding(3, 2), "cpu") is None
+
+
 PACKABLE = ["bert", "roberta", "gte bidirectional", "gte causal", "jina", "full window"]
 
 
 @pytest.mark.parametrize("model", PACKABLE, indirect=True)
-def test_encoding_without_padding_gives_the_vectors_of_sentence_transformers(model):
+@pytest.mark.parametrize("passes", ["one", "many"])
+def test_encoding_without_padding_gives_the_vectors_of_sentence_transformers(model, passes, monkeypatch):
+    if passes == "many":
+        monkeypatch.setattr("embedtune.models.packing.tokens_per_pass", lambda *_: 30)
     assert can_pack(model, "query")
     assert can_pack(model, "document")
     model.prompts = {"query": "ask: ", "passage": "chunk: "}

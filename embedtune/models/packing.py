@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -27,6 +27,13 @@ Features = dict[str, Any]
 
 # Of different lengths, so that texts that see each other, or wrong positions, change the vectors.
 _PROBE = ["a", "Which of the two is older, and by how much?", "The old one. " * 8, "b c", "Is it?"]
+
+# A larger block of memory is mapped anew for each tensor, page by page, by the allocator of Linux (DEFAULT_MMAP_THRESHOLD_MAX
+# of glibc): with many tokens at once a fifth of a step goes there.
+_LARGEST_REUSED_BLOCK = 2**25
+
+# With fewer tokens at once, adding up the gradients of the weights costs more than is saved.
+_FEWEST_TOKENS = 2048
 
 _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[str | None, bool]] = weakref.WeakKeyDictionary()
 
@@ -53,6 +60,51 @@ def pack(features: Mapping[str, Any], *, position_offset: int = 0) -> Features:
     packed["cu_seq_lens_q"] = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)  # what Pooling knows flat inputs by
     packed[TEXT_LENGTHS] = tuple(lengths.tolist())
     return packed
+
+
+def packs(
+    features: Mapping[str, Any], *, max_tokens: int | None = None, position_offset: int = 0
+) -> Iterator[tuple[Tensor, Features]]:
+    """Lay the texts of a padded batch end to end, sorted by length and in parts of at most so many tokens.
+
+    Args:
+        features: What `pack` takes.
+        max_tokens: How many tokens a part may have; a longer text stands alone. No limit if None.
+        position_offset: The position of a first token.
+
+    Yields:
+        Which texts are in a part, and what `pack` makes of them.
+    """
+    lengths = features["attention_mask"].sum(dim=1)
+    order = torch.argsort(lengths, stable=True)
+    for rows in _within(order, lengths[order].tolist(), max_tokens):
+        part = {
+            key: value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == len(order) else value
+            for key, value in features.items()
+        }
+        yield rows, pack(part, position_offset=position_offset)
+
+
+def _within(order: Tensor, lengths: Sequence[int], max_tokens: int | None) -> Iterator[Tensor]:
+    """Cut texts into parts of at most ``max_tokens`` tokens."""
+    start = total = 0
+    for end, length in enumerate(lengths):
+        if max_tokens is not None and end > start and total + length > max_tokens:
+            yield order[start:end]
+            start, total = end, 0
+        total += length
+    yield order[start:]
+
+
+def tokens_per_pass(model: nn.Module, device: torch.device | str) -> int | None:
+    """Return how many tokens should go through a model at once on a CPU, where more are slower; None elsewhere.
+
+    The widest tensor of so many tokens is one whose memory is used again.
+    """
+    widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
+    if torch.device(device).type != "cpu" or not widths:
+        return None
+    return max(_FEWEST_TOKENS, _LARGEST_REUSED_BLOCK // (4 * max(widths)))
 
 
 def position_offset(model: SentenceTransformer) -> int:
@@ -146,19 +198,29 @@ def encode_packed(
     model.eval()
     order = np.argsort([-len(text) for text in texts], kind="stable")
     offset = position_offset(model)
+    limit = tokens_per_pass(model, model.device)
     vectors: list[Tensor] = []
+    places: list[NDArray[np.int64]] = []
     computing: list[Tensor] = []
     with packed_attention(model):
         for start in trange(0, len(texts), batch_size, desc="Batches", disable=not show_progress_bar):
-            batch = [texts[i] for i in order[start : start + batch_size]]
-            features = model.preprocess(batch, prompt=prompt, task=task)
-            features = pack(features, position_offset=offset) if is_padded(features) else features
-            features |= {"task": task} if task else {}
+            batch = order[start : start + batch_size]
+            features = model.preprocess([texts[i] for i in batch], prompt=prompt, task=task)
+            parts = [(torch.arange(len(batch)), features)]
+            if is_padded(features):
+                parts = list(packs(features, max_tokens=limit, position_offset=offset))
             # Only now ask for the batch before: a GPU has been computing it while the CPU tokenised this one.
             vectors += [part.cpu() for part in computing]
-            computing = [model(batch_to_device(features, model.device))["sentence_embedding"].float()]
+            computing = [_vectors(model, part, task) for _, part in parts]
+            places += [batch[rows.numpy()] for rows, _ in parts]
     vectors += [part.cpu() for part in computing]
     unordered = torch.cat(vectors)[:, : model.truncate_dim].numpy()
     encoded = np.empty_like(unordered)
-    encoded[order] = unordered
+    encoded[np.concatenate(places)] = unordered
     return encoded
+
+
+def _vectors(model: SentenceTransformer, features: Features, task: str | None) -> Tensor:
+    features = features | ({"task": task} if task else {})
+    vectors: Tensor = model(batch_to_device(features, model.device))["sentence_embedding"]
+    return vectors.float()

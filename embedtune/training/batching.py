@@ -9,9 +9,8 @@ import numpy as np
 import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
-from torch import Tensor
 
-from embedtune.models.packing import can_pack, is_padded, pack, position_offset
+from embedtune.models.packing import can_pack, is_padded, packs, position_offset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -115,11 +114,8 @@ class UniqueTextCollator(SentenceTransformerDataCollator):
             texts.sort(key=len)
             features = self.preprocess_fn(texts, **reading.options())
             if is_padded(features):
-                lengths = features["attention_mask"].sum(dim=1)
-                order = torch.argsort(lengths, stable=True)
-                for rows in _within(order, lengths[order].tolist(), self.max_tokens):
-                    part = _select(features, rows, len(texts))
-                    yield [texts[i] for i in rows], pack(part, position_offset=self.position_offset) | stamp
+                for rows, part in packs(features, max_tokens=self.max_tokens, position_offset=self.position_offset):
+                    yield [texts[i] for i in rows], part | stamp
                 return
         for group in _alike(texts, self.max_tokens):
             yield group, self.preprocess_fn(group, **reading.options()) | stamp
@@ -129,24 +125,6 @@ def _leaves(mapping: Any) -> Iterator[str]:
     """Yield the values of a mapping of columns, or of datasets to columns."""
     for value in (mapping or {}).values():
         yield from _leaves(value) if isinstance(value, Mapping) else [value]
-
-
-def _select(features: Mapping[str, Any], rows: Tensor, num_texts: int) -> dict[str, Any]:
-    return {
-        key: value[rows] if isinstance(value, Tensor) and value.ndim and len(value) == num_texts else value
-        for key, value in features.items()
-    }
-
-
-def _within(order: Tensor, lengths: Sequence[int], max_tokens: int | None) -> Iterator[Tensor]:
-    """Cut texts into parts of at most ``max_tokens`` tokens."""
-    start = total = 0
-    for end, length in enumerate(lengths):
-        if max_tokens is not None and end > start and total + length > max_tokens:
-            yield order[start:end]
-            start, total = end, 0
-        total += length
-    yield order[start:]
 
 
 def _alike(texts: list[str], max_tokens: int | None) -> Iterator[list[str]]:

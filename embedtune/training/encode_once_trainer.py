@@ -23,6 +23,7 @@ from sentence_transformers.sentence_transformer.trainer import SentenceTransform
 
 from embedtune.models.attention import packed_attention
 from embedtune.models.onednn import OneDnnLinear, usable
+from embedtune.models.packing import tokens_per_pass
 from embedtune.training.batching import TEXT_ROWS, GroupedBatchSampler, UniqueTextCollator
 from embedtune.training.encode_once import GradientCachedLoss, embed_texts, loss_of_columns, takes_embeddings
 from embedtune.training.losses import RetrievalLoss
@@ -71,7 +72,8 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
             logger.warning("Repeated texts are encoded again for every row, because %s.", reason)
             self._group_rows = bool(self.args.group_rows)
             return
-        self.data_collator = UniqueTextCollator(self.data_collator, self.model, max_tokens=self._max_tokens())
+        max_tokens = self._max_tokens() or tokens_per_pass(self.model, self.args.device)
+        self.data_collator = UniqueTextCollator(self.data_collator, self.model, max_tokens=max_tokens)
         self._group_rows = self.args.group_rows if self.args.group_rows is not None else is_row_by_row(self.loss)
         if self.args.ddp_broadcast_buffers is None:
             # Each forward pass would wait for the other processes, and they may have more passes, or fewer.

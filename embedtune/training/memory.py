@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sentence_transformers.base.modules import Router
 
 from embedtune.dataset.views import COLUMN_ROLES
+from embedtune.models.packing import tokens_per_pass
 from embedtune.models.prompts import prompt_of
 from embedtune.training.batching import longest_run
 from embedtune.training.encode_once_trainer import is_row_by_row
@@ -105,18 +106,38 @@ def estimate_memory(
 
 def _activations(model: SentenceTransformer, args: TuningArguments, columns: tuple[Column, ...], device: str) -> int:
     dropout = args.dropout
+    passes = _passes(model, args, columns, device)
     return peak_activations(
         model,
-        columns,
+        columns if passes is None else passes,
+        one_pass=passes is None,
         bf16=bool(args.bf16 or args.fp16),
         gradient_checkpointing=bool(args.gradient_checkpointing),
         fused_attention=not device.startswith("cpu"),
-        num_passes=1 if args.encode_once and not any(isinstance(module, Router) for module in model) else len(columns),
         accumulating=args.gradient_accumulation_steps > 1
         or args.mini_batch_num_tokens is not None
         or args.world_size > 1,
         prepare=None if dropout is None else lambda copy: set_dropout(copy, dropout),
     )
+
+
+def _passes(
+    model: SentenceTransformer, args: TuningArguments, columns: tuple[Column, ...], device: str
+) -> tuple[Column, ...] | None:
+    """Return the parts of a batch that go through the model one after the other, or None if all goes at once."""
+    if not args.encode_once:
+        return columns
+    limit = tokens_per_pass(model, device) if args.mini_batch_num_tokens is None else None
+    total = sum(column.num_rows * column.num_tokens for column in columns)
+    if limit is not None and total > limit:
+        return tuple(part for column in columns for part in _parts(column, max(1, limit // column.num_tokens)))
+    return columns if any(isinstance(module, Router) for module in model) else None
+
+
+def _parts(column: Column, num_rows: int) -> Iterator[Column]:
+    """Cut a column into parts of so many rows."""
+    for start in range(0, column.num_rows, num_rows):
+        yield replace(column, num_rows=min(num_rows, column.num_rows - start))
 
 
 def _optimizer_bytes(name: str, trained: list[nn.Parameter]) -> int:

@@ -45,7 +45,7 @@ def peak_activations(
     gradient_checkpointing: bool = False,
     fused_attention: bool = True,
     accumulating: bool = False,
-    num_passes: int = 1,
+    one_pass: bool = False,
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> int:
     """Return the bytes that one forward and backward pass holds at its peak on top of the weights and all their gradients.
@@ -62,8 +62,8 @@ def peak_activations(
         gradient_checkpointing: Keep only what goes into each layer, and compute it again.
         fused_attention: Attention with dropout keeps no matrix of probabilities, as on GPUs; on CPUs it does.
         accumulating: There are gradients from the start.
-        num_passes: How often the model is called for the batch. Each call makes a gradient of the word embeddings, at the
-            very end; all further ones are added up in one place.
+        one_pass: The model is called once for all columns, so that there is one gradient of the word embeddings, at the very
+            end. Otherwise it is called for one column after the other.
         prepare: Something to do to the copy of the model first.
     """
     with warnings.catch_warnings(), FakeTensorMode():
@@ -75,17 +75,19 @@ def peak_activations(
             _fuse_attention(fake)
         if gradient_checkpointing:
             fake.gradient_checkpointing_enable()
-        word_gradients = _freeze_embeddings(fake)
+        embeddings = _frozen_embeddings(fake)
+        word_gradients = sum(module.weight.nbytes for module in embeddings)
+        if not one_pass:
+            _imitate_gradients(embeddings)
         fake.train()
         batches = [_features(column) for column in columns]
         with _LiveBytes(fake) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                embeddings = [fake(features)["sentence_embedding"] for features in batches]
-            torch.autograd.backward([column.float().sum() for column in embeddings])
-    last = word_gradients * min(num_passes, 2)
-    if accumulating:
-        return max(int(live.peak), last)
-    return max(int(live.peak) - _num_bytes(fake.parameters()), last) - word_gradients
+                vectors = [fake(dict(features))["sentence_embedding"] for features in batches]
+            torch.autograd.backward([column.float().sum() for column in vectors])
+    gradients = 0 if accumulating else _num_bytes(fake.parameters())
+    peak = max(int(live.peak) - gradients, word_gradients)
+    return peak if accumulating else peak - word_gradients
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -128,15 +130,44 @@ def _fuse_attention(model: nn.Module) -> None:
                 setattr(module, "attention_dropout", 0.0)  # noqa: B010  # the type checker expects a module
 
 
-def _freeze_embeddings(model: nn.Module) -> int:
-    """Leave out the gradients of the word embeddings, which come when the activations are gone, and return their bytes."""
-    others = {parameter for parameter in model.parameters() if parameter.requires_grad}
-    weights = {module.weight for module in model.modules() if isinstance(module, nn.Embedding)} & others
-    if weights == others:
-        return 0
-    for weight in weights:
-        weight.requires_grad_(False)
-    return sum(weight.nbytes for weight in weights)
+def _frozen_embeddings(model: nn.Module) -> list[nn.Embedding]:
+    """Freeze the embeddings that would be trained, unless there is nothing else, and return them."""
+    trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
+    found = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight in trained]
+    if trained == {module.weight for module in found}:
+        return []
+    for module in found:
+        module.weight.requires_grad_(False)
+    return found
+
+
+def _imitate_gradients(embeddings: Iterable[nn.Embedding]) -> None:
+    """Have a gradient for each pass: the first stays, further ones are added to it in place, which autograd does not do here."""
+    kept: dict[nn.Embedding, Tensor] = {}
+    anchor = torch.zeros((), requires_grad=True)
+
+    def watch(module: Any, _: Any, output: Tensor) -> Any:
+        def make_gradient() -> None:
+            kept.setdefault(module, torch.empty_like(module.weight))
+
+        return _CalledBack.apply(output, anchor, make_gradient)  # type: ignore[no-untyped-call]
+
+    for module in embeddings:
+        module.register_forward_hook(watch)
+
+
+class _CalledBack(torch.autograd.Function):
+    """Does nothing, and calls a function when the backward pass comes by."""
+
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, _: Tensor, function: Callable[[], None]) -> Tensor:
+        ctx.function = function
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[None, None, None]:
+        ctx.function()
+        return None, None, None
 
 
 def _num_bytes(parameters: Iterable[nn.Parameter]) -> int:
