@@ -9,6 +9,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from test_trainer import make_data
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from embedtune.dataset import RetrievalDataset
@@ -96,6 +97,17 @@ def test_activations_of_a_real_model_are_those_of_a_real_step(bf16, gradient_che
     measured = measured_activations(model, columns, **options)
     estimate = peak_activations(model, columns, fused_attention=False, **options)
     assert measured * 0.95 <= estimate <= measured * 1.05
+
+
+@pytest.mark.parametrize("one_pass", [False, True])
+def test_the_gradient_of_embeddings_that_two_modules_share_is_there_once(tiny_model, one_pass):
+    columns = (Column("query", 1, 2), Column("document", 1, 2))
+    options = {"accumulating": True, "fused_attention": False, "one_pass": one_pass}
+    words = tiny_model[0].model.embeddings.word_embeddings = nn.Embedding(5_000, 32)
+    alone = peak_activations(tiny_model, columns, **options)
+    tiny_model[0].second = nn.Embedding(5_000, 32)
+    tiny_model[0].second.weight = words.weight
+    assert peak_activations(tiny_model, columns, **options) == alone
 
 
 def test_weights_gradients_and_moments_are_counted_by_what_is_trained(tiny_model, data, arguments):

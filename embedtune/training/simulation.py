@@ -76,7 +76,7 @@ def peak_activations(
         if gradient_checkpointing:
             fake.gradient_checkpointing_enable()
         embeddings = _frozen_embeddings(fake)
-        word_gradients = sum(module.weight.nbytes for module in embeddings)
+        word_gradients = sum(weight.nbytes for weight in {module.weight for module in embeddings})
         if not one_pass:
             _imitate_gradients(embeddings)
         fake.train()
@@ -143,12 +143,12 @@ def _frozen_embeddings(model: nn.Module) -> list[nn.Embedding]:
 
 def _imitate_gradients(embeddings: Iterable[nn.Embedding]) -> None:
     """Have a gradient for each pass: the first stays, further ones are added to it in place, which autograd does not do here."""
-    kept: dict[nn.Embedding, Tensor] = {}
+    kept: dict[Tensor, Tensor] = {}
     anchor = torch.zeros((), requires_grad=True)
 
     def watch(module: Any, _: Any, output: Tensor) -> Any:
         def make_gradient() -> None:
-            kept.setdefault(module, torch.empty_like(module.weight))
+            kept.setdefault(module.weight, torch.empty_like(module.weight))
 
         return _CalledBack.apply(output, anchor, make_gradient)  # type: ignore[no-untyped-call]
 
