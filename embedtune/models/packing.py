@@ -32,7 +32,7 @@ _PROBE = ["a", "Which of the two is older, and by how much?", "The old one. " * 
 # of glibc): with many tokens at once a fifth of a step goes there.
 _LARGEST_REUSED_BLOCK = 2**25
 
-# With fewer tokens at once, adding up the gradients of the weights costs more than is saved.
+# Each pass adds to the gradients of all weights. By arithmetic, not measured: that may cost what is saved where tokens are fewer.
 _FEWEST_TOKENS = 2048
 
 _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[str | None, bool]] = weakref.WeakKeyDictionary()
