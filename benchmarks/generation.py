@@ -21,10 +21,11 @@ from pathlib import Path
 
 import anthropic
 
-from embedtune.questions.anthropic_llm import AnthropicLLM
+from embedtune.llms.anthropic import AnthropicLLM
+from embedtune.llms.protocol import Completion, Price
 from embedtune.questions.generation import generate_questions
 from embedtune.questions.prompt import PromptTemplate, default_instructions
-from embedtune.types import Chunk, Completion, Price
+from embedtune.types import Chunk
 
 SERVER = Path(__file__).parents[1] / "tests" / "llm_server.py"
 KEY = "sk-ant-secret-0123456789"

@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 
 import embedtune as et
-from embedtune.rag.round_data import HELD_OUT
+from embedtune.improvement.round_data import HELD_OUT
 
 SHOWN = 5
 

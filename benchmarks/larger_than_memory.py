@@ -35,7 +35,7 @@ def write_vectors(path: Path, chunks: int) -> None:
 def search(path: Path, queries: int, limit_mb: int, precision: str) -> None:
     import torch
 
-    from embedtune.evaluation.search import top_k
+    from embedtune.retrieval.search import top_k
 
     torch.set_num_threads(1)
     corpus = np.load(path, mmap_mode="r")

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow
 import torch
 
-from embedtune.rag.index import ChunkIndex
-from embedtune.rag.ranking import by_both, by_vectors
+from embedtune.retrieval.fusion import by_both, by_vectors
+from embedtune.retrieval.index import ChunkIndex
 
 
 def random_index(num_chunks: int, dim: int) -> ChunkIndex:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from sentence_transformers.util import semantic_search
 
-from embedtune.evaluation.search import top_k
+from embedtune.retrieval.search import top_k
 
 
 def unit_vectors(number: int, dim: int, *, seed: int) -> np.ndarray:

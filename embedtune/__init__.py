@@ -99,80 +99,80 @@ __all__ = [
 ]
 
 _HOME = {
-    "Answer": "embedtune.rag.answer",
-    "AnthropicLLM": "embedtune.questions.anthropic_llm",
-    "BM25": "embedtune.evaluation.bm25",
+    "Answer": "embedtune.serving.answer",
+    "AnthropicLLM": "embedtune.llms.anthropic",
+    "BM25": "embedtune.retrieval.bm25",
     "Chunk": "embedtune.types",
-    "Completion": "embedtune.types",
+    "Completion": "embedtune.llms.protocol",
     "CosineEmbeddingLoss": "embedtune.training.losses",
     "Document": "embedtune.types",
     "EmbeddingTrainer": "embedtune.training.trainer",
     "Encoder": "embedtune.types",
     "Evaluation": "embedtune.evaluation.evaluator",
-    "FeedbackLog": "embedtune.rag.feedback",
+    "FeedbackLog": "embedtune.serving.feedback",
     "FrozenIndexLoss": "embedtune.training.frozen_index",
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
-    "GroupedBatchSampler": "embedtune.training.batching",
-    "Hit": "embedtune.rag.retriever",
-    "Hybrid": "embedtune.evaluation.hybrid",
+    "GroupedBatchSampler": "embedtune.training.encode_once.batches",
+    "Hit": "embedtune.retrieval.retriever",
+    "Hybrid": "embedtune.retrieval.hybrid",
     "InBatchNegativesLoss": "embedtune.training.losses",
-    "IndexedCorpus": "embedtune.evaluation.indexed_corpus",
-    "LLM": "embedtune.types",
-    "LearningCurve": "embedtune.training.learning_curve",
-    "LossComparison": "embedtune.training.loss_comparison",
-    "MemoryEstimate": "embedtune.training.memory",
-    "ModelEncoder": "embedtune.evaluation.encoders",
+    "IndexedCorpus": "embedtune.retrieval.indexed_corpus",
+    "LLM": "embedtune.llms.protocol",
+    "LearningCurve": "embedtune.training.experiments.learning_curve",
+    "LossComparison": "embedtune.training.experiments.loss_comparison",
+    "MemoryEstimate": "embedtune.training.memory.estimate",
+    "ModelEncoder": "embedtune.retrieval.encoders",
     "ModelReport": "embedtune.models.selfcheck",
-    "OpenAIEncoder": "embedtune.evaluation.openai_encoder",
-    "OpenAILLM": "embedtune.questions.openai_llm",
+    "OpenAIEncoder": "embedtune.retrieval.openai",
+    "OpenAILLM": "embedtune.llms.openai",
     "OptionalDependencyError": "embedtune.errors",
-    "Price": "embedtune.types",
-    "Prompt": "embedtune.types",
+    "Price": "embedtune.llms.protocol",
+    "Prompt": "embedtune.llms.protocol",
     "Publication": "embedtune.hub",
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
-    "Reindexing": "embedtune.rag.reindex",
-    "RemineNegatives": "embedtune.training.remining",
+    "Reindexing": "embedtune.retrieval.reindex",
+    "RemineNegatives": "embedtune.training.negatives.remining",
     "RetrievalDataset": "embedtune.dataset",
-    "Retriever": "embedtune.rag.retriever",
-    "Round": "embedtune.rag.rounds",
-    "Rounds": "embedtune.rag.rounds",
+    "Retriever": "embedtune.retrieval.retriever",
+    "Round": "embedtune.improvement.rounds",
+    "Rounds": "embedtune.improvement.rounds",
     "TokenCounter": "embedtune.types",
     "TopKEvaluator": "embedtune.evaluation.evaluator",
-    "TransformersLLM": "embedtune.questions.transformers_llm",
+    "TransformersLLM": "embedtune.llms.local",
     "TripletMarginLoss": "embedtune.training.losses",
     "TuningArguments": "embedtune.training.arguments",
     "Verdict": "embedtune.evaluation.verdict",
-    "answer": "embedtune.rag.answer",
-    "ask_llm": "embedtune.rag.answer",
+    "answer": "embedtune.serving.answer",
+    "ask_llm": "embedtune.serving.answer",
     "build_dataset": "embedtune.dataset",
-    "build_prompt": "embedtune.rag.answer",
+    "build_prompt": "embedtune.serving.answer",
     "check_forgetting": "embedtune.evaluation.forgetting",
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
     "compare": "embedtune.evaluation.verdict",
-    "compare_losses": "embedtune.training.loss_comparison",
+    "compare_losses": "embedtune.training.experiments.loss_comparison",
     "estimate_cost": "embedtune.questions.generation",
-    "estimate_memory": "embedtune.training.memory",
-    "estimate_reindex": "embedtune.rag.reindex",
+    "estimate_memory": "embedtune.training.memory.estimate",
+    "estimate_reindex": "embedtune.retrieval.reindex",
     "evaluate_all": "embedtune.evaluation.evaluate_all",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
     "freeze_index": "embedtune.models.query_side",
     "generate_questions": "embedtune.questions.generation",
-    "improve": "embedtune.rag.improve",
-    "label_misses": "embedtune.rag.suggest",
-    "learning_curve": "embedtune.training.learning_curve",
+    "improve": "embedtune.improvement.improve",
+    "label_misses": "embedtune.serving.suggest",
+    "learning_curve": "embedtune.training.experiments.learning_curve",
     "load_model": "embedtune.models.load",
     "load_nanobeir": "embedtune.evaluation.forgetting",
     "load_sample": "embedtune.sample",
-    "merge_with_base": "embedtune.evaluation.merging",
-    "mine_hard_negatives": "embedtune.training.mining",
+    "merge_with_base": "embedtune.training.experiments.merging",
+    "mine_hard_negatives": "embedtune.training.negatives.mining",
     "push_to_hub": "embedtune.publishing.hub",
     "read_documents": "embedtune.corpus.documents",
-    "reindex": "embedtune.rag.reindex",
-    "suggest_chunk": "embedtune.rag.suggest",
+    "reindex": "embedtune.retrieval.reindex",
+    "suggest_chunk": "embedtune.serving.suggest",
 }
 
 if TYPE_CHECKING:
@@ -181,72 +181,72 @@ if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset as RetrievalDataset
     from embedtune.dataset import build_dataset as build_dataset
     from embedtune.errors import OptionalDependencyError as OptionalDependencyError
-    from embedtune.evaluation.bm25 import BM25 as BM25
-    from embedtune.evaluation.encoders import ModelEncoder
     from embedtune.evaluation.evaluate_all import evaluate_all as evaluate_all
     from embedtune.evaluation.evaluator import Evaluation as Evaluation
     from embedtune.evaluation.evaluator import TopKEvaluator as TopKEvaluator
     from embedtune.evaluation.forgetting import check_forgetting as check_forgetting
     from embedtune.evaluation.forgetting import load_nanobeir as load_nanobeir
-    from embedtune.evaluation.hybrid import Hybrid as Hybrid
-    from embedtune.evaluation.indexed_corpus import IndexedCorpus as IndexedCorpus
-    from embedtune.evaluation.merging import merge_with_base as merge_with_base
-    from embedtune.evaluation.openai_encoder import OpenAIEncoder as OpenAIEncoder
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.hub import Publication as Publication
+    from embedtune.improvement.improve import improve as improve
+    from embedtune.improvement.rounds import Round as Round
+    from embedtune.improvement.rounds import Rounds as Rounds
+    from embedtune.llms.anthropic import AnthropicLLM as AnthropicLLM
+    from embedtune.llms.local import TransformersLLM as TransformersLLM
+    from embedtune.llms.openai import OpenAILLM as OpenAILLM
+    from embedtune.llms.protocol import LLM as LLM
+    from embedtune.llms.protocol import Completion as Completion
+    from embedtune.llms.protocol import Price as Price
+    from embedtune.llms.protocol import Prompt as Prompt
     from embedtune.models.load import load_model as load_model
     from embedtune.models.query_side import freeze_index as freeze_index
     from embedtune.models.selfcheck import ModelReport as ModelReport
     from embedtune.models.selfcheck import check_model as check_model
     from embedtune.publishing.hub import push_to_hub as push_to_hub
-    from embedtune.questions.anthropic_llm import AnthropicLLM as AnthropicLLM
     from embedtune.questions.generation import estimate_cost as estimate_cost
     from embedtune.questions.generation import generate_questions as generate_questions
     from embedtune.questions.judge import filter_by_judge as filter_by_judge
-    from embedtune.questions.openai_llm import OpenAILLM as OpenAILLM
     from embedtune.questions.records import Questions as Questions
     from embedtune.questions.round_trip import filter_by_round_trip as filter_by_round_trip
-    from embedtune.questions.transformers_llm import TransformersLLM as TransformersLLM
-    from embedtune.rag.answer import Answer as Answer
-    from embedtune.rag.answer import answer as answer
-    from embedtune.rag.answer import ask_llm as ask_llm
-    from embedtune.rag.answer import build_prompt as build_prompt
-    from embedtune.rag.feedback import FeedbackLog as FeedbackLog
-    from embedtune.rag.improve import improve as improve
-    from embedtune.rag.reindex import Reindexing as Reindexing
-    from embedtune.rag.reindex import estimate_reindex as estimate_reindex
-    from embedtune.rag.reindex import reindex as reindex
-    from embedtune.rag.retriever import Hit as Hit
-    from embedtune.rag.retriever import Retriever as Retriever
-    from embedtune.rag.rounds import Round as Round
-    from embedtune.rag.rounds import Rounds as Rounds
-    from embedtune.rag.suggest import label_misses as label_misses
-    from embedtune.rag.suggest import suggest_chunk as suggest_chunk
+    from embedtune.retrieval.bm25 import BM25 as BM25
+    from embedtune.retrieval.encoders import ModelEncoder
+    from embedtune.retrieval.hybrid import Hybrid as Hybrid
+    from embedtune.retrieval.indexed_corpus import IndexedCorpus as IndexedCorpus
+    from embedtune.retrieval.openai import OpenAIEncoder as OpenAIEncoder
+    from embedtune.retrieval.reindex import Reindexing as Reindexing
+    from embedtune.retrieval.reindex import estimate_reindex as estimate_reindex
+    from embedtune.retrieval.reindex import reindex as reindex
+    from embedtune.retrieval.retriever import Hit as Hit
+    from embedtune.retrieval.retriever import Retriever as Retriever
     from embedtune.sample import load_sample as load_sample
+    from embedtune.serving.answer import Answer as Answer
+    from embedtune.serving.answer import answer as answer
+    from embedtune.serving.answer import ask_llm as ask_llm
+    from embedtune.serving.answer import build_prompt as build_prompt
+    from embedtune.serving.feedback import FeedbackLog as FeedbackLog
+    from embedtune.serving.suggest import label_misses as label_misses
+    from embedtune.serving.suggest import suggest_chunk as suggest_chunk
     from embedtune.training.arguments import TuningArguments as TuningArguments
-    from embedtune.training.batching import GroupedBatchSampler as GroupedBatchSampler
+    from embedtune.training.encode_once.batches import GroupedBatchSampler as GroupedBatchSampler
+    from embedtune.training.experiments.learning_curve import LearningCurve as LearningCurve
+    from embedtune.training.experiments.learning_curve import learning_curve as learning_curve
+    from embedtune.training.experiments.loss_comparison import LossComparison as LossComparison
+    from embedtune.training.experiments.loss_comparison import compare_losses as compare_losses
+    from embedtune.training.experiments.merging import merge_with_base as merge_with_base
     from embedtune.training.frozen_index import FrozenIndexLoss as FrozenIndexLoss
     from embedtune.training.frozen_index import FrozenIndexTrainer as FrozenIndexTrainer
-    from embedtune.training.learning_curve import LearningCurve as LearningCurve
-    from embedtune.training.learning_curve import learning_curve as learning_curve
-    from embedtune.training.loss_comparison import LossComparison as LossComparison
-    from embedtune.training.loss_comparison import compare_losses as compare_losses
     from embedtune.training.losses import CosineEmbeddingLoss as CosineEmbeddingLoss
     from embedtune.training.losses import InBatchNegativesLoss as InBatchNegativesLoss
     from embedtune.training.losses import TripletMarginLoss as TripletMarginLoss
-    from embedtune.training.memory import MemoryEstimate as MemoryEstimate
-    from embedtune.training.memory import estimate_memory as estimate_memory
-    from embedtune.training.mining import mine_hard_negatives as mine_hard_negatives
-    from embedtune.training.remining import RemineNegatives as RemineNegatives
+    from embedtune.training.memory.estimate import MemoryEstimate as MemoryEstimate
+    from embedtune.training.memory.estimate import estimate_memory as estimate_memory
+    from embedtune.training.negatives.mining import mine_hard_negatives as mine_hard_negatives
+    from embedtune.training.negatives.remining import RemineNegatives as RemineNegatives
     from embedtune.training.trainer import EmbeddingTrainer as EmbeddingTrainer
-    from embedtune.types import LLM as LLM
     from embedtune.types import Chunk as Chunk
-    from embedtune.types import Completion as Completion
     from embedtune.types import Document as Document
     from embedtune.types import Encoder as Encoder
-    from embedtune.types import Price as Price
-    from embedtune.types import Prompt as Prompt
     from embedtune.types import Question as Question
     from embedtune.types import Ranker as Ranker
     from embedtune.types import TokenCounter as TokenCounter

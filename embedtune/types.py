@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
@@ -102,82 +102,6 @@ class Question:
     answer: str = ""
     model: str = ""
     prompt_version: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Prompt:
-    """What a language model is asked.
-
-    Attributes:
-        system: The instructions.
-        text: The material to work on.
-        schema: The JSON schema that the reply should follow.
-    """
-
-    system: str
-    text: str
-    schema: Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class Completion:
-    """What a language model replied.
-
-    Attributes:
-        text: Its text.
-        input_tokens: Tokens that were read, as the provider counted them.
-        output_tokens: Tokens that were written, thinking included.
-        problem: Why the text is not what was asked for (``"refused"``, ``"cut off"``), or an empty string.
-    """
-
-    text: str
-    input_tokens: int = 0
-    output_tokens: int = 0
-    problem: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Price:
-    """What a language model costs, in US dollars per million tokens.
-
-    Attributes:
-        input: For tokens that are read.
-        output: For tokens that are written.
-        batch: The share of this that is paid in a batch.
-    """
-
-    input: float
-    output: float
-    batch: float = 0.5
-
-
-@runtime_checkable
-class LLM(Protocol):
-    """Answers prompts. Replies are kept as they came, so that reading them anew never costs anything."""
-
-    @property
-    def name(self) -> str:
-        """The model, as questions and summaries name it."""
-
-    @property
-    def price(self) -> Price | None:
-        """What it costs, or None where that is not known."""
-
-    @property
-    def max_tokens(self) -> int:
-        """The most tokens that it writes in one reply."""
-
-    def request(self, prompt: Prompt) -> dict[str, Any]:
-        """Return the full request as JSON; the same request is paid for once."""
-
-    def prepare(self) -> None:
-        """Get ready, or raise if the model cannot be used. Called before the first request of a run; costs nothing."""
-
-    def send(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one request, from any thread, and return the reply as JSON."""
-
-    def read(self, reply: Mapping[str, Any]) -> Completion:
-        """Read a reply that `send` returned, now or in an earlier run."""
 
 
 @runtime_checkable

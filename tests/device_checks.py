@@ -22,15 +22,15 @@ from torch import nn
 from transformers import TrainerCallback
 
 import embedtune as et
-from embedtune.evaluation.search import top_k
 from embedtune.models.load import load_model
 from embedtune.models.lora import transformers_of
-from embedtune.models.packing import encode_packed
+from embedtune.models.packing.encoder import encode_packed
 from embedtune.models.query_side import freeze_index
+from embedtune.retrieval.search import top_k
 from embedtune.training.frozen_index import FrozenIndexTrainer
 from embedtune.training.losses import RetrievalLoss
-from embedtune.training.mining import mine_hard_negatives
-from embedtune.training.remining import RemineNegatives
+from embedtune.training.negatives.mining import mine_hard_negatives
+from embedtune.training.negatives.remining import RemineNegatives
 from embedtune.training.trainer import EmbeddingTrainer
 
 torch.set_num_threads(1)

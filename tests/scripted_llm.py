@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from embedtune.questions.errors import TemporaryError
-from embedtune.types import Completion, Price
+from embedtune.llms.errors import TemporaryError
+from embedtune.llms.protocol import Completion, Price
 
 
 class ScriptedLLM:

@@ -7,9 +7,9 @@ import torch
 from scripted_llm import ScriptedLLM
 
 import embedtune as et
-from embedtune.questions.errors import TemporaryError
-from embedtune.rag.answer import LOGGED_DEPTH, ask_llm, build_prompt
-from embedtune.rag.retriever import Hit, Retriever
+from embedtune.llms.errors import TemporaryError
+from embedtune.retrieval.retriever import Hit, Retriever
+from embedtune.serving.answer import LOGGED_DEPTH, ask_llm, build_prompt
 
 torch.set_num_threads(1)
 

@@ -7,13 +7,13 @@ from types import SimpleNamespace
 import pytest
 from llm_server import Fault, clean_environment, make_chunks, serving
 
-from embedtune.questions import batches
-from embedtune.questions.anthropic_llm import AnthropicLLM
-from embedtune.questions.errors import GenerationStoppedError
+from embedtune.llms.anthropic import AnthropicLLM
+from embedtune.llms.errors import GenerationStoppedError
+from embedtune.llms.openai import OpenAILLM
+from embedtune.llms.protocol import Price
 from embedtune.questions.generation import generate_questions
-from embedtune.questions.ledger import Ledger
-from embedtune.questions.openai_llm import OpenAILLM
-from embedtune.types import Price
+from embedtune.questions.requests import batches
+from embedtune.questions.requests.ledger import Ledger
 
 
 @pytest.fixture(autouse=True)

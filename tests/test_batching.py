@@ -20,7 +20,7 @@ from sentence_transformers.sentence_transformer import losses as st
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.batching import (
+from embedtune.training.encode_once.batches import (
     TEXT_ROWS,
     GroupedBatchSampler,
     UniqueTextCollator,

@@ -7,7 +7,7 @@ import logging
 
 import pytest
 
-from embedtune.training.checkpoints import (
+from embedtune.training.resilience.checkpoints import (
     MANIFEST_NAME,
     complete_checkpoints,
     fault_of,

@@ -23,7 +23,7 @@ root = Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
 from test_trainer import make_data
 from embedtune.models.load import load_model
-from embedtune.training import encode_once_trainer
+from embedtune.training.encode_once import trainer as encode_once_trainer
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -257,7 +257,7 @@ from sentence_transformers import SentenceTransformer
 from test_guarded import AtStep
 from test_trainer import make_data
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.checkpoints import complete_checkpoints
+from embedtune.training.resilience.checkpoints import complete_checkpoints
 from embedtune.training.trainer import EmbeddingTrainer
 
 

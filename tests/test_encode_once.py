@@ -17,8 +17,8 @@ from torch import nn
 from embedtune.models.load import load_model
 from embedtune.models.lora import transformers_of
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.batching import TEXT_ROWS, UniqueTextCollator
-from embedtune.training.encode_once import takes_embeddings
+from embedtune.training.encode_once.batches import TEXT_ROWS, UniqueTextCollator
+from embedtune.training.encode_once.losses import takes_embeddings
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -141,7 +141,7 @@ def test_each_loss_and_its_gradients_are_the_stock_trainers(tiny_model, step, na
 @pytest.fixture
 def many_passes(monkeypatch):
     """A processor on which hardly any tokens should go through a model at once."""
-    monkeypatch.setattr("embedtune.training.encode_once_trainer.tokens_per_pass", lambda *_: 15)
+    monkeypatch.setattr("embedtune.training.encode_once.trainer.tokens_per_pass", lambda *_: 15)
 
 
 @pytest.mark.usefixtures("many_passes")

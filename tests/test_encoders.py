@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from embedtune.evaluation.bm25 import BM25, words
-from embedtune.evaluation.encoders import ModelEncoder, model_name
+from embedtune.retrieval.bm25 import BM25, words
+from embedtune.retrieval.encoders import ModelEncoder, model_name
 from embedtune.types import Encoder, Ranker
 
 TEXTS = ["the red door", "who checks the pump of the old ship", "the red door", "wool", "the red door", "wool"]
@@ -119,7 +119,7 @@ def test_documents_without_words_can_be_ranked():
 def test_blocks_make_no_difference_to_bm25(monkeypatch):
     queries = ["pump", "crane", "filter valve", "nothing", "the"]
     positions, scores = BM25().rank(queries, DOCUMENTS, 4)
-    monkeypatch.setattr("embedtune.evaluation.bm25._SCORES_PER_BLOCK", 2 * len(DOCUMENTS))
+    monkeypatch.setattr("embedtune.retrieval.bm25._SCORES_PER_BLOCK", 2 * len(DOCUMENTS))
     blocked = BM25().rank(queries, DOCUMENTS, 4)
     np.testing.assert_array_equal(blocked[0], positions)
     np.testing.assert_array_equal(blocked[1], scores)

@@ -6,12 +6,12 @@ import pytest
 from test_evaluator import build, made_up
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.evaluation.bm25 import BM25
-from embedtune.evaluation.encoders import ModelEncoder
 from embedtune.evaluation.evaluate_all import evaluate_all
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.hybrid import Hybrid
 from embedtune.evaluation.verdict import compare
+from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.hybrid import Hybrid
 
 
 def test_it_is_evaluate_for_each_and_compare_with_the_second_judged(tiny_model):

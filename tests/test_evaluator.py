@@ -11,10 +11,10 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.evaluation.bm25 import BM25
-from embedtune.evaluation.encoders import ModelEncoder
 from embedtune.evaluation.evaluator import Evaluation, TopKEvaluator
-from embedtune.evaluation.fingerprint import model_fingerprint
+from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.fingerprint import model_fingerprint
 
 torch.set_num_threads(1)
 

@@ -15,8 +15,8 @@ from scripted_llm import ScriptedLLM
 from test_retriever import QUESTIONS, TEXTS, chunks_of
 
 import embedtune as et
-from embedtune.rag.feedback import FeedbackLog, LoggedQuestion
-from embedtune.rag.retriever import Retriever
+from embedtune.retrieval.retriever import Retriever
+from embedtune.serving.feedback import FeedbackLog, LoggedQuestion
 
 torch.set_num_threads(1)
 
@@ -166,7 +166,7 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
 
 WRITER = """
 import sys
-from embedtune.rag.feedback import FeedbackLog
+from embedtune.serving.feedback import FeedbackLog
 log = FeedbackLog(sys.argv[1])
 for i in range(int(sys.argv[3])):
     number = log.record(f"{sys.argv[2]} {i}", [("c0", 0.5)])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embedtune.evaluation.bm25 import BM25
+from embedtune.llms.protocol import Completion, Price
 from embedtune.questions.duplicates import NEAR, _jaccard, _numbers, _similar_pairs, join_duplicates
 from embedtune.questions.filters import broken_rule, is_grounded, is_other_language
 from embedtune.questions.generation import generate_questions
@@ -15,7 +15,8 @@ from embedtune.questions.languages import language_of
 from embedtune.questions.parsing import Candidate, parse_list, parse_questions
 from embedtune.questions.records import Questions
 from embedtune.questions.round_trip import filter_by_round_trip
-from embedtune.types import Chunk, Completion, Price, Question
+from embedtune.retrieval.bm25 import BM25
+from embedtune.types import Chunk, Question
 
 ARTICLE = re.compile(r"^\s*\d+\.\s+(.*)", re.MULTILINE)  # what the article reads numbered lists with
 

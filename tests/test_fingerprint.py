@@ -4,8 +4,8 @@ import pytest
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embedtune.evaluation.bm25 import BM25
-from embedtune.evaluation.fingerprint import fingerprint_of, model_fingerprint
+from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.fingerprint import fingerprint_of, model_fingerprint
 
 
 def change_a_weight(model):

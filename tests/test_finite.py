@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embedtune.training.finite import FiniteGuard
+from embedtune.training.resilience.finite import FiniteGuard
 
 BAD = [float("nan"), float("inf"), -float("inf")]
 

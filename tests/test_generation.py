@@ -19,14 +19,15 @@ from conftest import build_tokenizer
 from llm_server import KEY, Fault, clean_environment, make_chunks, serving
 
 from embedtune.dataset import RetrievalDataset, build_dataset
-from embedtune.questions import live
-from embedtune.questions.anthropic_llm import AnthropicLLM
-from embedtune.questions.errors import GenerationStoppedError
+from embedtune.llms.anthropic import AnthropicLLM
+from embedtune.llms.errors import GenerationStoppedError
+from embedtune.llms.prices import Budget, at_most
+from embedtune.llms.protocol import Completion, Price
 from embedtune.questions.generation import estimate_cost, generate_questions
-from embedtune.questions.ledger import Ledger
-from embedtune.questions.prices import Budget, at_most
 from embedtune.questions.prompt import PromptTemplate, default_instructions
-from embedtune.types import Chunk, Completion, Price, Question
+from embedtune.questions.requests import live
+from embedtune.questions.requests.ledger import Ledger
+from embedtune.types import Chunk, Question
 
 
 @pytest.fixture(autouse=True)
@@ -510,7 +511,7 @@ import signal, sys, anthropic
 signal.signal(signal.SIGINT, signal.default_int_handler)  # what runs in the background of a shell is born deaf to it
 sys.path.insert(0, sys.argv[4])
 from llm_server import make_chunks
-from embedtune.questions.anthropic_llm import AnthropicLLM
+from embedtune.llms.anthropic import AnthropicLLM
 from embedtune.questions.generation import generate_questions
 client = anthropic.Anthropic(api_key=sys.argv[3], base_url=sys.argv[1])
 llm = AnthropicLLM("claude-haiku-5-5", client=client)

@@ -22,8 +22,8 @@ from transformers import TrainerCallback
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.models.load import load_model
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.checkpoints import complete_checkpoints, fault_of
 from embedtune.training.losses import InBatchNegativesLoss
+from embedtune.training.resilience.checkpoints import complete_checkpoints, fault_of
 from embedtune.training.trainer import EmbeddingTrainer
 
 

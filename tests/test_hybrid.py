@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import pytest
 
-from embedtune.evaluation.bm25 import BM25
-from embedtune.evaluation.hybrid import Hybrid
+from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.hybrid import Hybrid
 from embedtune.types import Ranker
 
 DOCUMENTS = [f"{thing} {i}" for i, thing in enumerate(["pump", "valve", "door", "ship", "crane", "roof", "river"] * 3)]
@@ -49,7 +49,7 @@ def test_documents_stand_in_the_order_of_their_summed_reciprocal_ranks(offset, d
 
 def test_blocks_make_no_difference(monkeypatch):
     positions, scores = Hybrid(Shuffled(0), Shuffled(1)).rank(QUERIES, DOCUMENTS, 5)
-    monkeypatch.setattr("embedtune.evaluation.hybrid._SCORES_PER_BLOCK", len(DOCUMENTS))
+    monkeypatch.setattr("embedtune.retrieval.hybrid._SCORES_PER_BLOCK", len(DOCUMENTS))
     blocked = Hybrid(Shuffled(0), Shuffled(1)).rank(QUERIES, DOCUMENTS, 5)
     np.testing.assert_array_equal(blocked[0], positions)
     np.testing.assert_array_equal(blocked[1], scores)

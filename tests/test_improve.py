@@ -18,11 +18,11 @@ from datasets import Dataset
 from sentence_transformers import SentenceTransformer
 
 import embedtune as et
-from embedtune.rag import gate
-from embedtune.rag import improve as improve_module
-from embedtune.rag.feedback import FeedbackLog, same_question
-from embedtune.rag.round_data import HELD_OUT, build_round_data, hash_of_test
-from embedtune.rag.rounds import Check, Rounds
+from embedtune.improvement import gate
+from embedtune.improvement import improve as improve_module
+from embedtune.improvement.round_data import HELD_OUT, build_round_data, hash_of_test
+from embedtune.improvement.rounds import Check, Rounds
+from embedtune.serving.feedback import FeedbackLog, same_question
 
 torch.set_num_threads(1)
 
@@ -431,7 +431,7 @@ def test_a_crash_at_any_step_leaves_the_old_model(tiny_model, log, tmp_path, arg
     fill(log)
     improve_module._start(Rounds(tmp_path / "rounds"), tiny_model, test_hash=hash_of_test(problem()))
     with monkeypatch.context() as patch:
-        patch.setattr(f"embedtune.rag.improve.{STEPS[step]}", crashing)
+        patch.setattr(f"embedtune.improvement.improve.{STEPS[step]}", crashing)
         if step == "merge":
             patch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "gone"))
         with pytest.raises(Crash):
@@ -448,7 +448,7 @@ def test_a_crash_at_the_switch_leaves_the_old_model_and_the_round_can_serve_late
 
     rounds.roll_back()
     with monkeypatch.context() as patch:
-        patch.setattr("embedtune.rag.rounds.replace_file", crashing)
+        patch.setattr("embedtune.improvement.rounds.replace_file", crashing)
         with pytest.raises(Crash):
             improve_module._switch(rounds, rounds[0], rounds[1])
     assert rounds.current.number == 0

@@ -6,12 +6,12 @@ import pytest
 from datasets import Dataset
 from test_evaluator import build, made_up
 
-from embedtune.evaluation.encoders import ModelEncoder
 from embedtune.evaluation.evaluator import Evaluation, TopKEvaluator
-from embedtune.evaluation.fingerprint import model_fingerprint
-from embedtune.evaluation.hybrid import Hybrid
-from embedtune.evaluation.indexed_corpus import IndexedCorpus
 from embedtune.evaluation.verdict import compare
+from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.retrieval.hybrid import Hybrid
+from embedtune.retrieval.indexed_corpus import IndexedCorpus
 from embedtune.types import Ranker
 
 METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "distance": faiss.METRIC_L2}

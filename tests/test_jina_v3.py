@@ -29,7 +29,7 @@ from test_trainer import make_data
 from transformers import JinaEmbeddingsV3Model
 
 from embedtune.models import repository
-from embedtune.models.jina_v3_original import convert_jina_v3
+from embedtune.models.families.jina_v3_original import convert_jina_v3
 from embedtune.models.load import load_model
 from embedtune.models.repository import check_weights
 

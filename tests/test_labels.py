@@ -6,8 +6,8 @@ import pytest
 import torch
 from test_retriever import TEXTS, chunks_of
 
-from embedtune.rag.labels import LabelCheck, check_labels
-from embedtune.rag.retriever import Retriever
+from embedtune.improvement.labels import LabelCheck, check_labels
+from embedtune.retrieval.retriever import Retriever
 
 torch.set_num_threads(1)
 

@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.evaluation.bm25 import BM25
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.leaks import known_questions
+from embedtune.retrieval.bm25 import BM25
 
 PAIRS = [
     ("Press both buttons of the pump for five seconds to restart it.", ["How do I restart the pump in the cellar?"]),

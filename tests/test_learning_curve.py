@@ -11,8 +11,8 @@ from test_trainer import make_data
 
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.learning_curve import learning_curve, part_of
-from embedtune.training.runs import num_tokens
+from embedtune.training.experiments.learning_curve import learning_curve, part_of
+from embedtune.training.experiments.runs import num_tokens
 from embedtune.training.trainer import EmbeddingTrainer
 
 
@@ -74,7 +74,7 @@ def test_the_cost_is_logged_before_the_first_step_and_stands_in_the_result(
         curve = learning_curve(tiny_model, data, args=arguments(num_train_epochs=3), fractions=(0.5, 1.0), k=(1, 3))
     rows = [3 * run.num_questions for run in curve.runs]
     assert [run.cost.rows for run in curve.runs] == rows
-    lines = [record.getMessage() for record in caplog.records if record.name == "embedtune.training.runs"]
+    lines = [record.getMessage() for record in caplog.records if record.name == "embedtune.training.experiments.runs"]
     assert lines[2] == f"2 runs: {sum(rows)} rows, {sum(run.cost.tokens for run in curve.runs)} tokens."
     assert lines[3].startswith("50% is done")
     assert all(run.cost.seconds > 0 for run in curve.runs)

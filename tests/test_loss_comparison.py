@@ -8,7 +8,7 @@ from test_trainer import make_data
 
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.loss_comparison import compare_losses
+from embedtune.training.experiments.loss_comparison import compare_losses
 from embedtune.training.losses import InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
 from embedtune.training.trainer import EmbeddingTrainer
 

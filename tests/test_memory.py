@@ -14,12 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 
 from embedtune.dataset import RetrievalDataset
 from embedtune.models.load import load_model
-from embedtune.models.packing import tokens_per_pass
-from embedtune.training.advice import memory_advice
+from embedtune.models.packing.encoder import tokens_per_pass
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.memory import _passes, estimate_memory
-from embedtune.training.presets import settings_for
-from embedtune.training.simulation import Column, peak_activations
+from embedtune.training.memory.advice import memory_advice
+from embedtune.training.memory.estimate import _passes, estimate_memory
+from embedtune.training.memory.presets import settings_for
+from embedtune.training.memory.simulation import Column, peak_activations
 from embedtune.training.trainer import EmbeddingTrainer
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")

@@ -10,9 +10,9 @@ from test_forgetting import shaken
 from test_verdict import evaluate
 
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.fingerprint import model_fingerprint
 from embedtune.evaluation.intervals import standard_error
-from embedtune.evaluation.merging import ALPHAS, merge_with_base, smallest_within_one_error
+from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.training.experiments.merging import ALPHAS, merge_with_base, smallest_within_one_error
 
 torch.set_num_threads(1)
 

@@ -12,7 +12,7 @@ from embedtune.dataset import build_dataset
 from embedtune.dataset.views import chunks_for_training
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.losses import CosineEmbeddingLoss, TripletMarginLoss
-from embedtune.training.mining import mine_hard_negatives
+from embedtune.training.negatives.mining import mine_hard_negatives
 from embedtune.training.trainer import EmbeddingTrainer
 from embedtune.types import Chunk, Question
 

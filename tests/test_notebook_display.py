@@ -6,8 +6,8 @@ import pytest
 from bs4 import BeautifulSoup
 
 import embedtune as et
+from embedtune.llms.prices import Estimate
 from embedtune.models.selfcheck import Check, ModelReport
-from embedtune.questions.prices import Estimate
 from embedtune.questions.records import Questions, Review
 from embedtune.tables import html_table
 

@@ -10,9 +10,9 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from embedtune.evaluation.encoders import ModelEncoder
 from embedtune.models import onednn
 from embedtune.models.onednn import OneDnnLinear, is_exact
+from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.losses import TripletMarginLoss
 from embedtune.training.trainer import EmbeddingTrainer

@@ -8,8 +8,8 @@ from llm_server import Fault, clean_environment, embedding_of, serving
 
 from embedtune.dataset import RetrievalDataset
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.openai_encoder import MAX_INPUTS, OpenAIEncoder
-from embedtune.questions.errors import GenerationStoppedError, RequestError, TemporaryError
+from embedtune.llms.errors import GenerationStoppedError, RequestError, TemporaryError
+from embedtune.retrieval.openai import MAX_INPUTS, OpenAIEncoder
 from embedtune.types import Encoder
 
 MODEL = "text-embedding-3-large"
@@ -18,7 +18,7 @@ MODEL = "text-embedding-3-large"
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch, tmp_path):
     clean_environment(monkeypatch, tmp_path)
-    monkeypatch.setattr("embedtune.evaluation.openai_encoder.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("embedtune.retrieval.openai.time.sleep", lambda seconds: None)
 
 
 @pytest.fixture

@@ -16,10 +16,10 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from transformers import MistralConfig, MistralModel, RobertaConfig, RobertaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from embedtune.evaluation.encoders import ModelEncoder
-from embedtune.models.attention import PACKED, TEXT_LENGTHS, packed_attention, packed_attention_forward, runs_of
 from embedtune.models.load import load_model
-from embedtune.models.packing import can_pack, encode_packed, pack, packs, tokens_per_pass
+from embedtune.models.packing.attention import PACKED, TEXT_LENGTHS, packed_attention, packed_attention_forward, runs_of
+from embedtune.models.packing.encoder import can_pack, encode_packed, pack, packs, tokens_per_pass
+from embedtune.retrieval.encoders import ModelEncoder
 
 TEXTS = ["a", "the pump of the ship " * 5, "who", "", "check the valve", "check the valve and wait", "door " * 40] * 2
 
@@ -50,7 +50,7 @@ def test_each_text_attends_to_itself_alone(lengths, causal, in_order, waste):
         return output, *torch.autograd.grad((output * weight).sum(), (query, key, value))
 
     runs_of.cache_clear()
-    with patch("embedtune.models.attention._PAIRS_PER_CALL", waste):
+    with patch("embedtune.models.packing.attention._PAIRS_PER_CALL", waste):
         packed, _ = packed_attention_forward(
             Layer(), query, key, value, None, text_lengths=lengths, is_causal=causal, dropout=0.0, scaling=0.3
         )
@@ -197,7 +197,7 @@ PACKABLE = ["bert", "roberta", "gte bidirectional", "gte causal", "jina", "full 
 @pytest.mark.parametrize("passes", ["one", "many"])
 def test_encoding_without_padding_gives_the_vectors_of_sentence_transformers(model, passes, monkeypatch):
     if passes == "many":
-        monkeypatch.setattr("embedtune.models.packing.tokens_per_pass", lambda *_: 30)
+        monkeypatch.setattr("embedtune.models.packing.encoder.tokens_per_pass", lambda *_: 30)
     assert can_pack(model, "query")
     assert can_pack(model, "document")
     model.prompts = {"query": "ask: ", "passage": "chunk: "}

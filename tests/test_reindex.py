@@ -9,8 +9,8 @@ import torch
 from test_retriever import QUESTIONS, TEXTS, chunk, chunks_of, counting, found
 
 import embedtune as et
-from embedtune.rag.reindex import Reindexing
-from embedtune.rag.retriever import Retriever
+from embedtune.retrieval.reindex import Reindexing
+from embedtune.retrieval.retriever import Retriever
 
 torch.set_num_threads(1)
 
@@ -98,7 +98,7 @@ def test_a_crash_at_the_switch_leaves_the_old_index(retriever, tuned, tmp_path, 
     def crashing(*args, **kwargs):
         raise Crash
 
-    monkeypatch.setattr("embedtune.rag.index.save_file", crashing)
+    monkeypatch.setattr("embedtune.retrieval.index.save_file", crashing)
     with pytest.raises(Crash):
         et.reindex(retriever, tuned, path=tmp_path / "index", show_progress_bar=False)
     assert len(Retriever.load(tmp_path / "index", retriever.model)) == 80

@@ -7,8 +7,8 @@ from test_trainer import make_data
 
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.losses import CosineEmbeddingLoss, TripletMarginLoss
-from embedtune.training.mining import mine_hard_negatives
-from embedtune.training.remining import RemineNegatives
+from embedtune.training.negatives.mining import mine_hard_negatives
+from embedtune.training.negatives.remining import RemineNegatives
 from embedtune.training.trainer import EmbeddingTrainer
 
 

@@ -15,10 +15,10 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from test_evaluator import ADJECTIVES, THINGS, build
 
 import embedtune as et
-from embedtune.evaluation.bm25 import BM25
-from embedtune.rag.fingerprint import document_fingerprint
-from embedtune.rag.index import ChunkIndex
-from embedtune.rag.retriever import Retriever
+from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.document_fingerprint import document_fingerprint
+from embedtune.retrieval.index import ChunkIndex
+from embedtune.retrieval.retriever import Retriever
 
 torch.set_num_threads(1)
 
@@ -172,7 +172,7 @@ def test_a_crash_while_saving_leaves_the_old_index(retriever, tiny_model, tmp_pa
     def fails(*args, **kwargs):
         raise OSError("No space left on device")
 
-    monkeypatch.setattr("embedtune.rag.index.save_file", fails)
+    monkeypatch.setattr("embedtune.retrieval.index.save_file", fails)
     with pytest.raises(OSError, match="No space"):
         retriever.save(tmp_path / "index")
     assert len(Retriever.load(tmp_path / "index", tiny_model)) == len(TEXTS)

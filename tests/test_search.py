@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sentence_transformers.util import SimilarityFunction
 
-from embedtune.evaluation import search
-from embedtune.evaluation.search import top_k
+from embedtune.retrieval import search
+from embedtune.retrieval.search import top_k
 
 torch.set_num_threads(1)
 
@@ -229,7 +229,7 @@ def test_a_corpus_in_a_file_gives_the_same_result(tmp_path, precision):
 LARGER_THAN_MEMORY = """
 import resource, sys
 import numpy as np, torch
-from embedtune.evaluation.search import top_k
+from embedtune.retrieval.search import top_k
 torch.set_num_threads(1)
 corpus = np.load(sys.argv[1], mmap_mode="r")
 queries = np.array(corpus[[5, 70_000, 99_999]])

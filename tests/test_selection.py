@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from embedtune.evaluation.selection import RunningBest, top_k_of_scores
+from embedtune.retrieval.selection import RunningBest, top_k_of_scores
 
 
 def stable_sort(scores, k):

@@ -12,7 +12,8 @@ from model_repositories import gte_qwen2_repository, jina_hf_repository, randomi
 from sentence_transformers import SentenceTransformer
 from tokenizers.processors import TemplateProcessing
 
-from embedtune.models import reference, selfcheck
+from embedtune.models import selfcheck
+from embedtune.models.families import reference
 from embedtune.models.load import load_model
 from embedtune.models.selfcheck import check_model
 

@@ -5,7 +5,7 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from embedtune.evaluation.vector_cache import VectorCache, vector_key
+from embedtune.retrieval.vector_cache import VectorCache, vector_key
 
 
 def put_some(path, start):

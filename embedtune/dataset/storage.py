@@ -12,8 +12,8 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from embedtune.dataset.card import dataset_card
-from embedtune.files import replaced_folder
 from embedtune.hub import Publication, list_files, upload_folder
+from embedtune.storage import replaced_folder
 
 if TYPE_CHECKING:
     from embedtune.dataset.retrieval_dataset import RetrievalDataset

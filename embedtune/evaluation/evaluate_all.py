@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from sentence_transformers import SentenceTransformer
 
-from embedtune.evaluation.bm25 import BM25
-from embedtune.evaluation.encoders import RememberingEncoder
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.hybrid import Hybrid
 from embedtune.evaluation.verdict import Verdict, compare
+from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.encoders import RememberingEncoder
+from embedtune.retrieval.hybrid import Hybrid
 
 if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
-    from embedtune.evaluation.retrieval import Retriever
+    from embedtune.retrieval.retrieve import Retriever
 
 
 def evaluate_all(

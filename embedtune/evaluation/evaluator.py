@@ -13,15 +13,15 @@ from datasets import Dataset
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.evaluation.fingerprint import fingerprint_of
 from embedtune.evaluation.result import PER_QUERY_FEATURES, search_depth
 from embedtune.evaluation.result import Evaluation as Evaluation
-from embedtune.evaluation.retrieval import Retriever, check_retriever, is_approximate, name_of, retrieve
+from embedtune.retrieval.fingerprint import fingerprint_of
+from embedtune.retrieval.retrieve import Retriever, check_retriever, is_approximate, name_of, retrieve
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from embedtune.evaluation.search import Precision
+    from embedtune.retrieval.search import Precision
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from datasets import Dataset, Features, List, Value
 
 from embedtune.evaluation.intervals import Interval, mean_intervals
 from embedtune.evaluation.metrics import metrics_at_k
-from embedtune.files import replace_file
+from embedtune.storage import replace_file
 from embedtune.tables import html_table, text_table
 
 if TYPE_CHECKING:

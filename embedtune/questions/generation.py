@@ -9,15 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from embedtune.questions.dispatch import Mode, answer_requests, request_key
+from embedtune.llms.prices import MICRODOLLARS, Estimate, estimate
+from embedtune.llms.protocol import LLM
 from embedtune.questions.duplicates import join_duplicates
 from embedtune.questions.filters import broken_rule
-from embedtune.questions.ledger import Ledger
 from embedtune.questions.parsing import parse_questions
-from embedtune.questions.prices import MICRODOLLARS, Estimate, estimate
 from embedtune.questions.prompt import PromptTemplate, default_instructions
 from embedtune.questions.records import Dropped, Questions
-from embedtune.types import LLM, Chunk, Question
+from embedtune.questions.requests.dispatch import Mode, answer_requests, request_key
+from embedtune.questions.requests.ledger import Ledger
+from embedtune.types import Chunk, Question
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def estimate_cost(
         prompt: Your own instructions.
 
     Example:
-        >>> from embedtune.questions.anthropic_llm import AnthropicLLM
+        >>> from embedtune.llms.anthropic import AnthropicLLM
         >>> chunk = Chunk("a#0", "a", "Press both buttons. " * 100, 0, 2000)
         >>> estimate_cost([chunk], AnthropicLLM("claude-sonnet-5-5")).num_requests
         1

@@ -10,15 +10,16 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embedtune.questions.dispatch import Mode, answer_requests, request_key
+from embedtune.llms.protocol import LLM, Prompt
 from embedtune.questions.generation import FOLDER
-from embedtune.questions.ledger import Ledger
 from embedtune.questions.parsing import json_in
 from embedtune.questions.prompt import escaped
-from embedtune.types import LLM, Chunk, Prompt, Question
+from embedtune.questions.requests.dispatch import Mode, answer_requests, request_key
+from embedtune.questions.requests.ledger import Ledger
 
 if TYPE_CHECKING:
     from embedtune.questions.records import Questions
+    from embedtune.types import Chunk, Question
 
 logger = logging.getLogger(__name__)
 

@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from embedtune.types import Chunk, Prompt
+from embedtune.llms.protocol import Prompt
+
+if TYPE_CHECKING:
+    from embedtune.types import Chunk
 
 STYLES = ("natural", "keyword", "imprecise", "complex")
 

@@ -125,6 +125,6 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             >>> TuningArguments.for_gpu("8GB", model=model, data=data, output_dir="out", use_cpu=True).bf16
             True
         """
-        from embedtune.training.presets import settings_for  # which imports this module
+        from embedtune.training.memory.presets import settings_for  # which imports this module
 
         return cls(**settings_for(memory, model=model, data=data, settings=settings))

@@ -12,9 +12,9 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor, nn
 
 from embedtune.dataset.views import Contents, chunks_for_training, table
-from embedtune.evaluation.encoders import ModelEncoder
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.models.query_side import is_index_frozen
+from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.training.losses import RetrievalLoss, answers
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.result import Evaluation
-    from embedtune.evaluation.retrieval import Retriever
+    from embedtune.retrieval.retrieve import Retriever
     from embedtune.training.arguments import TuningArguments
 
 logger = logging.getLogger(__name__)

@@ -17,13 +17,11 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from embedtune.dataset.views import COLUMN_ROLES, Role, view_of
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.models.prompts import prompt_of
+from embedtune.models.families.prompts import prompt_of
 from embedtune.models.selfcheck import check_model
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.card import ModelCardCallback
-from embedtune.training.encode_once_trainer import EncodeOnceTrainer
-from embedtune.training.guarded import GuardedTrainer
+from embedtune.training.encode_once.trainer import EncodeOnceTrainer
 from embedtune.training.guards import (
     LABEL_COLUMNS,
     check_columns,
@@ -34,6 +32,8 @@ from embedtune.training.guards import (
     warn_about_single_rows,
 )
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
+from embedtune.training.model_card import ModelCardCallback
+from embedtune.training.resilience.guarded import GuardedTrainer
 
 if TYPE_CHECKING:
     from datasets import Dataset

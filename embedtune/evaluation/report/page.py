@@ -16,7 +16,7 @@ from embedtune.evaluation.report.curve import Log, panels_of
 from embedtune.evaluation.report.facts import data_facts, model_facts, recipe, training_facts, version_facts
 from embedtune.evaluation.report.questions import Case, cases_of, select
 from embedtune.evaluation.report.results import Run, rank_histogram, runs_of
-from embedtune.files import replace_file
+from embedtune.storage import replace_file
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformerTrainer

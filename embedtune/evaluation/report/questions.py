@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from embedtune.evaluation.bm25 import words
+from embedtune.retrieval.bm25 import words
 
 if TYPE_CHECKING:
     from embedtune.evaluation.report.results import Run

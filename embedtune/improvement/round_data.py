@@ -1,0 +1,201 @@
+"""What one round of improvement trains on, and what it is measured on: no question is ever both."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from datasets import Dataset
+
+from embedtune.dataset import RetrievalDataset
+from embedtune.dataset.groups import near_duplicate_pairs
+from embedtune.serving.feedback import LoggedQuestion, questions_of, same_question
+from embedtune.types import Question
+
+LOCKED, HELD_OUT = "test", "log_held_out"
+
+_Answers = dict[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
+class RoundData:
+    """The data of a round, and an account of what became of the log.
+
+    Attributes:
+        data: Splits ``train`` (new pairs and replayed ones), ``dev``, ``test`` (locked) and ``log_held_out``.
+        new: The ids of the questions in ``train`` that come from the log.
+        counts: How many questions went where, by what happened to them.
+    """
+
+    data: RetrievalDataset
+    new: Collection[str]
+    counts: Mapping[str, int]
+
+
+def hash_of_test(data: RetrievalDataset) -> str:
+    """Return the SHA-256 of the locked test: its questions, sorted by id, and the chunks that answer them."""
+    texts = data.query_texts
+    rows = [[query, texts[query], sorted(chunks)] for query, chunks in sorted(data.relevant(LOCKED).items())]
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def build_round_data(
+    data: RetrievalDataset,
+    logged: Sequence[LoggedQuestion],
+    *,
+    trained_before: Collection[str],
+    held_out_size: float,
+    dev_size: float,
+    replay: float,
+    seed: int,
+) -> RoundData:
+    """Put the pairs of the log and pairs of old together.
+
+    A question of the log goes to its side by a hash of its text, so it stays there from round to round; questions that
+    nearly repeat each other go together. What was trained on in an earlier round is never held out again. What the locked
+    test asks, and what is asked about the test's documents (where the dataset was split by document), is not used at all.
+
+    Args:
+        data: The dataset, with a ``test`` split, and a ``train`` split to replay.
+        logged: The log.
+        trained_before: The questions that any earlier round trained on, as `same_question` returns them.
+        held_out_size: Share of the log's questions to measure with.
+        dev_size: Share of the log's questions to choose the checkpoint and the merge by.
+        replay: How many old training questions to repeat for each new one.
+        seed: Draws the replayed questions.
+    """
+    tested = {same_question(data.query_texts[query]) for query in data.relevant(LOCKED)}
+    questions, counts = _usable(data, logged, tested)
+    confirmed = {question.id for question in questions_of([one for one in logged if one.is_confirmed])}
+    side_of = _sides(questions, trained_before, held_out_size=held_out_size, dev_size=dev_size)
+    sides: dict[str, list[Question]] = {"train": [], "dev": [], HELD_OUT: []}
+    for question in questions:
+        side = side_of[question.id]
+        if side == HELD_OUT or question.id in confirmed:
+            sides[side].append(question)
+    new = {same_question(question.text) for question in questions}
+    taken = new | tested
+    replayed = _drawn(_others(data, "train", taken), round(replay * len(sides["train"])), seed)
+    answers: dict[str, _Answers] = {
+        "train": {**replayed, **_answers(sides["train"])},
+        "dev": {**_others(data, "dev", taken), **_answers(sides["dev"])},
+        LOCKED: {query: tuple(chunks) for query, chunks in data.relevant(LOCKED).items()},
+        HELD_OUT: _answers(sides[HELD_OUT]),
+    }
+    counts |= {
+        "trained on": len(sides["train"]),
+        "for choosing the checkpoint": len(sides["dev"]),
+        "held out": len(sides[HELD_OUT]),
+        "answered, and not held out": len(questions) - sum(map(len, sides.values())),
+        "replayed": len(replayed),
+    }
+    texts = data.query_texts | {question.id: question.text for question in questions}
+    return RoundData(_dataset(data, answers, texts), {question.id for question in sides["train"]}, counts)
+
+
+def _usable(
+    data: RetrievalDataset, logged: Sequence[LoggedQuestion], tested: Collection[str]
+) -> tuple[list[Question], dict[str, int]]:
+    """Return the questions of the log that may be used, in the order of their ids, and why others may not."""
+    corpus, forbidden = data.corpus_texts, _chunks_of_tested_documents(data)
+    usable = []
+    counts = dict.fromkeys(
+        ("asked in the locked test", "about a document of the locked test", "about unknown chunks"), 0
+    )
+    for question in sorted(questions_of(logged), key=lambda question: question.id):
+        if same_question(question.text) in tested:
+            counts["asked in the locked test"] += 1
+        elif not set(question.chunk_ids) <= corpus.keys():
+            counts["about unknown chunks"] += 1
+        elif forbidden & set(question.chunk_ids):
+            counts["about a document of the locked test"] += 1
+        else:
+            usable.append(question)
+    near = _near_the_test(usable, data)
+    counts["asked in the locked test"] += len(near)
+    return [question for question in usable if question.id not in near], counts
+
+
+def _near_the_test(questions: Sequence[Question], data: RetrievalDataset) -> set[str]:
+    """Return the ids of the questions that nearly repeat one of the locked test."""
+    tested = [
+        Question(query, data.query_texts[query], tuple(chunks)) for query, chunks in data.relevant(LOCKED).items()
+    ]
+    pairs = _repetitions([*tested, *questions])
+    return {questions[j - len(tested)].id for i, j in pairs if i < len(tested) <= j}
+
+
+def _repetitions(questions: Sequence[Question]) -> list[tuple[int, int]]:
+    """Return the pairs of positions that ask nearly the same, in words and in what answers them.
+
+    Words alone would not do: "How do I open the L15?" is another question than "How do I open the L20?".
+    """
+    pairs = near_duplicate_pairs([question.text for question in questions])
+    return [(i, j) for i, j in pairs if set(questions[i].chunk_ids) & set(questions[j].chunk_ids)]
+
+
+def _chunks_of_tested_documents(data: RetrievalDataset) -> set[str]:
+    """Return the chunks of the documents that were kept for the test, with what nearly repeats them."""
+    if data.split_by != "document" or "document_group" not in data.corpus.column_names:
+        return set()
+    group_of = dict(zip(data.corpus["_id"][:], data.corpus["document_group"][:], strict=True))
+    tested = {group_of[chunk] for chunks in data.relevant(LOCKED).values() for chunk in chunks}
+    return {chunk for chunk, group in group_of.items() if group in tested}
+
+
+def _sides(
+    questions: Sequence[Question], trained_before: Collection[str], *, held_out_size: float, dev_size: float
+) -> dict[str, str]:
+    """Return the side of each question's id."""
+    leader = {question.id: question.id for question in questions}
+    for i, j in _repetitions(questions):
+        first, second = leader[questions[i].id], leader[questions[j].id]
+        leader |= {name: min(first, second) for name, one in leader.items() if one in (first, second)}
+    seen = {leader[question.id] for question in questions if same_question(question.text) in trained_before}
+    sides = {}
+    for name in set(leader.values()):
+        draw = int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 16**12
+        held_out, dev = draw < held_out_size, draw < held_out_size + dev_size
+        sides[name] = "train" if name in seen else HELD_OUT if held_out else "dev" if dev else "train"
+    return {question.id: sides[leader[question.id]] for question in questions}
+
+
+def _answers(questions: Iterable[Question]) -> _Answers:
+    return {question.id: question.chunk_ids for question in questions}
+
+
+def _others(data: RetrievalDataset, split: str, taken: Collection[str]) -> _Answers:
+    """Return the questions of a split that are not taken, and what answers them."""
+    relevant = data.relevant(split) if split in data.qrels else {}
+    texts = data.query_texts
+    return {query: tuple(chunks) for query, chunks in relevant.items() if same_question(texts[query]) not in taken}
+
+
+def _drawn(answers: _Answers, number: int, seed: int) -> _Answers:
+    names = sorted(answers)
+    rows = np.random.default_rng(seed).permutation(len(names))[:number]
+    return {names[row]: answers[names[row]] for row in sorted(rows)}
+
+
+def _dataset(data: RetrievalDataset, answers: Mapping[str, _Answers], texts: Mapping[str, str]) -> RetrievalDataset:
+    asked = [query for split in answers.values() for query in split]
+    return RetrievalDataset(
+        corpus=data.corpus,
+        queries=Dataset.from_dict({"_id": asked, "text": [texts[query] for query in asked]}),
+        qrels={
+            split: Dataset.from_list(
+                [
+                    {"query-id": query, "corpus-id": chunk, "score": 1}
+                    for query, chunks in of.items()
+                    for chunk in chunks
+                ]
+            )
+            for split, of in answers.items()
+            if of
+        },
+        split_by="given",
+        context=data.context,
+    )

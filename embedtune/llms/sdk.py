@@ -1,0 +1,108 @@
+"""What the clients of Anthropic and OpenAI have in common: both SDKs come from one generator."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any, TypeVar
+
+from embedtune.errors import OptionalDependencyError
+from embedtune.llms.errors import GenerationStoppedError, RequestError, TemporaryError
+
+T = TypeVar("T")
+
+_KEY = re.compile(r"\bsk-[\w-]{4,}|(?<=Bearer )\S+")
+
+TIMEOUT = 300.0  # seconds for one reply
+
+_RETRIED_STATUSES = {408, 409, 425, 429}
+_REMEDIES = {
+    401: "Check the API key in {variable}.",
+    402: "Check the billing of the account.",
+    403: "Check what the key and the account are allowed to do.",
+    404: "Check the model's name; retired models are refused, too.",
+}
+# A limit of the account, which no waiting lifts; some arrive as 429, some as 400.
+_LIMIT_WORDS = ("spend_limit", "ramp_limit", "insufficient_quota", "credit balance", "usage limit", "billing")
+
+
+def require_sdk(package: str, *, purpose: str) -> None:
+    """Raise an `OptionalDependencyError` unless a package can be imported."""
+    if find_spec(package) is None:
+        raise OptionalDependencyError(package, extra=package, purpose=purpose)
+
+
+def without_retries(client: Any) -> Any:
+    """Return a client that neither retries (it would sleep for as long as a server says) nor waits without end."""
+    return client.with_options(max_retries=0, timeout=TIMEOUT) if hasattr(client, "with_options") else client
+
+
+def call(package: str, function: Callable[[], T]) -> T:
+    """Call an SDK and turn what it raises into what to do about it.
+
+    Raises:
+        TemporaryError: If it may work in a moment.
+        RequestError: If this request will never work.
+        GenerationStoppedError: If no request will.
+    """
+    sdk: Any = import_module(package)
+    try:
+        return function()
+    except sdk.APIStatusError as err:
+        raise _of_status(package, err) from err
+    except sdk.APIConnectionError as err:
+        never_sent = type(err.__cause__).__name__ in {"ConnectError", "ConnectTimeout", "PoolTimeout"}
+        raise TemporaryError(f"no answer: {type(err).__name__}", maybe_paid=not never_sent) from err
+    except (sdk.APIResponseValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as err:
+        # The SDKs do not check what they get: a page of a proxy ends up as a string in place of an object.
+        raise TemporaryError("the reply was not readable", maybe_paid=True) from err
+    except (getattr(sdk, "AnthropicError", sdk.APIError), getattr(sdk, "OpenAIError", sdk.APIError)) as err:
+        raise without_key(package, err) from err
+    except TypeError as err:
+        if "authentication" not in str(err):
+            raise
+        raise without_key(package, err) from err
+    except Exception as err:
+        if type(err).__module__.partition(".")[0] not in {"httpx", "httpx2", "httpcore", "httpcore2"}:
+            raise
+        raise TemporaryError(f"the connection broke: {type(err).__name__}", maybe_paid=True) from err
+
+
+def without_key(package: str, err: Exception) -> GenerationStoppedError:
+    """Say what to do when an SDK finds no key."""
+    said = _redacted(str(err)).strip('"')
+    return GenerationStoppedError(f"There is no API key: set {package.upper()}_API_KEY, or pass a client. ({said})")
+
+
+def _redacted(message: str) -> str:
+    """Hide what looks like a key: a proxy may send back what it was sent."""
+    return _KEY.sub("[key]", message)
+
+
+def _of_status(package: str, err: Any) -> Exception:
+    """Classify an HTTP status other than 2xx; none of these is billed."""
+    status = int(err.status_code)
+    body = err.body if isinstance(err.body, dict) else {}
+    error = body.get("error", body)  # one SDK unwraps it, the other does not
+    what = error.get("message") if isinstance(error, dict) else None
+    message = f"HTTP {status}: {_redacted(str(what or err.message))[:500]}"
+    said = f"{getattr(err, 'error_code', '')} {getattr(err, 'code', '')} {what or err.message}".lower()
+    if any(word in said for word in _LIMIT_WORDS):
+        return GenerationStoppedError(f"{message} Raise the limit or top up the account, and run again.")
+    if status in _REMEDIES:
+        remedy = _REMEDIES[status].format(variable=f"{package.upper()}_API_KEY")
+        return GenerationStoppedError(f"{message} {remedy}")
+    if status in _RETRIED_STATUSES or status >= 500:
+        return TemporaryError(f"HTTP {status}", retry_after=_retry_after(err.response.headers))
+    return RequestError(message)
+
+
+def _retry_after(headers: Any) -> float | None:
+    """Return how many seconds a server asks to wait, where it says so in seconds."""
+    try:
+        return max(0.0, float(headers["retry-after"]))
+    except (KeyError, ValueError):
+        return None

@@ -1,0 +1,114 @@
+"""A SentenceTransformer as an `Encoder`: prompts and routes applied, every distinct text encoded once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sentence_transformers import SentenceTransformer
+
+from embedtune.models.families.prompts import prompt_of
+from embedtune.models.onednn import OneDnnLinear, usable
+from embedtune.models.packing.encoder import can_pack, encode_packed
+from embedtune.retrieval.fingerprint import model_fingerprint
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from embedtune.dataset.views import Role
+
+
+@dataclass(frozen=True)
+class ModelEncoder:
+    """Encode with a SentenceTransformer, as it is used in production.
+
+    Queries go through ``encode_query`` and documents through ``encode_document``, so the model's own prompts, routes,
+    device and ``truncate_dim`` apply. The texts lie end to end instead of padded to the longest, where the model allows it.
+
+    Attributes:
+        model: The model.
+        batch_size: How many texts go through the model at once, those of similar length together.
+        show_progress_bar: Show the progress of encoding.
+        devices: For a large corpus: such as ``("cuda:0", "cuda:1")`` or ``("cpu",) * 4``, with a process for each while it
+            lasts. They are sentence-transformers' own, which pads.
+        onednn_linear: On a CPU, let oneDNN compute the linear layers in float32, if a trial shows that it does not round to
+            less. Faster on some processors and not on others; the last bits of a vector may differ. Not with ``devices``.
+
+    Example:
+        >>> import embedtune as et
+        >>> encoder = ModelEncoder(et.load_model("minilm", device="cpu"))
+        >>> encoder.encode_queries(["How do I restart?", "How do I restart?"]).shape
+        (2, 384)
+    """
+
+    model: SentenceTransformer
+    batch_size: int = 32
+    show_progress_bar: bool = False
+    devices: tuple[str, ...] = ()
+    onednn_linear: bool = False
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's."""
+        return model_fingerprint(self.model)
+
+    def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one vector a query, of shape ``(num_texts, dim)``."""
+        return self._encode_distinct(texts, "query")
+
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one vector a document, of shape ``(num_texts, dim)``."""
+        return self._encode_distinct(texts, "document")
+
+    def _encode_distinct(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+        # Equal texts get equal vectors, bit for bit, whatever else stands in their batch.
+        position = {text: i for i, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(position)
+        options: dict[str, Any] = {"batch_size": self.batch_size, "show_progress_bar": self.show_progress_bar}
+        if self.devices and role == "document":
+            options["device"] = list(self.devices)
+        if distinct and "device" not in options and _encodes_as_usual(self.model) and can_pack(self.model, role):
+            with OneDnnLinear() if usable(self.onednn_linear) else nullcontext():
+                vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
+        else:
+            encode: Callable[..., Any] = self.model.encode_query if role == "query" else self.model.encode_document
+            vectors = np.asarray(encode(distinct, **options), dtype=np.float32)
+        return vectors if len(position) == len(texts) else vectors[[position[text] for text in texts]]
+
+
+@dataclass(frozen=True)
+class RememberingEncoder(ModelEncoder):
+    """A `ModelEncoder` that encodes the same texts once, for evaluations in which a model takes part more than once."""
+
+    _known: dict[tuple[Role, tuple[str, ...]], NDArray[np.float32]] = field(default_factory=dict, repr=False)
+
+    def _encode_distinct(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+        key = role, tuple(texts)
+        if key not in self._known:
+            self._known[key] = super()._encode_distinct(texts, role)
+        return self._known[key]
+
+
+def _encodes_as_usual(model: SentenceTransformer) -> bool:
+    """Say whether encoding is sentence-transformers' own, in this process alone."""
+    usual = all(
+        getattr(getattr(model, name), "__func__", None) is getattr(SentenceTransformer, name)
+        for name in ("encode", "encode_query", "encode_document")
+    )
+    return usual and getattr(model, "_distributed_inference", None) is None
+
+
+def model_name(model: SentenceTransformer) -> str:
+    """Return what to call a model in a table: its name, the Hub's id, or the last part of the folder it came from."""
+    card = model.model_card_data
+    name = card.model_name or card.model_id or card.base_model or _path_of(model)
+    return Path(name).name if Path(name).is_absolute() else str(name)
+
+
+def _path_of(model: SentenceTransformer) -> str:
+    config = getattr(model.transformers_model, "config", None)
+    return getattr(config, "_name_or_path", "") or type(model).__name__

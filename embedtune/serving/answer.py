@@ -1,0 +1,121 @@
+"""Answers from what a retriever found, with the chunks they rest on, or the admission that it is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from embedtune.serving.prompts import ask, instructions, object_in, passages_in, prompt_with_passages, schema_of
+
+if TYPE_CHECKING:
+    from embedtune.llms.protocol import LLM, Completion, Prompt
+    from embedtune.retrieval.retriever import Hit, Retriever
+    from embedtune.serving.feedback import FeedbackLog
+
+Outcome = Literal["answered", "not in the documents", "failed"]
+
+SCHEMA = schema_of(
+    {
+        "outcome": {"type": "string", "enum": ["answered", "not in the documents"]},
+        "answer": {"type": "string"},
+        "passages": {"type": "array", "items": {"type": "integer"}},
+    }
+)
+
+# A chunk below those that were shown is a near miss; without knowing that, a miss cannot be told from one.
+LOGGED_DEPTH = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came of a question, with everything that led to it.
+
+    Attributes:
+        question: The question.
+        outcome: ``"answered"``; ``"not in the documents"``, as the model says; or ``"failed"``: no usable reply.
+        text: The answer, or an empty string.
+        cited: The ids of the chunks that the answer rests on.
+        hits: The chunks that the model was shown, best first.
+        prompt: What it was asked.
+        completion: What it replied.
+        problem: What is wrong with the reply (``"refused"``, ``"malformed"``, ``"cites no passage"``), or an empty string.
+        number: Its number in the feedback log, where it was recorded.
+    """
+
+    question: str
+    outcome: Outcome
+    text: str
+    cited: tuple[str, ...]
+    hits: tuple[Hit, ...]
+    prompt: Prompt
+    completion: Completion
+    problem: str = ""
+    number: int | None = None
+
+
+def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
+    """Find the chunks for a question and let a language model answer from them.
+
+    The same as the four steps: ``retriever.embed``, ``retriever.search_vectors``, `build_prompt` and `ask_llm`. Passages
+    are numbered and put in tags that no document can close; the model has no tools, so the worst that a document can do
+    is to spoil the answers that show it.
+
+    Args:
+        question: The question.
+        retriever: Finds the chunks.
+        llm: An `AnthropicLLM`, `OpenAILLM`, `TransformersLLM`, or any object of the protocol `LLM`.
+        k: How many chunks to show.
+        feedback: Where to record the question and what was found.
+
+    Raises:
+        ValueError: If the question is empty, or ``k`` less than 1.
+        TemporaryError: If the model cannot be reached; three tries were made.
+        RequestError: If it refuses the request.
+        GenerationStoppedError: If no request can work: a wrong key, an empty account.
+
+    Example:
+        >>> import embedtune as et
+        >>> class Scripted:  # any object with these members will do
+        ...     name, price, max_tokens = "scripted", et.Price(0, 0), 100
+        ...     def prepare(self): ...
+        ...     def request(self, prompt): return {"text": prompt.text}
+        ...     def send(self, request):
+        ...         return {"said": '{"outcome": "answered", "answer": "Press both buttons.", "passages": [1]}'}
+        ...     def read(self, reply): return et.Completion(reply["said"])
+        >>> chunks = [et.Chunk("a#0", "a", "Press both buttons to restart.", 0, 30), et.Chunk("b#0", "b", "Turn it.", 0, 8)]
+        >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
+        >>> reply = et.answer("How do I restart it?", retriever, Scripted())
+        >>> reply.outcome, reply.text, reply.cited
+        ('answered', 'Press both buttons.', ('a#0',))
+    """
+    if k < 1:
+        raise ValueError(f"k={k}: show the model at least 1 chunk.")
+    (found,) = retriever.search_vectors(retriever.embed([question]), [question], k=max(k, LOGGED_DEPTH))
+    prompt = build_prompt(question, found[:k])
+    reply = ask_llm(prompt, llm, question=question, hits=found[:k])
+    if feedback is None:
+        return reply
+    number = feedback.record(question, found, model=retriever.fingerprint, outcome=reply.outcome, cited=reply.cited)
+    return replace(reply, number=number)
+
+
+def build_prompt(question: str, hits: Sequence[Hit]) -> Prompt:
+    """Put the chunks that were found and the question into a prompt: the third step of `answer`."""
+    return prompt_with_passages(instructions("answer"), question, hits, schema=SCHEMA)
+
+
+def ask_llm(prompt: Prompt, llm: LLM, *, question: str, hits: Sequence[Hit]) -> Answer:
+    """Let a language model reply to a prompt of `build_prompt`, and read its reply: the fourth step of `answer`."""
+    completion = ask(llm, prompt)
+    found = object_in(completion)
+    outcome = found.get("outcome") if found else None
+    text = found.get("answer") if found else None
+    said, text = (outcome, text.strip()) if isinstance(text, str) else (None, "")
+    if found is None or said not in ("answered", "not in the documents") or (said == "answered" and not text):
+        return Answer(question, "failed", "", (), tuple(hits), prompt, completion, completion.problem or "malformed")
+    if said == "not in the documents":
+        return Answer(question, "not in the documents", "", (), tuple(hits), prompt, completion)
+    cited, unknown = passages_in(found, hits)
+    problem = f"cites passage {unknown[0]}, which was not shown" if unknown else "" if cited else "cites no passage"
+    return Answer(question, "answered", text, cited, tuple(hits), prompt, completion, problem)

@@ -1,0 +1,120 @@
+"""Which chunk should have been found: candidates from a wider search, judged by a language model or shown to a person."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING
+
+from tqdm.auto import tqdm
+
+from embedtune.retrieval.fusion import by_both
+from embedtune.retrieval.retriever import hits_of
+from embedtune.serving.prompts import ask, instructions, object_in, passages_in, prompt_with_passages, schema_of
+
+if TYPE_CHECKING:
+    from embedtune.llms.protocol import LLM
+    from embedtune.retrieval.retriever import Hit, Retriever
+    from embedtune.serving.feedback import FeedbackLog
+
+logger = logging.getLogger(__name__)
+
+SCHEMA = schema_of({"passages": {"type": "array", "items": {"type": "integer"}}})
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Suggestion:
+    """Chunks that may answer a question. Printing it shows them.
+
+    Attributes:
+        question: The question.
+        candidates: What a wide search found, most likely first.
+        chunk_ids: Those that the judge chose, the best one first; None without a judge, or without a usable reply.
+        judge: The language model's name, or an empty string.
+    """
+
+    question: str
+    candidates: tuple[Hit, ...]
+    chunk_ids: tuple[str, ...] | None = None
+    judge: str = ""
+
+    def __repr__(self) -> str:
+        chosen = set(self.chunk_ids or ())
+        lines = [
+            f"{'*' if hit.id in chosen else ' '} [{hit.id}] {' '.join(hit.text.split())[:160]}"
+            for hit in self.candidates
+        ]
+        return "\n".join([self.question, *lines])
+
+    def _repr_html_(self) -> str:
+        chosen = set(self.chunk_ids or ())
+        rows = "".join(
+            f"<tr><td>{'chosen' if hit.id in chosen else ''}</td><td>{escape(hit.id)}</td>"
+            f"<td style='text-align:left;white-space:pre-wrap'>{escape(hit.text)}</td></tr>"
+            for hit in self.candidates
+        )
+        return f"<p><strong>{escape(self.question)}</strong></p><table>{rows}</table>"
+
+
+def suggest_chunk(question: str, retriever: Retriever, llm: LLM | None = None, *, k: int = 20) -> Suggestion:
+    """Look for the chunk that should have been found.
+
+    The candidates are the best of a search by vectors and one by words, each to a depth of 100, joined by reciprocal rank
+    fusion: where one of the two failed, the other may have found it.
+
+    Args:
+        question: The question.
+        retriever: Where to look.
+        llm: Judges the candidates; without one they are for a person to read.
+        k: How many candidates to show.
+
+    Raises:
+        TemporaryError: If the model cannot be reached.
+        RequestError: If it refuses the request.
+        GenerationStoppedError: If no request can work.
+
+    Example:
+        >>> import embedtune as et
+        >>> chunks = [et.Chunk("a#0", "a", "Press both buttons.", 0, 19), et.Chunk("b#0", "b", "Turn the key.", 0, 13)]
+        >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
+        >>> et.suggest_chunk("Which way does the key turn?", retriever)
+        Which way does the key turn?
+          [b#0] Turn the key.
+          [a#0] Press both buttons.
+    """
+    ranking = by_both(retriever.index, retriever.embed([question]), [question], k, approximate=retriever.approximate)
+    (found,) = hits_of(retriever.index, ranking)
+    if llm is None:
+        return Suggestion(question, tuple(found))
+    reply = object_in(ask(llm, prompt_with_passages(instructions("judge"), question, found, schema=SCHEMA)))
+    chosen = passages_in(reply, found)[0] if reply is not None else None
+    return Suggestion(question, tuple(found), chosen, llm.name)
+
+
+def label_misses(
+    feedback: FeedbackLog, retriever: Retriever, llm: LLM, *, k: int = 20, show_progress_bar: bool | None = None
+) -> int:
+    """Let a language model name the right chunks of every miss that has none, and return for how many it found one.
+
+    What it says is recorded in its name, also that no chunk answers a question; the same question is asked once.
+
+    Args:
+        feedback: The log.
+        retriever: Where to look.
+        llm: The judge.
+        k: How many candidates to show it.
+        show_progress_bar: Whether to show progress; by default in a terminal.
+    """
+    open_misses = [miss for miss in feedback.misses() if miss.named is None]
+    chosen: dict[str, tuple[str, ...] | None] = {}
+    hidden = None if show_progress_bar is None else not show_progress_bar
+    for miss in tqdm(open_misses, desc="Judging", unit="question", disable=hidden):
+        if miss.text not in chosen:
+            chosen[miss.text] = suggest_chunk(miss.text, retriever, llm, k=k).chunk_ids
+        named = chosen[miss.text]
+        if named is not None:
+            feedback.name_chunks(miss.number, named, by=llm.name)
+    if silent := [text for text, named in chosen.items() if named is None]:
+        logger.warning("The judge gave no usable reply for %d of %d questions.", len(silent), len(chosen))
+    return sum(1 for miss in open_misses if chosen[miss.text])

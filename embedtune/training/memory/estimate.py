@@ -1,0 +1,199 @@
+"""How much memory a run will take, known before it is started."""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from sentence_transformers.base.modules import Router
+
+from embedtune.dataset.views import COLUMN_ROLES
+from embedtune.models.families.prompts import prompt_of
+from embedtune.models.packing.encoder import tokens_per_pass
+from embedtune.training.encode_once.batches import longest_run
+from embedtune.training.encode_once.trainer import is_row_by_row
+from embedtune.training.memory.simulation import Column, peak_activations
+from embedtune.training.trainer import LOSSES, set_dropout
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+    from torch import nn
+
+    from embedtune.dataset import RetrievalDataset
+    from embedtune.training.arguments import TuningArguments
+
+# Tokenising a few thousand texts finds a length that few exceed, and takes seconds.
+_MAX_TEXTS_COUNTED = 5_000
+_STATELESS_OPTIMIZERS = ("sgd", "adafactor", "lomo")
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """What a step of training holds, in bytes, on each device.
+
+    Attributes:
+        weights: The model.
+        gradients: Of what is trained; twice under DDP, which copies them into buckets.
+        optimizer: The moments of Adam, or what else the optimiser keeps.
+        activations: What a step holds on top of these at its peak, for a batch of the longest texts. The tensors that the
+            forward pass keeps go while the gradients come, so where all weights are trained it may be little.
+        columns: That batch, or the largest part of it that is in memory at once, where gradients are cached.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    columns: tuple[Column, ...]
+
+    @property
+    def total(self) -> int:
+        """The sum, in bytes."""
+        return self.weights + self.gradients + self.optimizer + self.activations
+
+    def __str__(self) -> str:
+        parts = [(name, getattr(self, name)) for name in ("weights", "gradients", "optimizer", "activations", "total")]
+        batch = ", ".join(f"{c.num_rows} x {c.num_tokens} tokens ({c.role})" for c in self.columns)
+        return "\n".join([*(f"{name:12}{_in_gb(size):>10}" for name, size in parts), f"batch: {batch}"])
+
+
+def estimate_memory(
+    model: SentenceTransformer, args: TuningArguments, *, data: RetrievalDataset, device: str | None = None
+) -> MemoryEstimate:
+    """Estimate the memory that training takes at its peak, before it is started.
+
+    Weights, gradients and the optimiser's states are counted; activations come from a step on tensors without contents,
+    so that every layer, a LoRA, dropout, bf16 and gradient checkpointing are seen as they are. It takes seconds and no
+    memory, and the model may be on the device ``"meta"``.
+
+    Not counted: the CUDA context and the libraries' workspaces (0.5 to 1 GB), what the allocator cannot use of its blocks,
+    and the loss itself (the square of the batch size). FSDP and DeepSpeed divide the first three rows among the devices.
+    It errs on the high side where texts of different lengths lie end to end instead of being padded to the longest. A chunk
+    that stands in several rows of a batch counts once where the rows about a chunk are kept together.
+
+    Args:
+        model: What to train, as `load_model` returns it.
+        args: Batch size, loss, precision, gradient checkpointing and optimiser are read.
+        data: The longest question and the longest chunk make the batch.
+        device: Where it will be trained, ``"cuda"`` or ``"cpu"``; the model's device where nothing is given. On a CPU,
+            dropout in attention costs memory that no GPU needs.
+
+    Example:
+        >>> import embedtune as et
+        >>> pairs = [("Press both.", ["How to restart?"]), ("Turn it.", ["How to lock?"])]
+        >>> data = et.RetrievalDataset.from_pairs(pairs, test_size=0, dev_size=0)
+        >>> model = et.load_model("minilm", device="cpu")
+        >>> estimate = et.estimate_memory(model, et.TuningArguments("out", per_device_train_batch_size=4), data=data)
+        >>> round(estimate.weights / 1e6)
+        91
+        >>> print(str(estimate).splitlines()[0])
+        weights        0.09 GB
+    """
+    columns = _at_once(_columns(model, args, data), args.mini_batch_num_tokens)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    return MemoryEstimate(
+        weights=_num_bytes(model.parameters()) + _num_bytes(model.buffers()),
+        gradients=_num_bytes(trained) * (2 if args.world_size > 1 else 1),
+        optimizer=_optimizer_bytes(str(getattr(args.optim, "value", args.optim)), trained),
+        activations=_activations(model, args, columns, device or model.device.type),
+        columns=columns,
+    )
+
+
+def _activations(model: SentenceTransformer, args: TuningArguments, columns: tuple[Column, ...], device: str) -> int:
+    dropout = args.dropout
+    passes = _passes(model, args, columns, device)
+    return peak_activations(
+        model,
+        columns if passes is None else passes,
+        one_pass=passes is None,
+        bf16=bool(args.bf16 or args.fp16),
+        gradient_checkpointing=bool(args.gradient_checkpointing),
+        fused_attention=not device.startswith("cpu"),
+        accumulating=args.gradient_accumulation_steps > 1
+        or args.mini_batch_num_tokens is not None
+        or args.world_size > 1,
+        prepare=None if dropout is None else lambda copy: set_dropout(copy, dropout),
+    )
+
+
+def _passes(
+    model: SentenceTransformer, args: TuningArguments, columns: tuple[Column, ...], device: str
+) -> tuple[Column, ...] | None:
+    """Return the parts of a batch that go through the model one after the other, or None if all goes at once."""
+    if not args.encode_once:
+        return columns
+    limit = tokens_per_pass(model, device) if args.mini_batch_num_tokens is None else None
+    total = sum(column.num_rows * column.num_tokens for column in columns)
+    if limit is not None and total > limit:
+        return tuple(part for column in columns for part in _parts(column, max(1, limit // column.num_tokens)))
+    return columns if any(isinstance(module, Router) for module in model) else None
+
+
+def _parts(column: Column, num_rows: int) -> Iterator[Column]:
+    """Cut a column into parts of so many rows."""
+    for start in range(0, column.num_rows, num_rows):
+        yield replace(column, num_rows=min(num_rows, column.num_rows - start))
+
+
+def _optimizer_bytes(name: str, trained: list[nn.Parameter]) -> int:
+    """Two moments for each weight: of the weight's own type, or of one byte."""
+    if name.startswith(_STATELESS_OPTIMIZERS):
+        return 0
+    if "8bit" in name:
+        return 2 * sum(parameter.numel() for parameter in trained)
+    return 2 * _num_bytes(trained)
+
+
+def _columns(model: SentenceTransformer, args: TuningArguments, data: RetrievalDataset) -> tuple[Column, ...]:
+    """Return the batch that is made of the longest question and the longest chunk."""
+    loss = LOSSES[args.loss](model)
+    roles = COLUMN_ROLES[loss.view].values()
+    texts = {"query": data.queries["text"], "document": data.corpus["text"]}
+    longest = {role: _longest(model, texts[role], prompt=prompt_of(model, role)) for role in dict.fromkeys(roles)}
+    num_rows = args.per_device_train_batch_size
+    grouped = args.encode_once and (is_row_by_row(loss) if args.group_rows is None else args.group_rows)
+    chunks = _most_chunks(data, num_rows, args.num_negatives) if grouped and loss.view != "pairs" else num_rows
+    num_texts = {"query": num_rows, "document": chunks}
+    return tuple(Column(role, num_texts[role], longest[role]) for role in roles)
+
+
+def _most_chunks(data: RetrievalDataset, num_rows: int, num_negatives: int) -> int:
+    """Return how many chunks a batch can be about at most, where the rows about a chunk come in runs.
+
+    Those with the shortest runs, and a last row of one chunk before them and a first row of another after them.
+    """
+    questions = Counter(chunk for chunks in data.relevant("train").values() for chunk in chunks)
+    sizes = [num_negatives * count for count in questions.values()]
+    shortest = sorted(size // -(-size // longest_run(num_rows)) for size in sizes)
+    whole = sum(total <= num_rows - 2 for total in itertools.accumulate(shortest))
+    return min(num_rows, len(questions), whole + 2)
+
+
+def _at_once(columns: tuple[Column, ...], max_tokens: int | None) -> tuple[Column, ...]:
+    """Return what is in memory at once: everything or, where gradients are cached, a part of so many tokens."""
+    if max_tokens is None:
+        return columns
+    longest = max(columns, key=lambda column: column.num_tokens)
+    num_rows = min(max(max_tokens // longest.num_tokens, 1), sum(column.num_rows for column in columns))
+    return (Column(longest.role, num_rows, longest.num_tokens),)
+
+
+def _longest(model: SentenceTransformer, texts: Any, *, prompt: str) -> int:
+    rows = np.random.default_rng(0).permutation(len(texts))[:_MAX_TEXTS_COUNTED]
+    sample = [prompt + texts[int(row)] for row in rows]
+    ids = model.tokenizer(sample, truncation=False, padding=False, verbose=False)["input_ids"]
+    longest = max(len(text) for text in ids)
+    return longest if model.max_seq_length is None else min(longest, int(model.max_seq_length))
+
+
+def _num_bytes(tensors: Iterable[Any]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _in_gb(num_bytes: int) -> str:
+    return f"{num_bytes / 1e9:.2f} GB"
