@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from embedtune.retrieval.bm25 import BM25, words
+from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.encoders import ModelEncoder, model_name
+from embedtune.text import words
 from embedtune.types import Encoder, Ranker
 
 TEXTS = ["the red door", "who checks the pump of the old ship", "the red door", "wool", "the red door", "wool"]
@@ -138,13 +139,6 @@ def test_bm25_is_quiet(capfd, caplog):
     assert caplog.records == []
     BM25(show_progress_bar=True).rank(["pump"], DOCUMENTS, 2)
     assert "BM25S" in capfd.readouterr().err
-
-
-def test_words_are_found_in_any_script():
-    assert words("Größe: 3,5 mm") == ["größe", "3", "5", "mm"]
-    assert words("ПРИВЕТ, мир!") == ["привет", "мир"]
-    assert words("東京タワーへ go") == ["東", "京", "タ", "ワ", "ー", "へ", "go"]
-    assert words("e\u0301tage") == words("\u00e9tage") == ["\u00e9tage"]
 
 
 def test_a_tokenizer_of_ones_own_can_be_used():

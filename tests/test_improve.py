@@ -22,7 +22,8 @@ from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, build_round_data, hash_of_test
 from embedtune.improvement.rounds import Check, Rounds
-from embedtune.serving.feedback import FeedbackLog, same_question
+from embedtune.serving.feedback import FeedbackLog
+from embedtune.text import same_question
 
 torch.set_num_threads(1)
 

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedtune.dataset import build_dataset
-from embedtune.dataset.groups import near_duplicate_pairs, normalised, shingles
+from embedtune.dataset.groups import near_duplicate_pairs, shingles
+from embedtune.text import same_question
 from embedtune.types import Chunk, Question
 
 WORDS = [
@@ -71,7 +72,7 @@ def test_no_question_text_document_or_near_duplicate_stands_on_two_sides(corpus,
     sides_of_document, sides_of_text = defaultdict(set), defaultdict(set)
     for split in data.splits:
         for question, chunk_ids in data.relevant(split).items():
-            sides_of_text[normalised(data.query_texts[question])].add(side[question])
+            sides_of_text[same_question(data.query_texts[question])].add(side[question])
             for chunk_id in chunk_ids:
                 sides_of_document[by_id[chunk_id].document_id].add(side[question])
     assert all(len(sides) == 1 for sides in sides_of_text.values())
@@ -92,10 +93,10 @@ def test_a_held_out_question_about_a_seen_chunk_leaves_others_to_train_on(corpus
     if "test_seen" not in data.qrels:
         return
     trained = {chunk for chunk_ids in data.relevant("train").values() for chunk in chunk_ids}
-    texts = {normalised(data.query_texts[q]) for q in data.relevant("train")}
+    texts = {same_question(data.query_texts[q]) for q in data.relevant("train")}
     for question, chunk_ids in data.relevant("test_seen").items():
         assert set(chunk_ids) <= trained
-        assert normalised(data.query_texts[question]) not in texts
+        assert same_question(data.query_texts[question]) not in texts
 
 
 def documents(names, per_document=5):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
+from embedtune.text import storage_problem
 from embedtune.types import Document
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +83,8 @@ def _keywords(value: Any, column: str, where: str) -> tuple[str, ...]:
 def _string(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str):
         raise ValueError(f"{where}: {column!r} is {shown(value)}, expected a string.")
-    if surrogate := _SURROGATE.search(value):
-        raise ValueError(
-            f"{where}: {column!r} has half a character, U+{ord(surrogate[0]):04X}, at offset {surrogate.start()}, which "
-            f"no file can hold. Replace it."
-        )
+    if problem := storage_problem(value):
+        raise ValueError(f"{where}: {column!r} has {problem}, which no file can hold. Replace it.")
     return value
 
 

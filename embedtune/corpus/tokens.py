@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedtune.text import storable
 from embedtune.types import TokenCounter
 
 if TYPE_CHECKING:
@@ -34,8 +34,6 @@ TABLES = {
     "o200k_base": "encodings/o200k_base.tiktoken",
     "o200k_harmony": "encodings/o200k_base.tiktoken",
 }
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def token_counter(tokenizer: object) -> TokenCounter:
@@ -124,7 +122,7 @@ def _for_counting(tokenizer: Tokenizer) -> Tokenizer:
 
 def _starts_by_piece(text: str, starts: Callable[[str], NDArray[np.int64]]) -> NDArray[np.int64]:
     """Encode a text of any length in pieces, with a replacement for what no encoder takes."""
-    text = _SURROGATE.sub("\ufffd", text)  # one character for one, so the offsets stay right
+    text = storable(text)
     parts = [starts(text[start:stop]) + start for start, stop in _pieces(text)]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 

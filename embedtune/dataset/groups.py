@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from embedtune.text import words
 
 if TYPE_CHECKING:
     from embedtune.types import Chunk
@@ -15,18 +16,11 @@ if TYPE_CHECKING:
 NEAR_DUPLICATE_JACCARD = 0.5
 """Two texts that share half of their word triples say the same thing twice."""
 
-_WORD = re.compile(r"\w+")
-
-
-def normalised(text: str) -> str:
-    """Return the text as it is compared: case folded, white space collapsed."""
-    return " ".join(text.casefold().split())
-
 
 def shingles(text: str, size: int = 3) -> frozenset[str]:
     """Return every run of ``size`` words of a text; a shorter text is one shingle."""
-    words = _WORD.findall(text.casefold())
-    return frozenset(" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1)))
+    found = words(text)
+    return frozenset(" ".join(found[i : i + size]) for i in range(max(1, len(found) - size + 1)))
 
 
 def near_duplicate_pairs(texts: Sequence[str], *, threshold: float = NEAR_DUPLICATE_JACCARD) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, get_args
 
-from embedtune.dataset.groups import normalised
+from embedtune.text import same_question
 
 if TYPE_CHECKING:
     from embedtune.types import Question
@@ -178,7 +178,7 @@ def _by_text(questions: Iterable[Question]) -> dict[str, list[Question]]:
     """Group questions of equal text."""
     texts: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
-        texts[normalised(question.text)].append(question)
+        texts[same_question(question.text)].append(question)
     return texts
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
-from embedtune.dataset.groups import normalised
+from embedtune.text import same_question
 
 if TYPE_CHECKING:
     from embedtune.dataset.retrieval_dataset import RetrievalDataset
@@ -105,8 +105,8 @@ class Contents:
         for question, chunks in relevant.items():
             for chunk in chunks:
                 related = [chunk, *self._neighbours.get(chunk, ())]
-                by_text[normalised(texts[question])].update(self.id_of[c] for c in related)
-        return {question: by_text[normalised(texts[question])] for question in relevant}
+                by_text[same_question(texts[question])].update(self.id_of[c] for c in related)
+        return {question: by_text[same_question(texts[question])] for question in relevant}
 
 
 def chunks_for_training(data: RetrievalDataset, split: str) -> list[str]:

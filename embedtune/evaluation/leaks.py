@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.dataset.groups import near_duplicate_pairs, normalised
+from embedtune.dataset.groups import near_duplicate_pairs
+from embedtune.text import same_question
 
 if TYPE_CHECKING:
     from embedtune.evaluation.result import Evaluation
@@ -54,8 +55,8 @@ def known_questions(result: Evaluation, training: RetrievalDataset | Iterable[st
     Raises:
         TypeError: If ``training`` is a single text.
     """
-    asked = dict(zip(result.per_query["query-id"][:], map(normalised, result.per_query["query"][:]), strict=True))
-    trained = list(dict.fromkeys(map(normalised, _questions(training))))
+    asked = dict(zip(result.per_query["query-id"][:], map(same_question, result.per_query["query"][:]), strict=True))
+    trained = list(dict.fromkeys(map(same_question, _questions(training))))
     texts = list(asked.values())
     # The pairs are ascending, so a pair of a question that was asked and one that was trained on has them in this order.
     pairs = near_duplicate_pairs([*texts, *trained], threshold=_NEARLY_EQUAL)

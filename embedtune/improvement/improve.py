@@ -18,7 +18,7 @@ from embedtune.improvement.rounds import POINTER, Candidate, Round, Rounds
 from embedtune.models.query_side import freeze_index, is_index_frozen
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Retriever
-from embedtune.serving.feedback import same_question
+from embedtune.text import same_question
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.merging import merge_with_base
 from embedtune.training.frozen_index import FrozenIndexTrainer

@@ -12,7 +12,8 @@ from datasets import Dataset
 
 from embedtune.dataset import RetrievalDataset
 from embedtune.dataset.groups import near_duplicate_pairs
-from embedtune.serving.feedback import LoggedQuestion, questions_of, same_question
+from embedtune.serving.feedback import LoggedQuestion, questions_of
+from embedtune.text import same_question
 from embedtune.types import Question
 
 LOCKED, HELD_OUT = "test", "log_held_out"

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from embedtune.questions.filters import words
+from embedtune.text import words
 
 if TYPE_CHECKING:
     from embedtune.types import Question

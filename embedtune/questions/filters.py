@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from embedtune.questions.languages import is_other_script, language_code, language_of
+from embedtune.text import words
 
 if TYPE_CHECKING:
     from embedtune.types import Chunk, Question
@@ -38,9 +38,6 @@ _INSTRUCTION = re.compile(
     r"|\b(?:reveal|print|output|repeat)\b.{0,30}\b(?:prompt|instructions|api\s+key|password)\b",
     re.IGNORECASE,
 )
-# Chinese, Japanese and Thai put no space between words, so there each character counts as a word.
-_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
 _STEM = 5  # characters of a word that count: "lubricate" is found in "lubrication"
 
 
@@ -106,13 +103,3 @@ def is_grounded(answer: str, chunk: Chunk) -> bool:
 @lru_cache(maxsize=64)  # a chunk is looked at once for each of its questions
 def _stems(text: str) -> frozenset[str]:
     return frozenset(word[:_STEM] for word in words(text))
-
-
-def words(text: str) -> list[str]:
-    """Split a text into words in lower case.
-
-    Example:
-        >>> words("Größe: 3,5 mm (東京)")
-        ['größe', '3', '5', 'mm', '東', '京']
-    """
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,25 +10,12 @@ import bm25s
 import numpy as np
 
 from embedtune.retrieval.selection import top_k_of_scores
+from embedtune.text import words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Chinese, Japanese and Thai put no space between words, so there each character counts as a word.
-_UNSPACED = "\u0e00-\u0eff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(f"[{_UNSPACED}]|[^\\W{_UNSPACED}]+")
-
 _SCORES_PER_BLOCK = 4_000_000
-
-
-def words(text: str) -> list[str]:
-    """Split a text into words in lower case; the same letter typed in two ways is the same letter.
-
-    Example:
-        >>> words("Größe: 3,5 mm (東京)")
-        ['größe', '3', '5', 'mm', '東', '京']
-    """
-    return _WORD.findall(unicodedata.normalize("NFKC", text).lower())
 
 
 @dataclass(frozen=True)
@@ -53,6 +38,7 @@ class BM25:
         >>> positions, scores = BM25().rank(["which key?"], documents, k=2)
         >>> positions.tolist()
         [[1, 0]]
+        >>> from embedtune.text import words
         >>> english = BM25(tokenize=lambda text: [word for word in words(text) if word not in {"the", "which"}])
     """
 

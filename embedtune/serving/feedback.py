@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import sqlite3
 import threading
 import time
@@ -15,6 +14,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedtune.text import same_question
 from embedtune.types import Question
 
 if TYPE_CHECKING:
@@ -37,8 +37,6 @@ CREATE TRIGGER IF NOT EXISTS opinion_stays BEFORE UPDATE ON opinion
     BEGIN SELECT RAISE (ABORT, 'the log is append-only'); END;
 """
 _SECONDS_TO_WAIT = 60.0
-
-_WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,16 +247,6 @@ class FeedbackLog:
         if self._connection is None or self._process != os.getpid():
             self._connection, self._process = _open(self.path), os.getpid()
         return self._connection
-
-
-def same_question(text: str) -> str:
-    """Return what two questions share that differ in case, spaces and punctuation alone.
-
-    Example:
-        >>> same_question("Where is it?") == same_question("where  IS it")
-        True
-    """
-    return " ".join(_WORD.findall(text.casefold()))
 
 
 def questions_of(logged: Sequence[LoggedQuestion]) -> list[Question]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from embedtune.retrieval.bm25 import words
+from embedtune.text import words
 
 if TYPE_CHECKING:
     from embedtune.evaluation.report.results import Run
