@@ -38,9 +38,7 @@ __all__ = [
     "FrozenIndexTrainer",
     "GroupedBatchSampler",
     "Hit",
-    "Hybrid",
     "InBatchNegativesLoss",
-    "IndexedCorpus",
     "LearningCurve",
     "LossComparison",
     "MemoryEstimate",
@@ -55,7 +53,6 @@ __all__ = [
     "Question",
     "Questions",
     "Ranker",
-    "Reindexing",
     "RemineNegatives",
     "RetrievalDataset",
     "Retriever",
@@ -78,7 +75,6 @@ __all__ = [
     "compare_losses",
     "estimate_cost",
     "estimate_memory",
-    "estimate_reindex",
     "evaluate_all",
     "filter_by_judge",
     "filter_by_round_trip",
@@ -86,6 +82,7 @@ __all__ = [
     "generate_questions",
     "improve",
     "label_misses",
+    "learn_words",
     "learning_curve",
     "load_model",
     "load_nanobeir",
@@ -114,9 +111,7 @@ _HOME = {
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
     "GroupedBatchSampler": "embedtune.training.encode_once.batches",
     "Hit": "embedtune.retrieval.retriever",
-    "Hybrid": "embedtune.retrieval.hybrid",
     "InBatchNegativesLoss": "embedtune.training.losses",
-    "IndexedCorpus": "embedtune.retrieval.indexed_corpus",
     "LLM": "embedtune.llms.protocol",
     "LearningCurve": "embedtune.training.experiments.learning_curve",
     "LossComparison": "embedtune.training.experiments.loss_comparison",
@@ -132,7 +127,6 @@ _HOME = {
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
-    "Reindexing": "embedtune.retrieval.reindex",
     "RemineNegatives": "embedtune.training.negatives.remining",
     "RetrievalDataset": "embedtune.dataset",
     "Retriever": "embedtune.retrieval.retriever",
@@ -155,7 +149,7 @@ _HOME = {
     "compare_losses": "embedtune.training.experiments.loss_comparison",
     "estimate_cost": "embedtune.questions.generation",
     "estimate_memory": "embedtune.training.memory.estimate",
-    "estimate_reindex": "embedtune.retrieval.reindex",
+    "learn_words": "embedtune.retrieval.word_weight",
     "evaluate_all": "embedtune.evaluation.evaluate_all",
     "filter_by_judge": "embedtune.questions.judge",
     "filter_by_round_trip": "embedtune.questions.round_trip",
@@ -211,14 +205,11 @@ if TYPE_CHECKING:
     from embedtune.questions.round_trip import filter_by_round_trip as filter_by_round_trip
     from embedtune.retrieval.bm25 import BM25 as BM25
     from embedtune.retrieval.encoders import ModelEncoder
-    from embedtune.retrieval.hybrid import Hybrid as Hybrid
-    from embedtune.retrieval.indexed_corpus import IndexedCorpus as IndexedCorpus
     from embedtune.retrieval.openai import OpenAIEncoder as OpenAIEncoder
-    from embedtune.retrieval.reindex import Reindexing as Reindexing
-    from embedtune.retrieval.reindex import estimate_reindex as estimate_reindex
     from embedtune.retrieval.reindex import reindex as reindex
     from embedtune.retrieval.retriever import Hit as Hit
     from embedtune.retrieval.retriever import Retriever as Retriever
+    from embedtune.retrieval.word_weight import learn_words as learn_words
     from embedtune.sample import load_sample as load_sample
     from embedtune.serving.answer import Answer as Answer
     from embedtune.serving.answer import answer as answer

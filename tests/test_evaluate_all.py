@@ -3,6 +3,7 @@ from __future__ import annotations
 from collections import Counter
 
 import pytest
+from embedtune.retrieval.hybrid import Hybrid
 from test_evaluator import build, made_up
 
 from embedtune.dataset import RetrievalDataset
@@ -11,7 +12,6 @@ from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import compare
 from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.encoders import ModelEncoder
-from embedtune.retrieval.hybrid import Hybrid
 
 
 def test_it_is_evaluate_for_each_and_compare_with_the_second_judged(tiny_model):

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from embedtune.retrieval.document_fingerprint import document_fingerprint
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
@@ -16,7 +17,6 @@ from test_evaluator import ADJECTIVES, THINGS, build
 
 import embedtune as et
 from embedtune.retrieval.bm25 import BM25
-from embedtune.retrieval.document_fingerprint import document_fingerprint
 from embedtune.retrieval.index import ChunkIndex
 from embedtune.retrieval.retriever import Retriever
 

@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
-
-from sentence_transformers import SentenceTransformer
 
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.retrieval.bm25 import BM25
-from embedtune.retrieval.encoders import RememberingEncoder
-from embedtune.retrieval.hybrid import Hybrid
 
 if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
-    from embedtune.retrieval.retrieve import Retriever
+    from embedtune.retrieval.retrieve import Retrieving
 
 
 def evaluate_all(
     data: RetrievalDataset,
-    retrievers: Mapping[str, Retriever | str],
+    retrievers: Mapping[str, Retrieving | str],
     *,
     split: str = "test",
     k: Sequence[int] = (1, 3, 5, 10),
@@ -38,7 +32,7 @@ def evaluate_all(
             warned of.
         retrievers: What to evaluate, by the name to show. The first is what you have now, the base model as a rule; the
             second is what you would use instead, the tuned one; the others stand beside them. Each is a SentenceTransformer,
-            an `Encoder` such as `OpenAIEncoder`, a `Ranker` such as `Hybrid`, or the word ``"bm25"``.
+            an `Encoder` such as `OpenAIEncoder`, a `Ranker` such as `Retriever`, or the word ``"bm25"``.
         split: Whose questions to ask.
         k: The cut-offs.
         batch_size: How many texts a SentenceTransformer encodes at once.
@@ -58,7 +52,7 @@ def evaluate_all(
         ...     dev_size=0,
         ... )
         >>> model = et.load_model("minilm", device="cpu")
-        >>> verdict = et.evaluate_all(data, {"bm25": "bm25", "hybrid": et.Hybrid(model)}, k=(1,))
+        >>> verdict = et.evaluate_all(data, {"bm25": "bm25", "both": et.Retriever.from_dataset(model, data)}, k=(1,))
         >>> verdict.decision
         'cannot tell'
     """
@@ -70,38 +64,12 @@ def evaluate_all(
         raise ValueError(f"{list(retrievers)} cannot be compared: give at least two, for instance base and bm25.")
     evaluator = TopKEvaluator(data, split, k=k, batch_size=batch_size, show_progress_bar=show_progress_bar)
     named = {name: _retriever(name, retriever) for name, retriever in retrievers.items()}
-    chosen = dict(zip(named, _sharing_vectors(list(named.values()), batch_size, show_progress_bar), strict=True))
-    before, after, *others = (evaluator.evaluate(retriever, name=name) for name, retriever in chosen.items())
+    before, after, *others = (evaluator.evaluate(retriever, name=name) for name, retriever in named.items())
     training = data if "train" in data.splits and split != "train" else None
     return compare(before, after, *others, training=training, confidence=confidence, seed=seed)
 
 
-def _sharing_vectors(retrievers: Sequence[Retriever], batch_size: int, show_progress_bar: bool) -> list[Retriever]:
-    """Let a model that takes part more than once, in a hybrid for instance, encode the corpus once."""
-    models = [model for retriever in retrievers for model in _models(retriever)]
-    number = Counter(map(id, models))
-    shared = {
-        id(model): RememberingEncoder(model, batch_size, show_progress_bar) for model in models if number[id(model)] > 1
-    }
-    return [_with_shared(retriever, shared) for retriever in retrievers]
-
-
-def _models(retriever: Retriever) -> Iterator[SentenceTransformer]:
-    if isinstance(retriever, SentenceTransformer):
-        yield retriever
-    elif isinstance(retriever, Hybrid):
-        yield from _models(retriever.retriever)
-        yield from _models(retriever.other)
-
-
-def _with_shared(retriever: Retriever, shared: Mapping[int, RememberingEncoder]) -> Retriever:
-    if isinstance(retriever, Hybrid):
-        parts = _with_shared(retriever.retriever, shared), _with_shared(retriever.other, shared)
-        return replace(retriever, retriever=parts[0], other=parts[1])
-    return shared.get(id(retriever), retriever)
-
-
-def _retriever(name: str, retriever: Retriever | str) -> Retriever:
+def _retriever(name: str, retriever: Retrieving | str) -> Retrieving:
     if not isinstance(retriever, str):
         return retriever
     if retriever.lower() != "bm25":

@@ -16,12 +16,11 @@ from embedtune.dataset import RetrievalDataset
 from embedtune.evaluation.result import PER_QUERY_FEATURES, search_depth
 from embedtune.evaluation.result import Evaluation as Evaluation
 from embedtune.retrieval.fingerprint import fingerprint_of
-from embedtune.retrieval.retrieve import Retriever, check_retriever, is_approximate, name_of, retrieve
+from embedtune.retrieval.retrieve import Retrieving, check_retriever, is_approximate, name_of, retrieve
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from embedtune.retrieval.search import Precision
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +38,6 @@ class TopKEvaluator(BaseEvaluator):
         split: Whose questions to ask.
         k: The cut-offs.
         batch_size: How many texts a SentenceTransformer encodes at once.
-        precision: ``"bfloat16"`` searches faster among very many vectors, with the same result (see `top_k`).
         name: What the metrics' names begin with in a trainer; the split's name if not given.
         show_progress_bar: Show the progress of encoding and searching.
 
@@ -71,7 +69,6 @@ class TopKEvaluator(BaseEvaluator):
         *,
         k: Sequence[int] = (1, 3, 5, 10),
         batch_size: int = 32,
-        precision: Precision = "float32",
         name: str | None = None,
         show_progress_bar: bool = False,
     ) -> None:
@@ -88,7 +85,6 @@ class TopKEvaluator(BaseEvaluator):
         self.k: tuple[int, ...] = _checked_k(k, len(data.corpus_texts))
         self.batch_size = batch_size
         self.name: str = name or split
-        self.precision = precision
         self.show_progress_bar = show_progress_bar
         self.primary_metric: str = f"{self.name}_ndcg@{self.k[-1]}"
         self._corpus = dict(sorted(data.corpus_texts.items()))
@@ -96,7 +92,7 @@ class TopKEvaluator(BaseEvaluator):
         self._relevant = {query: list(dict.fromkeys(relevant[query])) for query in self._queries}
         self.fingerprint: str = _fingerprint(self._queries, self._relevant, self._corpus)
 
-    def evaluate(self, retriever: Retriever, *, name: str | None = None) -> Evaluation:
+    def evaluate(self, retriever: Retrieving, *, name: str | None = None) -> Evaluation:
         """Search the whole corpus for every question.
 
         Args:
@@ -111,14 +107,13 @@ class TopKEvaluator(BaseEvaluator):
         check_retriever(retriever)
         return self._evaluate(retriever, name=name or name_of(retriever), model=fingerprint_of(retriever))
 
-    def _evaluate(self, retriever: Retriever, *, name: str, model: str = "") -> Evaluation:
-        scores, positions = retrieve(
+    def _evaluate(self, retriever: Retrieving, *, name: str, model: str = "") -> Evaluation:
+        positions, scores = retrieve(
             retriever,
             self._queries,
             self._corpus,
             search_depth(self.k, len(self._corpus)),
             batch_size=self.batch_size,
-            precision=self.precision,
             show_progress_bar=self.show_progress_bar,
         )
         ids = list(self._corpus)

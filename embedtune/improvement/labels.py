@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
-
-from embedtune.retrieval.fusion import Ranking, by_vectors, by_words
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -58,20 +57,20 @@ def check_labels(retriever: Retriever, questions: Sequence[str], chunk_ids: Sequ
         >>> texts = ["Turn the key.", "Oil the hinge.", "Feed the cat.", "Paint the door."]
         >>> chunks = [et.Chunk(f"{i}#0", str(i), text, 0, len(text)) for i, text in enumerate(texts)]
         >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
-        >>> check_labels(retriever, ["What does the cat get?", "Which way does the key turn?"], [["2#0"], ["2#0"]]).doubtful
+        >>> check_labels(retriever, ["What does the cat get?", "Which way does the key turn?"], [["2#0"], ["3#0"]]).doubtful
         (1,)
     """
     index = retriever.index
     size = len(index)
     rows = [[index.position_of[chunk] for chunk in chunks] for chunks in chunk_ids]
-    rankings = by_vectors(index, retriever.embed(questions), size), by_words(index, questions, size)
+    rankings = [retriever.with_word_weight(weight).rank(questions, index.texts(), size)[0] for weight in (0, math.inf)]
     best = np.min([_best_ranks(ranking, rows, size) for ranking in rankings], axis=0)
     return LabelCheck(tuple(np.flatnonzero(best > size / 2).tolist()), len(questions))
 
 
-def _best_ranks(ranking: Ranking, rows: Sequence[Sequence[int]], size: int) -> NDArray[np.int64]:
+def _best_ranks(positions: NDArray[np.int64], rows: Sequence[Sequence[int]], size: int) -> NDArray[np.int64]:
     """Return the rank of the best-placed chunk of each question, from 1; chunks that are not ranked come last."""
     ranks = np.full((len(rows), size), size)
-    questions, places = np.nonzero(ranking.positions >= 0)
-    ranks[questions, ranking.positions[questions, places]] = places + 1
+    questions, places = np.nonzero(positions >= 0)
+    ranks[questions, positions[questions, places]] = places + 1
     return np.array([ranks[i, chunks].min() for i, chunks in enumerate(rows)])

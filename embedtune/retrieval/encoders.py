@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,6 @@ import numpy as np
 from sentence_transformers import SentenceTransformer
 
 from embedtune.models.families.prompts import prompt_of
-from embedtune.models.onednn import OneDnnLinear, usable
 from embedtune.models.packing.encoder import can_pack, encode_packed
 from embedtune.retrieval.fingerprint import model_fingerprint
 
@@ -35,8 +33,6 @@ class ModelEncoder:
         show_progress_bar: Show the progress of encoding.
         devices: For a large corpus: such as ``("cuda:0", "cuda:1")`` or ``("cpu",) * 4``, with a process for each while it
             lasts. They are sentence-transformers' own, which pads.
-        onednn_linear: On a CPU, let oneDNN compute the linear layers in float32, if a trial shows that it does not round to
-            less. Faster on some processors and not on others; the last bits of a vector may differ. Not with ``devices``.
 
     Example:
         >>> import embedtune as et
@@ -49,7 +45,6 @@ class ModelEncoder:
     batch_size: int = 32
     show_progress_bar: bool = False
     devices: tuple[str, ...] = ()
-    onednn_linear: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -72,25 +67,47 @@ class ModelEncoder:
         if self.devices and role == "document":
             options["device"] = list(self.devices)
         if distinct and "device" not in options and _encodes_as_usual(self.model) and can_pack(self.model, role):
-            with OneDnnLinear() if usable(self.onednn_linear) else nullcontext():
-                vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
+            vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
         else:
             encode: Callable[..., Any] = self.model.encode_query if role == "query" else self.model.encode_document
             vectors = np.asarray(encode(distinct, **options), dtype=np.float32)
         return vectors if len(position) == len(texts) else vectors[[position[text] for text in texts]]
 
 
-@dataclass(frozen=True)
-class RememberingEncoder(ModelEncoder):
-    """A `ModelEncoder` that encodes the same texts once, for evaluations in which a model takes part more than once."""
+def encode_chunks(encoder: ModelEncoder, texts: Sequence[str], *, ids: Sequence[str]) -> NDArray[np.float32]:
+    """Return a vector for each chunk, of shape ``(num_texts, dim)``, of unit length where the model compares by cosine.
 
-    _known: dict[tuple[Role, tuple[str, ...]], NDArray[np.float32]] = field(default_factory=dict, repr=False)
+    Raises:
+        ValueError: If a vector is zero or not finite.
+    """
+    if not texts:
+        return np.empty((0, encoder.model.get_embedding_dimension() or 0), dtype=np.float32)
+    return _comparable(encoder.encode_documents(texts), encoder.model, names=ids)
 
-    def _encode_distinct(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
-        key = role, tuple(texts)
-        if key not in self._known:
-            self._known[key] = super()._encode_distinct(texts, role)
-        return self._known[key]
+
+def encode_questions(encoder: ModelEncoder, questions: Sequence[str]) -> NDArray[np.float32]:
+    """Return a vector for each question, likewise.
+
+    Raises:
+        ValueError: If a question is empty, or a vector is zero or not finite.
+    """
+    if blank := [row for row, question in enumerate(questions) if not question.strip()]:
+        raise ValueError(f"Question {blank[0]} is empty, so nothing can be found for it.")
+    return _comparable(encoder.encode_queries(questions), encoder.model, names=questions)
+
+
+def _comparable(
+    vectors: NDArray[np.float32], model: SentenceTransformer, *, names: Sequence[str]
+) -> NDArray[np.float32]:
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    bad = np.flatnonzero((norms == 0) | ~np.isfinite(norms))
+    if len(bad):
+        raise ValueError(
+            f"The vector of {names[bad[0]]!r} ({len(bad)} in all) is zero or not finite, so it cannot be compared with "
+            "anything. Look for a model that overflows in float16: load it in float32 or bfloat16."
+        )
+    unit: NDArray[np.float32] = vectors / norms if model.similarity_fn_name == "cosine" else vectors
+    return unit
 
 
 def _encodes_as_usual(model: SentenceTransformer) -> bool:

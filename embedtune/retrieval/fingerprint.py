@@ -1,57 +1,92 @@
-"""What was evaluated, as a short text that changes when the vectors may."""
+"""Fingerprints: short texts that change whenever the vectors of a model, or the texts of a corpus, may."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Router, Transformer
 
-_NO_SETTINGS = ("architectures", "dtype", "torch_dtype", "transformers_version")
+from embedtune.models.families.prompts import prompt_of
+from embedtune.models.lora import has_adapters, merged_copy
+
+if TYPE_CHECKING:
+    from torch import nn
+
+# What saving and loading a model changes in its configuration, and the vectors do not depend on.
+_NOT_IN_VECTORS = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
-def model_fingerprint(model: SentenceTransformer) -> str:
-    """Return the SHA-256 of a model's weights and of the settings that its vectors depend on.
+def model_fingerprint(model: SentenceTransformer, *, side: Literal["both", "document"] = "both") -> str:
+    """Return the SHA-256 of a model's weights and of all settings that its vectors depend on.
 
-    Weights are read where they lie, one tensor at a time. The fingerprint does not depend on the device, nor on the folder
-    that the model was loaded from.
+    The settings are modules, pooling, prompts, length limit, dimension, similarity and tokenizer. The fingerprint does not
+    depend on the device, nor on the folder that the model was loaded from. A LoRA counts as if it were merged, as it is when
+    the model is saved. Weights are read one tensor at a time.
+
+    Args:
+        model: The model.
+        side: ``"document"`` for what the vectors of documents depend on: a model whose query side alone was trained keeps this
+            fingerprint, and can go on using the same index.
 
     Example:
         >>> import embedtune as et
         >>> model = et.load_model("minilm", device="cpu")
-        >>> first = model_fingerprint(model)
-        >>> model.max_seq_length = 128
-        >>> len(first), model_fingerprint(model) == first
-        (71, False)
+        >>> first = model_fingerprint(model), model_fingerprint(model, side="document")
+        >>> model.prompts["query"] = "question: "
+        >>> first[0] == model_fingerprint(model), first[1] == model_fingerprint(model, side="document")
+        (False, True)
     """
-    digest = hashlib.sha256(json.dumps(vector_settings(model), sort_keys=True, default=str).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        flat = tensor.detach().cpu().contiguous().flatten()
-        digest.update(flat.view(torch.uint8).numpy().data)
+    merged = merged_copy(model) if has_adapters(model) else model
+    digest = hashlib.sha256(json.dumps(_settings(model, side), sort_keys=True, default=str).encode())
+    for module in _document_side(merged.children()) if side == "document" else merged.children():
+        digest.update(json.dumps(_module_settings(module), sort_keys=True, default=str).encode())
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return f"sha256:{digest.hexdigest()}"
 
 
-def vector_settings(model: SentenceTransformer) -> dict[str, Any]:
-    """Return everything beside the weights that a model's vectors depend on."""
+def fingerprint_of(retriever: object) -> str:
+    """Return a model's fingerprint, or the attribute ``fingerprint`` of another retriever, or the name of its class."""
+    if isinstance(retriever, SentenceTransformer):
+        return model_fingerprint(retriever)
+    return str(getattr(retriever, "fingerprint", type(retriever).__name__))
+
+
+def corpus_fingerprint(rows: Iterable[tuple[str, str]]) -> str:
+    """Return the SHA-256 of pairs of a chunk's id and its text, in the order given."""
+    digest = hashlib.sha256()
+    for row in rows:
+        digest.update(json.dumps(row).encode() + b"\n")
+    return digest.hexdigest()
+
+
+def _settings(model: SentenceTransformer, side: str) -> dict[str, Any]:
+    roles = ("document",) if side == "document" else ("query", "document")
     return {
-        "modules": [(type(module).__name__, getattr(module, "get_config_dict", dict)()) for module in model],
-        "config": _config(getattr(model.transformers_model, "config", None)),
-        "tokenizer": _tokenizer(model.tokenizer),
-        "prompts": model.prompts,
-        "default_prompt_name": model.default_prompt_name,
+        "prompts": [prompt_of(model, role) for role in roles],  # type: ignore[arg-type]
         "similarity": model.similarity_fn_name,
         "truncate_dim": model.truncate_dim,
-        "max_seq_length": model.max_seq_length,
     }
 
 
-def _config(config: Any) -> dict[str, Any]:
-    """Return the backbone's configuration, without what saving and loading it changes."""
-    settings: dict[str, Any] = config.to_dict() if config is not None else {}
-    return {name: value for name, value in settings.items() if name not in _NO_SETTINGS and not name.startswith("_")}
+def _module_settings(module: nn.Module) -> Any:
+    name = type(module).__name__
+    if isinstance(module, Transformer):
+        config: dict[str, Any] = module.model.config.to_dict()
+        kept = {key: config[key] for key in config if key not in _NOT_IN_VECTORS and not key.startswith("_")}
+        return [name, module.max_seq_length, kept, _tokenizer(module.tokenizer)]
+    if isinstance(module, Router):
+        return [
+            name,
+            {route: [_module_settings(part) for part in parts] for route, parts in module.sub_modules.items()},
+        ]
+    return [name, getattr(module, "get_config_dict", dict)()]
 
 
 def _tokenizer(tokenizer: Any) -> dict[str, Any]:
@@ -62,8 +97,12 @@ def _tokenizer(tokenizer: Any) -> dict[str, Any]:
     return {name: value for name, value in rules.items() if name not in ("truncation", "padding")}
 
 
-def fingerprint_of(retriever: object) -> str:
-    """Return a model's fingerprint, or what another retriever says in its attribute ``fingerprint``, or its class."""
-    if isinstance(retriever, SentenceTransformer):
-        return model_fingerprint(retriever)
-    return str(getattr(retriever, "fingerprint", type(retriever).__name__))
+def _document_side(modules: Iterable[nn.Module]) -> Iterator[nn.Module]:
+    """Yield the modules that a document goes through, those of a Router's document route in its place."""
+    for module in modules:
+        if isinstance(module, Router):
+            routes: Any = module.sub_modules
+            name = "document" if "document" in routes else module.default_route
+            yield from _document_side(routes[name].children())
+        else:
+            yield module

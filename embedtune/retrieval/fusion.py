@@ -1,79 +1,139 @@
-"""Rankings of an index's chunks: by vectors, by words, and by both."""
+"""One score from vectors and words, and how much the words count in it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
+from sentence_transformers.util import SimilarityFunction
 
-from embedtune.retrieval.faiss import search_graph
-from embedtune.retrieval.search import top_k
+from embedtune.retrieval.search import Ranking, top_k
 from embedtune.retrieval.selection import top_k_of_scores
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embedtune.retrieval.index import ChunkIndex
+    from embedtune.retrieval.words import WordIndex, WordWeights
 
-# Cormack, Clarke and Buettcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods", 2009.
-_FUSION_CONSTANT = 60
-_FUSION_DEPTH = 100
-
-
-class Ranking(NamedTuple):
-    """Positions in an index and their scores, both of shape ``(num_questions, k)``, best first; -1 where there are fewer."""
-
-    positions: NDArray[np.int64]
-    scores: NDArray[np.float32]
+# How far down the vectors and the words are each searched for candidates where the search is approximate.
+_CANDIDATES = 100
+_SCORES_PER_BLOCK = 4_000_000
 
 
-def by_vectors(index: ChunkIndex, vectors: NDArray[np.float32], k: int, *, approximate: bool = False) -> Ranking:
-    """Rank by similarity of vectors."""
-    k = min(k, len(index))
-    if approximate:
-        scores, positions = search_graph(index.faiss, vectors, k)
-    else:  # vectors of an index that is compared by cosine have unit length
-        similarity = "dot" if index.similarity == "cosine" else index.similarity
-        scores, positions = top_k(vectors, index.vectors, k, similarity=similarity)
-    return Ranking(positions, scores)
+@dataclass(frozen=True, eq=False)
+class Fusion:
+    """How vectors and words become one score: ``similarity + word_weight * words``.
 
-
-def by_words(index: ChunkIndex, questions: Sequence[str], k: int) -> Ranking:
-    """Rank by BM25; chunks that share no word with the question are left out."""
-    positions, scores = index.bm25.rank(questions, min(k, len(index)))
-    return Ranking(np.where(scores > 0, positions, -1), scores)
-
-
-def by_both(
-    index: ChunkIndex, vectors: NDArray[np.float32], questions: Sequence[str], k: int, *, approximate: bool = False
-) -> Ranking:
-    """Rank by vectors and by words, each to a depth of 100 or ``k``, and join the two."""
-    if len(questions) != len(vectors):
-        raise ValueError(f"Hybrid search needs the text of each question: {len(questions)} for {len(vectors)} vectors.")
-    depth = max(k, _FUSION_DEPTH)
-    parts = [by_vectors(index, vectors, depth, approximate=approximate), by_words(index, questions, depth)]
-    return fused(parts, min(k, len(index)))
-
-
-def fused(rankings: Sequence[Ranking], k: int) -> Ranking:
-    """Join rankings by reciprocal rank fusion: a chunk's score is the sum of 1 / (60 + rank); ties go by position.
-
-    Example:
-        >>> first = Ranking(np.array([[4, 2]]), np.zeros((1, 2), dtype=np.float32))
-        >>> second = Ranking(np.array([[2, -1]]), np.zeros((1, 2), dtype=np.float32))
-        >>> fused([first, second], k=2).positions.tolist()
-        [[2, 4]]
+    Attributes:
+        word_weight: How much the words count: 0 for vectors alone, infinity for words alone.
+        weights: What training questions taught about words; None if there were none.
     """
-    joined = Ranking(
-        np.full((len(rankings[0].positions), k), -1), np.zeros((len(rankings[0].positions), k), np.float32)
-    )
-    for row in range(len(joined.positions)):
-        found = np.concatenate([positions[row] for positions, _ in rankings])
-        gains = np.concatenate([1 / (_FUSION_CONSTANT + 1.0 + np.arange(p.shape[1])) for p, _ in rankings])
-        chunks, where = np.unique(found, return_inverse=True)
-        totals = np.where(chunks >= 0, np.bincount(where, weights=gains), 0).astype(np.float32)
-        scores, best = top_k_of_scores(totals[None], min(k, len(chunks)))
-        joined.positions[row, : best.size] = np.where(scores[0] > 0, chunks[best[0]], -1)
-        joined.scores[row, : best.size] = scores[0]
-    return joined
+
+    word_weight: float
+    weights: WordWeights | None = None
+
+    def __post_init__(self) -> None:
+        if not self.word_weight >= 0:
+            raise ValueError(
+                f"word_weight={self.word_weight} must be 0 or more: 0 for vectors alone, math.inf for words alone."
+            )
+
+    @property
+    def kind(self) -> str:
+        """What is searched: ``"vectors"``, ``"words"`` or ``"vectors and words"``."""
+        return {0.0: "vectors", math.inf: "words"}.get(self.word_weight, "vectors and words")
+
+    def rank(
+        self,
+        index: ChunkIndex,
+        questions: Sequence[str],
+        vectors: NDArray[np.float32],
+        k: int,
+        *,
+        approximate: bool = False,
+    ) -> Ranking:
+        """Find the ``k`` chunks of an index with the highest scores for each question; ties are broken by position.
+
+        Args:
+            index: What is searched.
+            questions: The questions, which the words are taken from.
+            vectors: The questions' vectors, of shape ``(num_questions, dim)``; not read where words alone count.
+            k: How many to find, at most the number of chunks.
+            approximate: Look for candidates in the graph of the vectors instead of comparing with all of them.
+        """
+        if math.isinf(self.word_weight):
+            return rank_by_words(index.words, questions, self.weights, k)
+        search = self._nearby if approximate else self._all
+        parts = [
+            search(
+                index,
+                vectors[block],
+                index.words.scores(questions[block], self.weights) if self.word_weight else None,
+                k,
+            )
+            for block in question_blocks(len(questions), len(index))
+        ]
+        return Ranking(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+    def _all(
+        self, index: ChunkIndex, vectors: NDArray[np.float32], words: NDArray[np.float32] | None, k: int
+    ) -> Ranking:
+        extra = None if words is None else self.word_weight * words
+        return top_k(
+            vectors,
+            index.vectors,
+            k,
+            similarity=index.similarity,
+            extra=None if extra is None else lambda rows, columns: extra[rows, columns],
+            is_checked=True,
+        )
+
+    def _nearby(
+        self, index: ChunkIndex, vectors: NDArray[np.float32], words: NDArray[np.float32] | None, k: int
+    ) -> Ranking:
+        """Score the candidates of the graph and those of the words exactly."""
+        depth = min(max(k, _CANDIDATES), len(index))
+        candidates = index.graph.search(vectors, depth)
+        if words is not None:
+            candidates = np.concatenate([candidates, _best_words(words, depth).positions], axis=1)
+        candidates = np.sort(candidates, axis=1)
+        candidates[:, 1:][candidates[:, 1:] == candidates[:, :-1]] = -1
+        candidates = np.sort(candidates, axis=1)
+        scores = similarities(index, vectors, candidates)
+        if words is not None:
+            scores = scores + self.word_weight * np.take_along_axis(words, np.maximum(candidates, 0), axis=1)
+        order = np.argsort(np.where(candidates < 0, np.inf, -scores), axis=1, kind="stable")[:, :k]
+        return Ranking(np.take_along_axis(candidates, order, axis=1), np.take_along_axis(scores, order, axis=1))
+
+
+def similarities(index: ChunkIndex, vectors: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Return the similarity of each question and each of its chunks, of the shape of ``positions``; 0 for a position of -1."""
+    score = SimilarityFunction.to_similarity_pairwise_fn("dot" if index.similarity == "cosine" else index.similarity)
+    flat = positions.ravel()
+    chunks = torch.from_numpy(np.ascontiguousarray(index.vectors[np.maximum(flat, 0)]))
+    questions = torch.from_numpy(np.repeat(vectors, positions.shape[1], axis=0))
+    found: NDArray[np.float32] = score(questions, chunks).numpy().reshape(positions.shape)
+    return np.where(positions >= 0, found, np.float32(0))
+
+
+def rank_by_words(index: WordIndex, questions: Sequence[str], weights: WordWeights | None, k: int) -> Ranking:
+    """Find the ``k`` chunks that hold most of each question's weight; those that share no token with it are not found."""
+    blocks = question_blocks(len(questions), len(index))
+    parts = [_best_words(index.scores(questions[block], weights), k) for block in blocks]
+    return Ranking(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+
+
+def _best_words(scores: NDArray[np.float32], k: int) -> Ranking:
+    found, positions = top_k_of_scores(scores, k)
+    return Ranking(np.where(found > 0, positions, -1), found)
+
+
+def question_blocks(num_questions: int, num_chunks: int) -> Iterator[slice]:
+    """Yield slices of the questions whose scores for all chunks fit a block."""
+    size = max(1, _SCORES_PER_BLOCK // max(num_chunks, 1))
+    yield from (slice(start, start + size) for start in range(0, num_questions, size))

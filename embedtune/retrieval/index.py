@@ -1,23 +1,24 @@
-"""Chunks and their vectors: what a retriever searches, and how it lies on disk."""
+"""Chunks, their vectors and their words: what a retriever searches, and its files."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow
 import pyarrow.ipc
-import torch
-from safetensors.torch import load_file, save_file
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as map_file
 
-from embedtune.retrieval.bm25 import BM25, BM25Index
-from embedtune.retrieval.document_fingerprint import corpus_fingerprint
-from embedtune.retrieval.faiss import build_graph, read_graph, write_graph
+from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
+from embedtune.retrieval.faiss import Graph
+from embedtune.retrieval.fingerprint import corpus_fingerprint, model_fingerprint
+from embedtune.retrieval.words import WordIndex
 from embedtune.storage import replaced_folder
 
 if TYPE_CHECKING:
@@ -27,7 +28,13 @@ if TYPE_CHECKING:
     from embedtune.retrieval.search import Similarity
     from embedtune.types import Chunk, ContextPart
 
-VECTORS, CHUNKS, GRAPH, SETTINGS = "vectors.safetensors", "chunks.arrow", "graph.faiss", "index.json"
+VECTORS, CHUNKS, WORDS, GRAPH, SETTINGS = (
+    "vectors.safetensors",
+    "chunks.arrow",
+    "words.safetensors",
+    "graph.faiss",
+    "index.json",
+)
 
 _SCHEMA = pyarrow.schema(
     [
@@ -42,25 +49,21 @@ _SCHEMA = pyarrow.schema(
 
 @dataclass(frozen=True, eq=False, repr=False)
 class ChunkIndex:
-    """Chunks sorted by id, and a vector for each. It never changes; adding a chunk makes another one.
+    """Chunks sorted by id, with a vector and the words of each. It never changes; `replaced` returns another one.
 
     Attributes:
         chunks: A row for each chunk: ``_id``, ``text`` (what was embedded), ``document_id``, ``document_title`` and
             ``headings``.
-        vectors: Of shape ``(num_chunks, dim)``, of unit length where the similarity is the cosine. Read from disk as they
-            are needed, after `load`.
-        model_fingerprint: Of the model that made them, see `document_fingerprint`.
+        vectors: Of shape ``(num_chunks, dim)``, of unit length where the similarity is the cosine. After `load` they are read
+            from disk as they are needed.
+        model_fingerprint: Of the document side of the model that made them, see `model_fingerprint`.
         similarity: How they are compared.
-        context: What stands before each chunk's text.
-        model_path: Where the model that made them was loaded from, or an empty string.
     """
 
     chunks: pyarrow.Table
     vectors: NDArray[np.float32]
     model_fingerprint: str
     similarity: Similarity = "cosine"
-    context: tuple[ContextPart, ...] = ()
-    model_path: str = ""
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -82,43 +85,75 @@ class ChunkIndex:
         return corpus_fingerprint(zip(self.ids, self.texts(), strict=True))
 
     @cached_property
-    def bm25(self) -> BM25Index:
-        """The words of the chunks, indexed when they are first asked for."""
-        return BM25().index(self.texts())
+    def words(self) -> WordIndex:
+        """The words of the chunks, counted when they are first asked for."""
+        return WordIndex.build(self.texts())
 
     @cached_property
-    def faiss(self) -> Any:
-        """A graph for approximate search (HNSW), built when it is first asked for, and from then on saved, too."""
-        return build_graph(self.vectors, self.similarity)
+    def graph(self) -> Graph:
+        """A graph for approximate search, built when it is first asked for, and saved from then on."""
+        return Graph.build(self.vectors, self.similarity)
 
     def texts(self, positions: Sequence[int] | None = None) -> list[str]:
         """Return the texts of some rows, or of all."""
-        table = self.chunks if positions is None else self.chunks.take(pyarrow.array(positions, pyarrow.int64()))
-        texts: list[str] = table["text"].to_pylist()
+        texts: list[str] = (self.chunks if positions is None else self.rows(positions))["text"].to_pylist()
         return texts
+
+    def rows(self, positions: Sequence[int] | NDArray[np.int64]) -> pyarrow.Table:
+        """Return some rows of `chunks`."""
+        return self.chunks.take(pyarrow.array(positions, pyarrow.int64()))
+
+    def replaced(self, old: set[str], chunks: pyarrow.Table, vectors: NDArray[np.float32]) -> ChunkIndex:
+        """Return an index without some chunks and with others; what is known of the rest is kept.
+
+        Args:
+            old: The ids that go.
+            chunks: The rows that come.
+            vectors: Their vectors, of shape ``(num_rows, dim)``.
+        """
+        kept = [row for row, chunk in enumerate(self.ids) if chunk not in old]
+        table = pyarrow.concat_tables([self.rows(kept), chunks])
+        order = np.array(order_of_ids(table), dtype=np.int64)
+        index = replace(
+            self,
+            chunks=table.take(pyarrow.array(order)),
+            vectors=np.concatenate([self.vectors[kept], vectors])[order],
+        )
+        if "words" in self.__dict__:
+            new = WordIndex.build(chunks["text"].to_pylist())
+            index.__dict__["words"] = self.words.take(kept).joined(new).take(order)
+        if "graph" in self.__dict__:
+            place = np.argsort(order)
+            moved = np.full(len(self), -1)
+            moved[kept] = place[: len(kept)]
+            index.__dict__["graph"] = self.graph.changed(moved, place[len(kept) :].tolist(), vectors)
+        return index
 
     def save(self, path: str | Path) -> None:
         """Write the index to a folder; an older one stays until the new one is whole.
 
         Raises:
-            FileExistsError: If something else stands at ``path``.
+            FileExistsError: If ``path`` exists and is not a saved index.
         """
         target = Path(path)
         if target.exists() and not (target / SETTINGS).exists() and (not target.is_dir() or any(target.iterdir())):
-            raise FileExistsError(f"{target} exists and is no saved index, so it is not replaced. Choose another path.")
+            raise FileExistsError(
+                f"{target} exists and is not a saved index, so it is not replaced. Choose another path."
+            )
         with replaced_folder(target) as folder:
-            save_file({"vectors": torch.from_numpy(np.ascontiguousarray(self.vectors))}, folder / VECTORS)
-            with pyarrow.ipc.new_file(folder / CHUNKS, self.chunks.schema) as writer:
-                writer.write_table(self.chunks)
-            if "faiss" in self.__dict__:
-                write_graph(self.faiss, folder / GRAPH)
+            save_file({"vectors": np.ascontiguousarray(self.vectors)}, folder / VECTORS)
+            with pyarrow.OSFile(str(folder / CHUNKS), "wb") as sink, pyarrow.ipc.new_file(sink, _SCHEMA) as writer:
+                writer.write_table(self.chunks.cast(_SCHEMA))
+            if "words" in self.__dict__:
+                save_file(self.words.arrays(), folder / WORDS)
             settings = {
                 "model_fingerprint": self.model_fingerprint,
                 "corpus_fingerprint": self.corpus_fingerprint,
                 "similarity": self.similarity,
-                "context": list(self.context),
-                "model_path": self.model_path,
             }
+            if "graph" in self.__dict__:
+                self.graph.write(folder / GRAPH)
+                settings["graph_positions"] = self.graph.positions.tolist()
             (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -131,32 +166,41 @@ class ChunkIndex:
         """
         folder = Path(path)
         if not (folder / SETTINGS).exists():
-            raise FileNotFoundError(f"{folder} holds no saved index: there is no {folder / SETTINGS}.")
+            raise FileNotFoundError(f"{folder} is not a saved index: it has no {SETTINGS}.")
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        vectors = load_file(folder / VECTORS)["vectors"].numpy()  # pages of the file, read when they are touched
-        chunks = pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / CHUNKS))).read_all()
-        if len(vectors) != len(chunks):
-            raise ValueError(
-                f"{folder} is damaged: {len(vectors)} vectors for {len(chunks)} chunks. Make the index again."
-            )
         index = cls(
-            chunks=chunks,
-            vectors=vectors,
+            chunks=pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / CHUNKS))).read_all(),
+            vectors=map_file(folder / VECTORS)["vectors"].numpy(),  # pages of the file, read when they are touched
             model_fingerprint=settings["model_fingerprint"],
             similarity=settings["similarity"],
-            context=tuple(settings["context"]),
-            model_path=settings["model_path"],
         )
+        if len(index.vectors) != len(index.chunks) or index.corpus_fingerprint != settings["corpus_fingerprint"]:
+            raise ValueError(
+                f"{folder} is damaged: its {len(index.chunks)} chunks are not those of its {len(index.vectors)} vectors. Make the "
+                "index again."
+            )
+        if (folder / WORDS).exists():
+            index.__dict__["words"] = WordIndex.of_arrays(load_file(folder / WORDS))
         if (folder / GRAPH).exists():
-            index.__dict__["faiss"] = read_graph(folder / GRAPH)
+            index.__dict__["graph"] = Graph.read(folder / GRAPH, np.array(settings["graph_positions"]))
         return index
+
+
+def build_index(encoder: ModelEncoder, chunks: pyarrow.Table) -> ChunkIndex:
+    """Encode every row of a table of chunks, sorted by id."""
+    return ChunkIndex(
+        chunks=chunks,
+        vectors=encode_chunks(encoder, chunks["text"].to_pylist(), ids=chunks["_id"].to_pylist()),
+        model_fingerprint=model_fingerprint(encoder.model, side="document"),
+        similarity=encoder.model.similarity_fn_name,
+    )
 
 
 def table_of_chunks(chunks: Sequence[Chunk], context: Sequence[ContextPart]) -> pyarrow.Table:
     """Return the rows of some chunks, sorted by id.
 
     Raises:
-        ValueError: If an id stands twice, or a text is empty.
+        ValueError: If an id occurs twice, or a text is empty.
     """
     rows = [
         {
@@ -183,22 +227,25 @@ def table_of_corpus(corpus: Dataset) -> pyarrow.Table:
     return _checked(table.select(_SCHEMA.names).cast(_SCHEMA))
 
 
+def table_of_texts(texts: Sequence[str]) -> pyarrow.Table:
+    """Return rows whose ids are the texts' positions, in their order."""
+    ids = [f"{position:012}" for position in range(len(texts))]
+    empty = {name: [""] * len(ids) for name in ("document_id", "document_title")}
+    return pyarrow.table({"_id": ids, "text": list(texts), **empty, "headings": [[]] * len(ids)}, schema=_SCHEMA)
+
+
 def _checked(table: pyarrow.Table) -> pyarrow.Table:
     ids = table["_id"].to_pylist()
     if len(set(ids)) < len(ids):
-        repeated = next(chunk for chunk in ids if ids.count(chunk) > 1)
-        raise ValueError(f"The chunk id {repeated!r} stands more than once. Ids must be unique.")
+        seen: set[str] = set()
+        repeated = next(chunk for chunk in ids if chunk in seen or seen.add(chunk))  # type: ignore[func-returns-value]
+        raise ValueError(f"The chunk id {repeated!r} occurs more than once. Ids must be unique.")
     if empty := [chunk for chunk, text in zip(ids, table["text"].to_pylist(), strict=True) if not text.strip()]:
         raise ValueError(f"The text of chunk {empty[0]!r} is empty ({len(empty)} in all). Leave it out.")
-    return sorted_by_id(table)
-
-
-def sorted_by_id(table: pyarrow.Table) -> pyarrow.Table:
-    """Return the rows in the order of their ids, by which ties are broken."""
     return table.take(pyarrow.array(order_of_ids(table), pyarrow.int64()))
 
 
 def order_of_ids(table: pyarrow.Table) -> list[int]:
-    """Return the rows' positions in the order of their ids."""
+    """Return the rows' positions in the order of their ids, by which ties are broken."""
     ids = table["_id"].to_pylist()
     return sorted(range(len(ids)), key=ids.__getitem__)  # as Python sorts, which is how the evaluator does

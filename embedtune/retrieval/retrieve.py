@@ -10,26 +10,25 @@ from sentence_transformers import SentenceTransformer
 
 from embedtune.errors import refuse_name
 from embedtune.retrieval.encoders import ModelEncoder, model_name
-from embedtune.retrieval.search import Precision, top_k
+from embedtune.retrieval.search import Ranking, top_k
 from embedtune.types import Encoder, Ranker
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Retriever: TypeAlias = SentenceTransformer | Encoder | Ranker
+Retrieving: TypeAlias = SentenceTransformer | Encoder | Ranker
 """What can be evaluated."""
 
 
 def retrieve(
-    retriever: Retriever,
+    retriever: Retrieving,
     queries: Mapping[str, str],
     corpus: Mapping[str, str],
     k: int,
     *,
     batch_size: int = 32,
-    precision: Precision = "float32",
     show_progress_bar: bool = False,
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+) -> Ranking:
     """Find the best ``k`` chunks for each query.
 
     Args:
@@ -39,14 +38,13 @@ def retrieve(
         corpus: The chunks' texts by id.
         k: How many to find, at most the size of the corpus.
         batch_size: How many texts a SentenceTransformer encodes at once.
-        precision: Of the search among vectors, see `top_k`.
         show_progress_bar: Show the progress of encoding and searching.
 
     Returns:
-        Scores and positions in ``corpus``, both of shape ``(num_queries, k)``, best first.
+        Positions in ``corpus`` and scores, both of shape ``(num_queries, k)``, best first.
 
     Raises:
-        TypeError: If it is no retriever.
+        TypeError: If it cannot retrieve.
         ValueError: If it gives no usable vectors or ranking.
     """
     check_retriever(retriever)
@@ -60,7 +58,6 @@ def retrieve(
         _vectors(retriever, retriever.encode_documents(list(corpus.values()))),
         k,
         similarity=model.similarity_fn_name if model is not None else "cosine",
-        precision=precision,
         device=model.device if model is not None else "cpu",
         query_ids=list(queries),
         corpus_ids=list(corpus),
@@ -69,7 +66,7 @@ def retrieve(
 
 
 def check_retriever(retriever: object) -> None:
-    """Raise a TypeError unless a retriever can be evaluated."""
+    """Raise a TypeError unless an object can be evaluated."""
     if isinstance(retriever, (SentenceTransformer, Encoder, Ranker)) and not isinstance(retriever, type):
         return
     refuse_name(retriever)
@@ -82,7 +79,7 @@ def check_retriever(retriever: object) -> None:
 
 
 def is_approximate(retriever: object) -> bool:
-    """Say whether a retriever says that it may overlook something."""
+    """Return whether a retriever may overlook something, by its own word."""
     return bool(getattr(retriever, "approximate", False))
 
 
@@ -95,9 +92,7 @@ def _vectors(encoder: Encoder, vectors: object) -> NDArray[np.float32]:
     return vectors
 
 
-def _ranked(
-    ranker: Ranker, queries: list[str], documents: list[str], k: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def _ranked(ranker: Ranker, queries: list[str], documents: list[str], k: int) -> Ranking:
     positions, scores = ranker.rank(queries, documents, k)
     positions, scores = np.asarray(positions), np.asarray(scores)
     if not positions.shape == scores.shape == (len(queries), k):
@@ -105,14 +100,22 @@ def _ranked(
             f"{name_of(ranker)}.rank returned positions of shape {positions.shape} and scores of shape {scores.shape}, "
             f"expected {(len(queries), k)}: k for each query, -1 where it finds fewer."
         )
+    ordered = np.sort(positions, axis=1)
+    if (twice := ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)).any():
+        raise ValueError(
+            f"{name_of(ranker)}.rank returned a document twice for query {queries[int(twice.argmax())]!r}. Each position may occur "
+            "once in a row."
+        )
     if positions.min() < -1 or positions.max() >= len(documents):
         raise ValueError(
             f"{name_of(ranker)}.rank returned positions from {positions.min()} to {positions.max()}: those of {len(documents)} "
-            f"documents go from 0 to {len(documents) - 1}, and -1 stands for nothing."
+            f"documents are 0 to {len(documents) - 1}, and -1 means that nothing was found."
         )
-    return scores, positions
+    return Ranking(positions, scores)
 
 
-def name_of(retriever: Retriever) -> str:
+def name_of(retriever: Retrieving) -> str:
     """Return what to call a retriever in a table."""
-    return model_name(retriever) if isinstance(retriever, SentenceTransformer) else type(retriever).__name__
+    if isinstance(retriever, SentenceTransformer):
+        return model_name(retriever)
+    return str(getattr(retriever, "name", type(retriever).__name__))

@@ -1,31 +1,32 @@
-"""Retriever: the chunks that answer a question, from an index that belongs to its model."""
+"""Retriever: a model and what was learned about words, searched with one score. What is measured is what is served."""
 
 from __future__ import annotations
 
+import hashlib
+import threading
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow
 
 from embedtune.models.load import load_model
-from embedtune.retrieval.chunk_encoding import build_index, encode_chunks, encode_questions
-from embedtune.retrieval.document_fingerprint import document_fingerprint
+from embedtune.retrieval import retriever_files
+from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions
 from embedtune.retrieval.fingerprint import model_fingerprint
-from embedtune.retrieval.fusion import Ranking, by_both, by_vectors
-from embedtune.retrieval.index import ChunkIndex, order_of_ids, table_of_chunks, table_of_corpus
+from embedtune.retrieval.fusion import Fusion, similarities
+from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
+from embedtune.retrieval.word_weight import LearnedWords, spread_of
 
 if TYPE_CHECKING:
+    import pyarrow
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
+    from embedtune.retrieval.search import Ranking
     from embedtune.types import Chunk, ContextPart
-
-_NUM_PROBES = 4
-_MIN_PROBE_COSINE = 0.99
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,11 +35,13 @@ class Hit:
 
     Attributes:
         id: The chunk's id.
-        score: Its similarity to the question; in hybrid search the sum of reciprocal ranks.
+        score: ``similarity + words``.
         text: The text that was embedded.
         document_id: The document it is from.
-        title: The document's title, where there is one.
-        headings: The headings that it stands under.
+        title: The document's title, or an empty string.
+        headings: The headings above it.
+        similarity: What the vectors contribute to the score: the similarity of question and chunk.
+        words: What the words contribute.
     """
 
     id: str
@@ -47,22 +50,32 @@ class Hit:
     document_id: str = ""
     title: str = ""
     headings: tuple[str, ...] = ()
+    similarity: float = 0.0
+    words: float = 0.0
 
 
 class Retriever:
-    """Finds chunks for questions, by the vectors that one model made.
+    """Finds the chunks that answer a question, by vectors and by words.
 
-    Made by `from_chunks`, `from_dataset` or `load`. Other threads may go on searching while chunks are added, updated or
-    removed: a search sees the corpus as it was before, or as it is after.
+    A chunk's score is ``similarity + word_weight * words``: the similarity of its vector to the question's, and the share
+    of the question's weight in words that it holds (`BM25`, with the weights that `learn_words` learned). Made by
+    `from_chunks`, `from_dataset` or `load`; `tune` makes one with a trained model.
+
+    Threads may search while others add, update or remove chunks: a search sees the corpus as it was before or as it is after.
 
     Args:
         model: The model, or its name or folder, as `load_model` takes it.
-        index: The chunks and vectors, made by the same model.
-        hybrid: Search by words (BM25), too, and join the two rankings by reciprocal rank fusion. It is the better choice
-            where questions use the words of the text.
-        approximate: Search a graph of the vectors (FAISS, ``pip install 'embedtune[faiss]'``) instead of looking at all of
-            them. For some hundred thousand chunks and more; the graph is built at the first question.
+        index: The chunks, encoded by the same model.
+        words: What `learn_words` learned; by default every word has the weight 1, and words count as much as is best on
+            average.
+        word_weight: How much words count, instead of what ``words`` says: 0 for vectors alone, ``math.inf`` for words alone.
+        context: What precedes each chunk's text, as in `build_dataset`.
+        approximate: Look for candidates in a graph of the vectors (FAISS, ``pip install 'embedtune[faiss]'``) instead of
+            comparing with all of them; for a few hundred thousand chunks and more. The graph is built for the first question.
         batch_size: How many texts go through the model at once.
+
+    Attributes:
+        word_weight: How much the words count in the score.
 
     Raises:
         ValueError: If another model made the index.
@@ -83,17 +96,23 @@ class Retriever:
         model: SentenceTransformer | str | Path,
         index: ChunkIndex,
         *,
-        hybrid: bool = False,
+        words: LearnedWords | None = None,
+        word_weight: float | None = None,
+        context: Sequence[ContextPart] = (),
         approximate: bool = False,
         batch_size: int = 32,
     ) -> None:
-        self.model: SentenceTransformer = loaded(model)
+        self.model: SentenceTransformer = load_model(model) if isinstance(model, (str, Path)) else model
         self.index: ChunkIndex = index
-        self.hybrid = hybrid
+        self.words: LearnedWords = words or LearnedWords()
+        weight = self.words.multiple * spread_of(index) if word_weight is None else word_weight
+        self.fusion: Fusion = Fusion(weight, self.words.weights)
+        self.context: tuple[ContextPart, ...] = tuple(context)
         self.approximate = approximate
         self.batch_size = batch_size
+        self._changing = threading.Lock()
         self._state: list[tuple[int, int]] = []
-        self._fingerprint = ""
+        self._model_fingerprint = ""
         self._require_same_model()
 
     @classmethod
@@ -102,36 +121,38 @@ class Retriever:
         model: SentenceTransformer | str | Path,
         chunks: Sequence[Chunk],
         *,
+        words: LearnedWords | None = None,
+        word_weight: float | None = None,
         context: Sequence[ContextPart] = (),
-        hybrid: bool = False,
         approximate: bool = False,
         batch_size: int = 32,
-        devices: Sequence[str] | None = None,
+        devices: Sequence[str] = (),
         show_progress_bar: bool = False,
     ) -> Retriever:
-        """Encode chunks.
+        """Encode chunks and make them searchable.
 
         Args:
-            model: The model, or its name or folder; given as a name or folder, `load` finds it again by itself.
+            model: The model, or its name or folder.
             chunks: What is searched.
+            words: See `Retriever`.
+            word_weight: See `Retriever`.
             context: What to put before a chunk's text, as in `build_dataset`.
-            hybrid: See `Retriever`.
             approximate: See `Retriever`.
             batch_size: How many texts go through the model at once.
             devices: Encode in one process for each, for instance ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 4``.
             show_progress_bar: Show the progress of encoding.
         """
-        encoder = loaded(model)
-        index = build_index(
-            encoder,
-            table_of_chunks(chunks, context),
-            context=tuple(context),
-            model_path=path_of(model),
+        encoder = _encoder(model, batch_size, show_progress_bar, devices)
+        index = build_index(encoder, table_of_chunks(chunks, context))
+        return cls(
+            encoder.model,
+            index,
+            words=words,
+            word_weight=word_weight,
+            context=context,
+            approximate=approximate,
             batch_size=batch_size,
-            devices=devices,
-            show_progress_bar=show_progress_bar,
         )
-        return cls(encoder, index, hybrid=hybrid, approximate=approximate, batch_size=batch_size)
 
     @classmethod
     def from_dataset(
@@ -139,131 +160,162 @@ class Retriever:
         model: SentenceTransformer | str | Path,
         data: RetrievalDataset,
         *,
-        hybrid: bool = False,
+        words: LearnedWords | None = None,
+        word_weight: float | None = None,
         approximate: bool = False,
         batch_size: int = 32,
-        devices: Sequence[str] | None = None,
+        devices: Sequence[str] = (),
         show_progress_bar: bool = False,
     ) -> Retriever:
         """Encode every chunk of a dataset, as the model was trained and evaluated on them.
 
         Args:
-            model: As in `from_chunks`.
+            model: The model, or its name or folder.
             data: Its corpus is searched.
-            hybrid: See `Retriever`.
+            words: See `Retriever`; `learn_words` learns it from the dataset's training questions.
+            word_weight: See `Retriever`.
             approximate: See `Retriever`.
             batch_size: How many texts go through the model at once.
             devices: As in `from_chunks`.
             show_progress_bar: Show the progress of encoding.
         """
-        encoder = loaded(model)
-        index = build_index(
-            encoder,
-            table_of_corpus(data.corpus),
+        encoder = _encoder(model, batch_size, show_progress_bar, devices)
+        index = build_index(encoder, table_of_corpus(data.corpus))
+        return cls(
+            encoder.model,
+            index,
+            words=words,
+            word_weight=word_weight,
             context=data.context,
-            model_path=path_of(model),
+            approximate=approximate,
             batch_size=batch_size,
-            devices=devices,
-            show_progress_bar=show_progress_bar,
         )
-        return cls(encoder, index, hybrid=hybrid, approximate=approximate, batch_size=batch_size)
 
     @classmethod
     def load(
         cls,
         path: str | Path,
-        model: SentenceTransformer | str | Path | None = None,
+        model: SentenceTransformer | None = None,
         *,
-        hybrid: bool = False,
+        chunks: Sequence[Chunk] | None = None,
         approximate: bool = False,
         batch_size: int = 32,
+        revision: str | None = None,
+        token: str | None = None,
     ) -> Retriever:
-        """Read what `save` wrote; vectors and texts stay on disk and are read as they are needed.
+        """Read what `save` wrote, from a folder or from the Hub; vectors and texts stay on disk and are read as needed.
 
         A few chunks are encoded again and compared, so that a model that is loaded differently (another library version,
         precision or tokenizer) is noticed now and not by the answers.
 
         Args:
-            path: The folder.
-            model: The model that made the index; where it is not given, it is loaded from where it was.
-            hybrid: See `Retriever`.
+            path: The folder, or the id of a repository on the Hub.
+            model: The model, if it is loaded already.
+            chunks: What is searched, where the chunks were not saved, as on the Hub.
             approximate: See `Retriever`.
             batch_size: See `Retriever`.
+            revision: Of the repository on the Hub.
+            token: For the Hub; by default the one of ``hf auth login``.
 
         Raises:
-            FileNotFoundError: If there is no index at ``path``.
-            ValueError: If another model made the index.
+            FileNotFoundError: If ``path`` is not a saved retriever.
+            ValueError: If its parts do not belong together.
         """
-        index = ChunkIndex.load(path)
-        if model is None and not index.model_path:
-            raise ValueError(f"{path} does not say where its model is. Pass it: Retriever.load(path, model).")
+        folder = retriever_files.found(path, revision=revision, token=token)
+        saved = retriever_files.read(folder)
+        model = load_model(folder) if model is None else model
+        retriever_files.check_model(saved, model, folder)
+        if chunks is not None:
+            index = build_index(ModelEncoder(model, batch_size), table_of_chunks(chunks, saved.context))
+        else:
+            index = retriever_files.read_index(folder)
         retriever = cls(
-            model if model is not None else index.model_path,
+            model,
             index,
-            hybrid=hybrid,
+            words=saved.words,
+            word_weight=saved.word_weight,
+            context=saved.context,
             approximate=approximate,
             batch_size=batch_size,
         )
-        retriever._probe()
+        retriever_files.probe(retriever.model, index, batch_size)
         return retriever
 
     def save(self, path: str | Path) -> None:
-        """Write the index to a folder (safetensors and Arrow); an older one stays until the new one is whole.
+        """Write everything to a folder: the model, what was learned about words, and the chunks with their vectors.
 
-        The model is not in it: save that where it can be loaded from.
+        The folder is a plain SentenceTransformer at the same time: ``SentenceTransformer(path)`` loads it, without embedtune.
+        A model that the folder holds already is not written again.
+
+        Raises:
+            FileExistsError: If ``path`` exists and holds something else.
         """
-        self.index.save(path)
+        self._require_same_model()
+        settings = retriever_files.Saved(self.words, self.fusion.word_weight, self.context)
+        retriever_files.write(path, self.model, self.index, settings, model_fingerprint=self._whole_fingerprint())
 
     def __len__(self) -> int:
         return len(self.index)
 
     @property
+    def word_weight(self) -> float:
+        """How much the words count in the score: 0 for vectors alone, infinity for words alone."""
+        return self.fusion.word_weight
+
+    @property
     def fingerprint(self) -> str:
-        """The SHA-256 of the whole model, query side and all, as evaluations remember it too."""
+        """A SHA-256 of all that a ranking depends on beside the corpus: the model, the word weights, and how much they count."""
         self._require_same_model()
-        self._fingerprint = self._fingerprint or model_fingerprint(self.model)
-        return self._fingerprint
+        digest = hashlib.sha256(f"{self._whole_fingerprint()} {self.word_weight!r} {self.approximate}".encode())
+        if self.fusion.weights is not None:
+            digest.update(self.fusion.weights.hashes.tobytes() + self.fusion.weights.counts.tobytes())
+        return f"sha256:{digest.hexdigest()}"
+
+    def with_word_weight(self, word_weight: float) -> Retriever:
+        """Return a retriever with the same model and index in which words count otherwise; 0 for the model alone."""
+        return Retriever(
+            self.model,
+            self.index,
+            words=self.words,
+            word_weight=word_weight,
+            context=self.context,
+            approximate=self.approximate,
+            batch_size=self.batch_size,
+        )
 
     def search(self, question: str, *, k: int = 10) -> list[Hit]:
         """Return the ``k`` best chunks for a question, best first; fewer where there are fewer."""
         return self.search_batch([question], k=k)[0]
 
     def search_batch(self, questions: Sequence[str], *, k: int = 10) -> list[list[Hit]]:
-        """Return the ``k`` best chunks for each question: much faster than one after the other."""
-        return self.search_vectors(self.embed(questions), questions, k=k) if questions else []
-
-    def embed(self, questions: Sequence[str]) -> NDArray[np.float32]:
-        """Return a vector for each question, of shape ``(num_questions, dim)``: the first step of `search`.
+        """Return the ``k`` best chunks for each question: much faster than one after the other.
 
         Raises:
-            ValueError: If a question is empty, or the model was trained on since the index was made.
-        """
-        self._require_same_model()
-        return encode_questions(self.model, questions, batch_size=self.batch_size)
-
-    def search_vectors(
-        self, vectors: NDArray[np.float32], questions: Sequence[str] = (), *, k: int = 10
-    ) -> list[list[Hit]]:
-        """Return the ``k`` best chunks for each vector of `embed`: the second step of `search`.
-
-        Args:
-            vectors: Of shape ``(num_questions, dim)``.
-            questions: The texts, which hybrid search needs.
-            k: How many.
-
-        Raises:
-            ValueError: If ``k`` is less than 1.
+            ValueError: If ``k`` is less than 1, a question is empty, or the model was trained on since the index was made.
         """
         if k < 1:
             raise ValueError(f"k={k}: ask for at least 1 chunk.")
         index = self.index  # one snapshot for all of this search
-        if not len(index):
-            return [[] for _ in vectors]
-        if self.hybrid:
-            ranking = by_both(index, vectors, questions, k, approximate=self.approximate)
-        else:
-            ranking = by_vectors(index, vectors, k, approximate=self.approximate)
-        return hits_of(index, ranking)
+        vectors = self._vectors(questions)
+        if not len(index) or not len(questions):
+            return [[] for _ in questions]
+        ranking = self._rank(index, questions, vectors, min(k, len(index)))
+        return _hits(index, ranking, self._similarities(index, vectors, ranking), alone=self.fusion.kind)
+
+    def rank(
+        self, queries: Sequence[str], documents: Sequence[str], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Rank documents as `search` would rank chunks with these texts: what an evaluation measures.
+
+        Documents that are the texts of the index, in the order of their ids, are not encoded again.
+
+        Returns:
+            Positions in ``documents`` and scores, both of shape ``(num_queries, k)``, best first; -1 where fewer are found.
+        """
+        index = self.index
+        if list(documents) != index.texts():
+            index = build_index(ModelEncoder(self.model, self.batch_size), table_of_texts(documents))
+        return self._rank(index, queries, self._vectors(queries), k)
 
     def add(self, chunks: Sequence[Chunk]) -> None:
         """Encode new chunks, and these alone.
@@ -271,10 +323,13 @@ class Retriever:
         Raises:
             ValueError: If the index has a chunk with one of these ids.
         """
-        known = [chunk.id for chunk in chunks if chunk.id in self.index.position_of]
-        if known:
-            raise ValueError(f"The index has chunk {known[0]!r} already ({len(known)} in all). Use update() for these.")
-        self._replace((), table_of_chunks(chunks, self.index.context))
+        with self._changing:
+            known = [chunk.id for chunk in chunks if chunk.id in self.index.position_of]
+            if known:
+                raise ValueError(
+                    f"The index already has chunk {known[0]!r} ({len(known)} in all). Use update() for these."
+                )
+            self._replace((), table_of_chunks(chunks, self.context))
 
     def update(self, chunks: Sequence[Chunk]) -> None:
         """Replace chunks by others with the same ids; those whose text is the same keep their vectors.
@@ -282,17 +337,19 @@ class Retriever:
         Raises:
             ValueError: If the index has no chunk with one of these ids.
         """
-        self._require_known(chunk.id for chunk in chunks)
-        self._replace([chunk.id for chunk in chunks], table_of_chunks(chunks, self.index.context))
+        with self._changing:
+            self._require_known(chunk.id for chunk in chunks)
+            self._replace([chunk.id for chunk in chunks], table_of_chunks(chunks, self.context))
 
     def remove(self, chunk_ids: Collection[str]) -> None:
-        """Forget chunks.
+        """Remove chunks.
 
         Raises:
             ValueError: If the index has no chunk with one of these ids.
         """
-        self._require_known(chunk_ids)
-        self._replace(chunk_ids, self.index.chunks.schema.empty_table())
+        with self._changing:
+            self._require_known(chunk_ids)
+            self._replace(chunk_ids, self.index.chunks.schema.empty_table())
 
     def _require_known(self, chunk_ids: Iterable[str]) -> None:
         if unknown := [chunk for chunk in chunk_ids if chunk not in self.index.position_of]:
@@ -301,93 +358,76 @@ class Retriever:
             )
 
     def _replace(self, old_ids: Collection[str], new: pyarrow.Table) -> None:
-        """Put the rows of a table in the place of some chunks."""
+        """Put the rows of a table in the place of some chunks; those whose text is the same keep their vectors."""
         self._require_same_model()
-        index, gone = self.index, set(old_ids)
-        kept = [row for row, chunk in enumerate(index.ids) if chunk not in gone]
-        vectors = self._vectors_of(new)
-        table = pyarrow.concat_tables([index.chunks.take(pyarrow.array(kept, pyarrow.int64())), new])
-        order = order_of_ids(table)
-        self.index = replace(
-            index,
-            chunks=table.take(pyarrow.array(order, pyarrow.int64())),
-            vectors=np.concatenate([index.vectors[kept], vectors])[order],
-        )
-
-    def _vectors_of(self, new: pyarrow.Table) -> NDArray[np.float32]:
-        """Encode rows, except those whose text the index has a vector for under the same id."""
-        index = self.index
-        ids, texts = new["_id"].to_pylist(), new["text"].to_pylist()
+        index, ids, texts = self.index, new["_id"].to_pylist(), new["text"].to_pylist()
         old = [index.position_of.get(chunk, -1) for chunk in ids]
         known = dict(zip([p for p in old if p >= 0], index.texts([p for p in old if p >= 0]), strict=True))
         changed = [row for row, (p, text) in enumerate(zip(old, texts, strict=True)) if known.get(p) != text]
-        vectors = np.empty((len(ids), index.vectors.shape[1]), dtype=np.float32)
         same = sorted(set(range(len(ids))) - set(changed))
+        vectors = np.empty((len(ids), index.vectors.shape[1]), dtype=np.float32)
         vectors[same] = index.vectors[[old[row] for row in same]]
-        vectors[changed] = encode_chunks(
-            self.model, new.take(pyarrow.array(changed, pyarrow.int64())), batch_size=self.batch_size
-        )
-        return vectors
+        encoder = ModelEncoder(self.model, self.batch_size)
+        vectors[changed] = encode_chunks(encoder, [texts[row] for row in changed], ids=[ids[row] for row in changed])
+        self.index = index.replaced(set(old_ids), new, vectors)
+
+    def _vectors(self, questions: Sequence[str]) -> NDArray[np.float32]:
+        self._require_same_model()
+        return encode_questions(ModelEncoder(self.model, self.batch_size), questions)
+
+    def _rank(self, index: ChunkIndex, questions: Sequence[str], vectors: NDArray[np.float32], k: int) -> Ranking:
+        return self.fusion.rank(index, questions, vectors, k, approximate=self.approximate)
+
+    def _similarities(self, index: ChunkIndex, vectors: NDArray[np.float32], ranking: Ranking) -> NDArray[np.float32]:
+        return similarities(index, vectors, ranking.positions)
+
+    def _whole_fingerprint(self) -> str:
+        self._model_fingerprint = self._model_fingerprint or model_fingerprint(self.model)
+        return self._model_fingerprint
 
     def _require_same_model(self) -> None:
         """Raise unless the model is the one that made the index. Hashing takes a while, so only after a change."""
         state = [(tensor.data_ptr(), tensor._version) for tensor in self.model.parameters()]
         if state == self._state:
             return
-        found, expected = document_fingerprint(self.model), self.index.model_fingerprint
+        found, expected = model_fingerprint(self.model, side="document"), self.index.model_fingerprint
         if found != expected:
             raise ValueError(
-                f"This model did not make the index (fingerprints {found[:8]} and {expected[:8]}): its vectors and those of "
-                "the index mean different things. Load the model that made it, or move to this one with "
+                f"This model did not make the index (fingerprints {found[7:15]} and {expected[7:15]}): its vectors and those "
+                "of the index cannot be compared. Load the model that made it, or move to this one with "
                 "reindex(retriever, model)."
             )
-        self._state, self._fingerprint = state, ""
-
-    def _probe(self) -> None:
-        """Raise if the model gives a few chunks vectors that are not those of the index."""
-        rows = np.unique(np.linspace(0, max(len(self) - 1, 0), num=min(_NUM_PROBES, len(self)), dtype=np.int64))
-        if not len(rows):
-            return
-        stored = self.index.vectors[rows]
-        table = self.index.chunks.take(pyarrow.array(rows))
-        again = encode_chunks(self.model, table, batch_size=self.batch_size)
-        norms = np.linalg.norm(stored, axis=1) * np.linalg.norm(again, axis=1)
-        cosines = (stored * again).sum(axis=1) / norms
-        if cosines.min() < _MIN_PROBE_COSINE:
-            raise ValueError(
-                f"The model has the weights that made the index, but gives chunk {self.index.ids[rows[cosines.argmin()]]!r} "
-                f"another vector (cosine {cosines.min():.4f}). Its tokenizer, attention or precision must have changed: "
-                "load it as it was, or make the index again."
-            )
+        self._state, self._model_fingerprint = state, ""
 
 
-def loaded(model: SentenceTransformer | str | Path) -> SentenceTransformer:
-    """Return a model, loading it where a name or folder is given."""
-    return load_model(model) if isinstance(model, (str, Path)) else model
+def _encoder(
+    model: SentenceTransformer | str | Path, batch_size: int, show_progress_bar: bool, devices: Sequence[str]
+) -> ModelEncoder:
+    loaded = load_model(model) if isinstance(model, (str, Path)) else model
+    return ModelEncoder(loaded, batch_size, show_progress_bar, tuple(devices))
 
 
-def path_of(model: SentenceTransformer | str | Path) -> str:
-    """Return what a model can be loaded by again, or an empty string; a folder by its absolute path."""
-    if not isinstance(model, (str, Path)):
-        return ""
-    return str(Path(model).absolute()) if Path(model).is_dir() else str(model)
-
-
-def hits_of(index: ChunkIndex, ranking: Ranking) -> list[list[Hit]]:
+def _hits(index: ChunkIndex, ranking: Ranking, found: NDArray[np.float32], *, alone: str) -> list[list[Hit]]:
     """Return the chunks of a ranking; positions of -1 are left out."""
     wanted = ranking.positions[ranking.positions >= 0]
-    rows = dict(zip(wanted.tolist(), index.chunks.take(pyarrow.array(wanted)).to_pylist(), strict=True))
+    rows = dict(zip(wanted.tolist(), index.rows(wanted).to_pylist(), strict=True))
+    by_vectors = np.zeros_like(ranking.scores) if alone == "words" else found
+    by_words = np.zeros_like(ranking.scores) if alone == "vectors" else ranking.scores - by_vectors
+    columns = ranking.positions.tolist(), ranking.scores.tolist(), by_vectors.tolist(), by_words.tolist()
     return [
         [
             Hit(
-                id=row["_id"],
-                score=float(score),
-                text=row["text"],
-                document_id=row["document_id"],
-                title=row["document_title"],
-                headings=tuple(row["headings"]),
+                id=rows[position]["_id"],
+                score=score,
+                text=rows[position]["text"],
+                document_id=rows[position]["document_id"],
+                title=rows[position]["document_title"],
+                headings=tuple(rows[position]["headings"]),
+                similarity=similarity,
+                words=max(words, 0.0),
             )
-            for row, score in ((rows[p], s) for p, s in zip(positions, scores, strict=True) if p >= 0)
+            for position, score, similarity, words in zip(*one, strict=True)
+            if position >= 0
         ]
-        for positions, scores in zip(ranking.positions.tolist(), ranking.scores.tolist(), strict=True)
+        for one in zip(*columns, strict=True)
     ]

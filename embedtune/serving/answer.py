@@ -57,7 +57,7 @@ class Answer:
 def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
     """Find the chunks for a question and let a language model answer from them.
 
-    The same as the four steps: ``retriever.embed``, ``retriever.search_vectors``, `build_prompt` and `ask_llm`. Passages
+    The same as the three steps: ``retriever.search``, `build_prompt` and `ask_llm`. Passages
     are numbered and put in tags that no document can close; the model has no tools, so the worst that a document can do
     is to spoil the answers that show it.
 
@@ -91,7 +91,7 @@ def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedbac
     """
     if k < 1:
         raise ValueError(f"k={k}: show the model at least 1 chunk.")
-    (found,) = retriever.search_vectors(retriever.embed([question]), [question], k=max(k, LOGGED_DEPTH))
+    found = retriever.search(question, k=max(k, LOGGED_DEPTH))
     prompt = build_prompt(question, found[:k])
     reply = ask_llm(prompt, llm, question=question, hits=found[:k])
     if feedback is None:

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from embedtune.retrieval.fusion import by_both
-from embedtune.retrieval.retriever import hits_of
 from embedtune.serving.prompts import ask, instructions, object_in, passages_in, prompt_with_passages, schema_of
 
 if TYPE_CHECKING:
@@ -83,8 +81,7 @@ def suggest_chunk(question: str, retriever: Retriever, llm: LLM | None = None, *
           [b#0] Turn the key.
           [a#0] Press both buttons.
     """
-    ranking = by_both(retriever.index, retriever.embed([question]), [question], k, approximate=retriever.approximate)
-    (found,) = hits_of(retriever.index, ranking)
+    found = retriever.search(question, k=k)
     if llm is None:
         return Suggestion(question, tuple(found))
     reply = object_in(ask(llm, prompt_with_passages(instructions("judge"), question, found, schema=SCHEMA)))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.result import Evaluation
-    from embedtune.retrieval.retrieve import Retriever
+    from embedtune.retrieval.retrieve import Retrieving
     from embedtune.training.arguments import TuningArguments
 
 logger = logging.getLogger(__name__)
@@ -209,7 +209,7 @@ class _IndexEvaluator(TopKEvaluator):
         super().__init__(data, split, k=[k for k in (1, 3, 5, 10) if k <= len(data.corpus)])
         self._index = index
 
-    def _evaluate(self, retriever: Retriever, *, name: str, model: str = "") -> Evaluation:
+    def _evaluate(self, retriever: Retrieving, *, name: str, model: str = "") -> Evaluation:
         known = retriever is self._index.model
         return super()._evaluate(self._index if known else retriever, name=name, model=model)
 

@@ -1,0 +1,193 @@
+"""learn_words: which words of a question matter, and how much words count beside vectors, from training questions."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from sentence_transformers.util import SimilarityFunction
+
+from embedtune.retrieval.encoders import ModelEncoder, encode_questions
+from embedtune.retrieval.fusion import question_blocks
+from embedtune.retrieval.index import ChunkIndex, build_index, table_of_corpus
+from embedtune.retrieval.words import WordWeights
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from sentence_transformers import SentenceTransformer
+
+    from embedtune.dataset import RetrievalDataset
+
+logger = logging.getLogger(__name__)
+
+# In units of the spread of similarities, so that they suit a model whose similarities are all close together, too. For
+# all-MiniLM-L6-v2 the spread is about 0.1.
+MULTIPLES = (0.0, 1.0, 2.5, 5.0, 7.5, 10.0, 15.0, 20.0, 25.0, 35.0, 50.0, 75.0, math.inf)
+DEFAULT_MULTIPLE = 20.0
+
+_NUM_FOLDS = 5
+_MAX_QUESTIONS = 2000
+_NUM_SAMPLES = 64
+_MIN_SPREAD = 1e-4
+_K = 10
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedWords:
+    """What training questions teach about words. Made by `learn_words`.
+
+    Attributes:
+        weights: How much each word of a question says.
+        multiple: How much words count beside vectors, in units of the spread of the model's similarities: 0 for vectors
+            alone, infinity for words alone.
+        ndcg: The nDCG@10 of the training questions for each multiple that was tried, each question ranked with the weights
+            that the other folds taught.
+    """
+
+    weights: WordWeights | None = None
+    multiple: float = DEFAULT_MULTIPLE
+    ndcg: Mapping[float, float] = field(default_factory=dict)
+
+
+def learn_words(
+    data: RetrievalDataset,
+    model: SentenceTransformer,
+    *,
+    split: str = "train",
+    batch_size: int = 32,
+    seed: int = 0,
+    show_progress_bar: bool = False,
+) -> LearnedWords:
+    """Learn from training questions which of their words matter, and how much words count beside vectors.
+
+    Call it before training, with the model as it is then: a model that was trained on the questions finds their chunks by
+    itself, and the words would seem to add nothing. How much they count is chosen by five folds over the documents, the
+    weights learned inside each, from 0 (vectors alone) to infinity (words alone). Nothing of another split is read.
+
+    Args:
+        data: Its corpus is searched, and the questions of ``split`` are learned from.
+        model: The model before it is trained.
+        split: Whose questions to learn from. Without such questions every word has the weight 1.
+        batch_size: How many texts go through the model at once.
+        seed: Draws the folds, and the questions where there are more than 2,000.
+        show_progress_bar: Show the progress of encoding.
+
+    Example:
+        >>> import embedtune as et
+        >>> data = et.RetrievalDataset.from_pairs(
+        ...     [("Press both buttons.", ["How do I restart?"]), ("Turn the key.", ["How do I lock?"])], test_size=0, dev_size=0
+        ... )
+        >>> words = learn_words(data, et.load_model("minilm", device="cpu"))
+        >>> words.weights.num_questions
+        2
+    """
+    relevant = data.relevant(split) if split in data.qrels else {}
+    if not relevant:
+        logger.warning(
+            "There are no questions in %r to learn from, so every word of a question has the weight 1.", split
+        )
+        return LearnedWords()
+    encoder = ModelEncoder(model, batch_size, show_progress_bar)
+    index = build_index(encoder, table_of_corpus(data.corpus))
+    names = sorted(relevant)
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(names))[:_MAX_QUESTIONS])
+    asked = [names[row] for row in drawn]
+    questions = [data.query_texts[name] for name in asked]
+    group_of = _groups(data)
+    ndcg = choose_multiple(
+        index,
+        questions,
+        encode_questions(encoder, questions),
+        [[index.position_of[chunk] for chunk in relevant[name]] for name in asked],
+        [group_of[relevant[name][0]] for name in asked],
+        seed=seed,
+    )
+    weights = WordWeights.learn([data.query_texts[name] for name in names])
+    # The plateau is often flat: of equally good multiples the one nearest to the default.
+    multiple = max(ndcg, key=lambda one: (ndcg[one], -abs(math.log((one + 1) / (DEFAULT_MULTIPLE + 1)))))
+    logger.info(
+        "Words count %g times the spread of similarities (nDCG@10 of %d folds: %s).", multiple, _NUM_FOLDS, ndcg
+    )
+    return LearnedWords(weights, multiple, ndcg)
+
+
+def _groups(data: RetrievalDataset) -> dict[str, str]:
+    """Return the document group of each chunk; where documents are not known, or are one group, each chunk is its own."""
+    ids, columns = data.corpus["_id"][:], data.corpus.column_names
+    name = next((name for name in ("document_group", "document_id") if name in columns), "_id")
+    groups = data.corpus[name][:]
+    return dict(zip(ids, groups if len(set(groups)) > 1 else ids, strict=True))
+
+
+def spread_of(index: ChunkIndex) -> float:
+    """Return the mean standard deviation of a chunk's similarities to all other chunks, from a sample of at most 64."""
+    rows = np.unique(np.linspace(0, len(index) - 1, num=min(_NUM_SAMPLES, len(index)), dtype=np.int64))
+    if len(index) < 3:
+        return 0.1
+    scores = _similarities(index, index.vectors[rows])
+    scores[np.arange(len(rows)), rows] = np.nan
+    return max(float(np.nanstd(scores, axis=1).mean()), _MIN_SPREAD)
+
+
+def choose_multiple(
+    index: ChunkIndex,
+    questions: Sequence[str],
+    vectors: NDArray[np.float32],
+    relevant: Sequence[Sequence[int]],
+    groups: Sequence[str],
+    *,
+    seed: int = 0,
+) -> dict[float, float]:
+    """Return the nDCG@10 of training questions for each multiple, by cross-validation over groups of documents.
+
+    Args:
+        index: All chunks.
+        questions: The training questions.
+        vectors: Their vectors, of shape ``(num_questions, dim)``, by a model that was not trained on them.
+        relevant: The positions of the relevant chunks of each.
+        groups: The document group of each: word weights are learned from the questions of other folds.
+        seed: Draws the folds.
+    """
+    unit = spread_of(index)
+    folds = _folds(groups, seed)
+    gains: dict[float, list[float]] = {multiple: [] for multiple in MULTIPLES}
+    for fold in np.unique(folds):
+        rows = np.flatnonzero(folds == fold)
+        weights = WordWeights.learn([questions[row] for row in np.flatnonzero(folds != fold)])
+        for block in question_blocks(len(rows), len(index)):
+            some = rows[block]
+            words = index.words.scores([questions[row] for row in some], weights)
+            similarities = _similarities(index, vectors[some])
+            for multiple, found in gains.items():
+                scores = words if math.isinf(multiple) else similarities + np.float32(multiple * unit) * words
+                found += [_ndcg(row, relevant[i]) for row, i in zip(scores, some, strict=True)]
+    return {multiple: float(np.mean(found)) for multiple, found in gains.items()}
+
+
+def _similarities(index: ChunkIndex, vectors: NDArray[np.float32]) -> NDArray[np.float32]:
+    score = SimilarityFunction.to_similarity_fn("dot" if index.similarity == "cosine" else index.similarity)
+    found: NDArray[np.float32] = score(torch.from_numpy(vectors), torch.from_numpy(np.asarray(index.vectors))).numpy()
+    return found
+
+
+def _folds(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
+    """Return the fold of each question: groups in random order, each to the fold with the fewest questions so far."""
+    names, group, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    fold_of, filled = np.zeros(len(names), dtype=np.int64), np.zeros(_NUM_FOLDS)
+    for name in np.random.default_rng(seed).permutation(len(names)):
+        fold_of[name] = np.argmin(filled)
+        filled[fold_of[name]] += sizes[name]
+    return fold_of[group]
+
+
+def _ndcg(scores: NDArray[np.float32], relevant: Sequence[int]) -> float:
+    """Return the nDCG@10 of one question; ties are broken by position."""
+    rows = np.asarray(relevant)
+    better = [(scores > scores[row]).sum() + (scores[:row] == scores[row]).sum() for row in rows]
+    discounts = 1 / np.log2(np.arange(_K) + 2)
+    return float(sum(discounts[rank] for rank in better if rank < _K) / discounts[: len(rows)].sum())

@@ -1,0 +1,189 @@
+"""The words of a corpus, and what training questions teach about the words of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from scipy.sparse import csr_array, vstack
+
+from embedtune.retrieval.tokens import hashed_tokens
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+K1, B = (
+    0.9,
+    0.4,
+)  # of BM25, as in Anserini: Yang, Fang and Lin, "Anserini: Reproducible Ranking Baselines Using Lucene", 2018
+
+_MAX_COUNT = np.iinfo(np.uint16).max
+
+
+@dataclass(frozen=True, eq=False)
+class WordWeights:
+    """How much each word of a question says, learned from questions: what many of them contain says little.
+
+    The weight of a token is its idf over the questions, ``log(1 + (n - d + 0.5) / (d + 0.5))`` for a token that ``d`` of ``n``
+    questions contain, divided by that of a token in none of them: 1 for a token that no question contains, nearly 0 for one
+    that all contain. No relevance judgement is read. Tokens are kept as hashes.
+
+    Attributes:
+        hashes: The tokens of the questions, ascending, of shape ``(num_tokens,)``.
+        counts: How many questions contain each, of the same shape.
+        num_questions: How many questions there were; with 0 every weight is 1.
+
+    Example:
+        >>> weights = WordWeights.learn(["How do I restart?", "How do I lock the door?", "How do I call for help?"])
+        >>> of = {word: float(weights.of(hashed_tokens(word)[:1])[0]) for word in ("how", "door", "pump")}
+        >>> {word: round(weight, 2) for word, weight in of.items()}
+        {'how': 0.06, 'door': 0.47, 'pump': 1.0}
+    """
+
+    hashes: NDArray[np.uint64]
+    counts: NDArray[np.int64]
+    num_questions: int
+
+    @classmethod
+    def learn(cls, questions: Iterable[str]) -> WordWeights:
+        """Count the tokens of questions."""
+        tokens = [np.unique(hashed_tokens(question)) for question in questions]
+        hashes, counts = np.unique(np.concatenate([np.empty(0, np.uint64), *tokens]), return_counts=True)
+        return cls(hashes, counts, len(tokens))
+
+    def joined(self, other: WordWeights) -> WordWeights:
+        """Return what these questions and those of another teach together."""
+        hashes, where = np.unique(np.concatenate([self.hashes, other.hashes]), return_inverse=True)
+        counts = np.bincount(where, weights=np.concatenate([self.counts, other.counts]), minlength=len(hashes))
+        return WordWeights(hashes, counts.astype(np.int64), self.num_questions + other.num_questions)
+
+    def of(self, hashes: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """Return the weight of each token, of the shape of ``hashes``."""
+        counts, found = _look_up(self.hashes, hashes)
+        contained = np.where(found, self.counts[counts], 0) if len(self.hashes) else np.zeros(len(hashes))
+        return _idf(contained, self.num_questions) / _idf(np.zeros(1), self.num_questions)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class WordIndex:
+    """How often each token occurs in each chunk, and the BM25 scores that follow from it.
+
+    It never changes; `joined` and `take` return another one.
+
+    Attributes:
+        hashes: The tokens of the corpus, ascending, of shape ``(num_tokens,)``.
+        counts: How often each occurs in each chunk, of shape ``(num_chunks, num_tokens)``.
+        k1: How much a repeated token adds.
+        b: How much long chunks are held back, from 0 to 1.
+
+    Example:
+        >>> index = WordIndex.build(["Press both buttons.", "Turn the key left."])
+        >>> [round(float(score), 2) for score in index.scores(["Which key?"])[0]]
+        [0.0, 0.04]
+    """
+
+    hashes: NDArray[np.uint64]
+    counts: csr_array
+    k1: float = K1
+    b: float = B
+
+    @classmethod
+    def build(cls, texts: Sequence[str], *, k1: float = K1, b: float = B) -> WordIndex:
+        """Count the tokens of texts; the time and the memory grow linearly with their length."""
+        tokens, counts, sizes = [], [], []
+        for text in texts:
+            found, number = np.unique(hashed_tokens(text), return_counts=True)
+            tokens.append(found)
+            counts.append(np.minimum(number, _MAX_COUNT).astype(np.uint16))
+            sizes.append(len(found))
+        hashes, columns = np.unique(_joined(tokens, np.uint64), return_inverse=True)
+        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
+        shape = len(texts), len(hashes)
+        table = csr_array((_joined(counts, np.uint16), columns.astype(np.int32), starts), shape=shape)
+        return cls(hashes, table, k1, b)
+
+    def __len__(self) -> int:
+        return int(self.counts.shape[0])
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """Return what `of_arrays` makes the index from again."""
+        table = self.counts
+        return {"hashes": self.hashes, "counts": table.data, "columns": table.indices, "starts": table.indptr}
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> WordIndex:
+        """Return the index whose `arrays` these are."""
+        shape = len(arrays["starts"]) - 1, len(arrays["hashes"])
+        return cls(arrays["hashes"], csr_array((arrays["counts"], arrays["columns"], arrays["starts"]), shape=shape))
+
+    def take(self, rows: Sequence[int] | NDArray[np.int64]) -> WordIndex:
+        """Return the index of some chunks, in the order given."""
+        return replace(self, counts=self.counts[np.asarray(rows, dtype=np.int64)])
+
+    def joined(self, other: WordIndex) -> WordIndex:
+        """Return the index of these chunks and, behind them, those of another index."""
+        hashes = np.union1d(self.hashes, other.hashes)
+        parts = []
+        for index in (self, other):
+            columns = np.searchsorted(hashes, index.hashes).astype(np.int32)[index.counts.indices]
+            shape = len(index), len(hashes)
+            parts.append(csr_array((index.counts.data, columns, index.counts.indptr), shape=shape))
+        return replace(self, hashes=hashes, counts=vstack(parts, format="csr"))
+
+    def scores(self, questions: Sequence[str], weights: WordWeights | None = None) -> NDArray[np.float32]:
+        """Return how much of each question's weight each chunk holds, of shape ``(num_questions, num_chunks)``, 0 to 1.
+
+        ``sum(weight * bm25) / sum(weight * idf)`` over the distinct tokens of the question, where ``bm25`` is Lucene's
+        ``idf * count / (count + k1 * (1 - b + b * length / mean length))``. A token that no chunk has counts below the line alone.
+        """
+        rows = [self._weighted(question, weights) for question in questions]
+        starts = np.concatenate([[0], np.cumsum([len(columns) for columns, _ in rows])]).astype(np.int32)
+        columns, values = _joined([row[0] for row in rows], np.int32), _joined([row[1] for row in rows], np.float32)
+        table = csr_array((values, columns, starts), shape=(len(questions), len(self.hashes)))
+        found: NDArray[np.float32] = (table @ self._postings).toarray()
+        return found
+
+    def _weighted(self, question: str, weights: WordWeights | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return a question's tokens that the corpus has, and the share of its weight per unit of idf that each has."""
+        tokens = np.unique(hashed_tokens(question))
+        columns, found = _look_up(self.hashes, tokens)
+        idf = (
+            np.where(found, self._idf[columns], _idf(np.zeros(1), len(self)))
+            if len(self.hashes)
+            else np.ones(len(tokens))
+        )
+        weight = np.ones(len(tokens)) if weights is None else weights.of(tokens)
+        total = float(weight @ idf)
+        return columns[found], (weight[found] / total).astype(np.float32)
+
+    @cached_property
+    def _idf(self) -> NDArray[np.float64]:
+        return _idf(np.bincount(self.counts.indices, minlength=len(self.hashes)), len(self))
+
+    @cached_property
+    def _postings(self) -> csr_array:
+        """The BM25 score of each token in each chunk, of shape ``(num_tokens, num_chunks)``."""
+        lengths = np.asarray(self.counts.sum(axis=1, dtype=np.float64))
+        held_back = self.k1 * (1 - self.b + self.b * lengths / max(lengths.mean(), 1.0)) if len(self) else lengths
+        values = self.counts.data.astype(np.float32)
+        values /= values + np.repeat(held_back.astype(np.float32), np.diff(self.counts.indptr))
+        values *= self._idf.astype(np.float32)[self.counts.indices]
+        by_chunk = csr_array((values, self.counts.indices, self.counts.indptr), shape=self.counts.shape)
+        return by_chunk.T.tocsr()
+
+
+def _idf(counts: NDArray[np.int64] | NDArray[np.float64], size: int) -> NDArray[np.float64]:
+    return np.log1p((size - counts + 0.5) / (counts + 0.5))
+
+
+def _look_up(known: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Return where each hash is among the known ones, which ascend, and whether it is."""
+    places = np.minimum(np.searchsorted(known, hashes), max(len(known) - 1, 0))
+    return places, known[places] == hashes if len(known) else np.zeros(len(hashes), dtype=bool)
+
+
+def _joined(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
+    return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype=dtype)
