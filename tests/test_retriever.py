@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import copy
+import math
+import shutil
 import sys
 import threading
 from pathlib import Path
@@ -8,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from embedtune.retrieval.document_fingerprint import document_fingerprint
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
@@ -17,8 +18,13 @@ from test_evaluator import ADJECTIVES, THINGS, build
 
 import embedtune as et
 from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.retrieval.fusion import Fusion
 from embedtune.retrieval.index import ChunkIndex
 from embedtune.retrieval.retriever import Retriever
+from embedtune.retrieval.word_weight import LearnedWords
+from embedtune.retrieval.words import WordWeights
 
 torch.set_num_threads(1)
 
@@ -60,7 +66,7 @@ def test_it_finds_what_the_evaluator_finds(tiny_model):
     relevant = {f"q{i:02}": [next(iter(TEXTS))] for i in range(len(QUESTIONS))}
     data = build(TEXTS, dict(zip(relevant, QUESTIONS, strict=True)), relevant)
     rows = et.TopKEvaluator(data, k=(10,)).evaluate(tiny_model).per_query
-    hits = found(Retriever.from_dataset(tiny_model, data))
+    hits = found(Retriever.from_dataset(tiny_model, data, word_weight=0))
     assert [[chunk_id for chunk_id, _ in row] for row in hits] == rows["retrieved"][:]
     np.testing.assert_allclose([[score for _, score in row] for row in hits], rows["scores"][:], atol=1e-6)
 
@@ -108,7 +114,7 @@ def test_a_k_below_one_is_refused(retriever):
 @pytest.mark.parametrize(
     ("chunks", "message"),
     [
-        ([("a#0", "open"), ("a#0", "close")], "stands more than once"),
+        ([("a#0", "open"), ("a#0", "close")], "occurs more than once"),
         ([("a#0", "open"), ("b#0", " ")], "is empty"),
     ],
 )
@@ -128,7 +134,7 @@ def test_what_is_saved_is_loaded_the_same_and_stays_on_disk(retriever, tiny_mode
     again = Retriever.load(tmp_path / "index", tiny_model)
     assert found(again) == found(retriever)
     assert again.index.corpus_fingerprint == retriever.index.corpus_fingerprint
-    vectors = load_file(tmp_path / "index" / "vectors.safetensors")["vectors"].numpy()
+    vectors = load_file(tmp_path / "index" / "index" / "vectors.safetensors")["vectors"].numpy()
     np.testing.assert_array_equal(again.index.vectors, vectors)
 
 
@@ -138,20 +144,31 @@ def test_vectors_and_texts_of_a_loaded_index_are_mapped_from_its_files(tmp_path,
     loaded = Retriever.load(tmp_path / "index", tiny_model)
     mapped = Path("/proc/self/maps").read_text()
     assert len(loaded) == len(TEXTS)
-    assert str(tmp_path / "index" / "vectors.safetensors") in mapped
-    assert str(tmp_path / "index" / "chunks.arrow") in mapped
+    assert str(tmp_path / "index" / "index" / "vectors.safetensors") in mapped
+    assert str(tmp_path / "index" / "index" / "chunks.arrow") in mapped
 
 
-def test_the_model_is_loaded_from_where_it_was(tiny_model_folder, tmp_path):
-    retriever = Retriever.from_chunks(str(tiny_model_folder), chunks_of(TEXTS))
-    retriever.save(tmp_path / "index")
-    assert found(Retriever.load(tmp_path / "index")) == found(retriever)
+def test_the_model_is_saved_with_the_rest_and_is_a_plain_one(retriever, tiny_model, tmp_path):
+    retriever.save(tmp_path / "saved")
+    assert found(Retriever.load(tmp_path / "saved")) == found(retriever)
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    np.testing.assert_array_equal(plain.encode_query(QUESTIONS), tiny_model.encode_query(QUESTIONS))
 
 
-def test_an_index_that_does_not_know_its_model_asks_for_it(retriever, tmp_path):
-    retriever.save(tmp_path / "index")
-    with pytest.raises(ValueError, match="does not say where its model is"):
-        Retriever.load(tmp_path / "index")
+def test_a_model_that_is_saved_already_is_not_written_again(retriever, tiny_model, tmp_path, monkeypatch):
+    retriever.save(tmp_path / "saved")
+    monkeypatch.setattr(type(tiny_model), "save_pretrained", lambda *args: 1 / 0)
+    retriever.add([chunk("zoo#0", "a new garden")])
+    retriever.save(tmp_path / "saved")
+    assert found(Retriever.load(tmp_path / "saved")) == found(retriever)
+
+
+def test_without_its_chunks_a_retriever_takes_others(retriever, tmp_path):
+    retriever.save(tmp_path / "saved")
+    shutil.rmtree(tmp_path / "saved" / "index")
+    with pytest.raises(FileNotFoundError, match="without its chunks"):
+        Retriever.load(tmp_path / "saved")
+    assert found(Retriever.load(tmp_path / "saved", chunks=chunks_of(TEXTS))) == found(retriever)
 
 
 def test_saving_replaces_an_index_and_nothing_else(retriever, tiny_model, tmp_path):
@@ -161,7 +178,7 @@ def test_saving_replaces_an_index_and_nothing_else(retriever, tiny_model, tmp_pa
     assert len(Retriever.load(tmp_path / "index", tiny_model)) == len(TEXTS) - 1
     (tmp_path / "letters").mkdir()
     (tmp_path / "letters" / "a.txt").write_text("dear")
-    with pytest.raises(FileExistsError, match="is no saved index"):
+    with pytest.raises(FileExistsError, match="is not a saved retriever"):
         retriever.save(tmp_path / "letters")
 
 
@@ -179,15 +196,19 @@ def test_a_crash_while_saving_leaves_the_old_index(retriever, tiny_model, tmp_pa
 
 
 def test_a_missing_and_a_damaged_index_are_named(retriever, tiny_model, tmp_path):
-    with pytest.raises(FileNotFoundError, match="holds no saved index"):
+    with pytest.raises(FileNotFoundError, match="is not a saved retriever"):
         Retriever.load(tmp_path / "nothing", tiny_model)
     retriever.save(tmp_path / "index")
-    save_file({"vectors": torch.ones(3, 32)}, tmp_path / "index" / "vectors.safetensors")
-    with pytest.raises(ValueError, match="is damaged: 3 vectors for 80 chunks"):
+    save_file({"vectors": torch.ones(3, 32)}, tmp_path / "index" / "index" / "vectors.safetensors")
+    with pytest.raises(ValueError, match="is damaged: its 80 chunks are not those of its 3 vectors"):
         Retriever.load(tmp_path / "index", tiny_model)
 
 
 # Fingerprints
+
+
+def document_side(model):
+    return model_fingerprint(model, side="document")
 
 
 def test_a_tuned_model_with_the_old_index_is_refused(retriever, tiny_model, tmp_path):
@@ -195,7 +216,7 @@ def test_a_tuned_model_with_the_old_index_is_refused(retriever, tiny_model, tmp_
     tuned = copy.deepcopy(tiny_model)
     with torch.no_grad():
         list(tuned.parameters())[-1].add_(1e-3)
-    with pytest.raises(ValueError, match=r"did not make the index .* reindex"):
+    with pytest.raises(ValueError, match="is not the one that the retriever"):
         Retriever.load(tmp_path / "index", tuned)
 
 
@@ -215,6 +236,14 @@ def test_a_model_that_tokenizes_differently_is_refused(retriever, tiny_model, tm
     from tokenizers import normalizers
 
     tiny_model.tokenizer.backend_tokenizer.normalizer = normalizers.Replace("e", "zz")
+    with pytest.raises(ValueError, match="is not the one that the retriever"):
+        Retriever.load(tmp_path / "index", tiny_model)
+
+
+def test_a_model_that_computes_other_vectors_is_refused(retriever, tiny_model, tmp_path, monkeypatch):
+    retriever.save(tmp_path / "index")
+    real = ModelEncoder.encode_documents
+    monkeypatch.setattr(ModelEncoder, "encode_documents", lambda self, texts: np.roll(real(self, texts), 1, axis=1))
     with pytest.raises(ValueError, match="another vector"):
         Retriever.load(tmp_path / "index", tiny_model)
 
@@ -231,21 +260,21 @@ def test_a_model_that_tokenizes_differently_is_refused(retriever, tiny_model, tm
     ],
 )
 def test_whatever_changes_a_documents_vector_changes_the_fingerprint(tiny_model, change):
-    before = document_fingerprint(tiny_model)
+    before = document_side(tiny_model)
     change(tiny_model)
-    assert document_fingerprint(tiny_model) != before
+    assert document_side(tiny_model) != before
 
 
 def test_the_query_prompt_does_not_change_the_fingerprint(tiny_model):
-    before = document_fingerprint(tiny_model)
+    before = document_side(tiny_model)
     tiny_model.prompts["query"] = "query: "
-    assert document_fingerprint(tiny_model) == before
+    assert document_side(tiny_model) == before
 
 
 def test_saving_and_loading_keeps_the_fingerprint(tiny_model, tmp_path):
     tiny_model.save_pretrained(str(tmp_path))
-    assert document_fingerprint(SentenceTransformer(str(tmp_path), device="cpu")) == document_fingerprint(tiny_model)
-    assert document_fingerprint(et.load_model(tmp_path, device="cpu")) == document_fingerprint(tiny_model)
+    assert document_side(SentenceTransformer(str(tmp_path), device="cpu")) == document_side(tiny_model)
+    assert document_side(et.load_model(tmp_path, device="cpu")) == document_side(tiny_model)
 
 
 def test_a_lora_has_the_fingerprint_of_the_model_that_is_saved(tiny_model_folder, tmp_path):
@@ -255,7 +284,7 @@ def test_a_lora_has_the_fingerprint_of_the_model_that_is_saved(tiny_model_folder
             if "lora_B" in name:
                 tensor.add_(0.01)
     model.save_pretrained(str(tmp_path))
-    assert document_fingerprint(et.load_model(tmp_path, device="cpu")) == document_fingerprint(model)
+    assert document_side(et.load_model(tmp_path, device="cpu")) == document_side(model)
 
 
 def test_a_trained_query_side_keeps_the_index(tiny_model):
@@ -299,7 +328,7 @@ def test_only_what_changed_is_encoded(retriever, tiny_model, monkeypatch):
 
 
 def test_adding_a_known_chunk_and_changing_an_unknown_one_are_refused(retriever):
-    with pytest.raises(ValueError, match=r"has chunk 'pump#0' already .* update\(\)"):
+    with pytest.raises(ValueError, match=r"already has chunk 'pump#0' .* update\(\)"):
         retriever.add([chunk("pump#0", "open")])
     for change in (lambda: retriever.update([chunk("zoo#0", "open")]), lambda: retriever.remove(["zoo#0"])):
         with pytest.raises(ValueError, match=r"no chunk 'zoo#0' .* add\(\)"):
@@ -337,34 +366,102 @@ def test_searching_goes_on_while_chunks_come_and_go(retriever):
 # Words and graphs
 
 
-def reciprocal_ranks(rankings, k):
-    scores = {}
-    for ranking in rankings:
-        for rank, chunk_id in enumerate(ranking, start=1):
-            scores[chunk_id] = scores.get(chunk_id, 0) + 1 / (60 + rank)
-    return sorted(scores, key=lambda chunk_id: (-round(scores[chunk_id], 7), chunk_id))[:k]
+@pytest.mark.parametrize("word_weight", [0, 0.5, 3.0, math.inf])
+def test_a_score_is_the_sum_of_similarity_and_weighted_words(tiny_model, word_weight):
+    weights = WordWeights.learn(QUESTIONS[:10])
+    words = LearnedWords(weights, 1.0)
+    retriever = Retriever.from_chunks(tiny_model, chunks_of(TEXTS), words=words, word_weight=word_weight)
+    index = retriever.index
+    cosines = tiny_model.encode_query(QUESTIONS, normalize_embeddings=True) @ index.vectors.T
+    by_words = BM25(weights=weights).fit(index.texts()).scores(QUESTIONS)
+    scores = by_words if math.isinf(word_weight) else cosines + word_weight * by_words
+    for question, row in zip(QUESTIONS, scores, strict=True):
+        hits = retriever.search(question, k=len(TEXTS))
+        np.testing.assert_allclose(
+            [hit.score for hit in hits], [row[index.position_of[hit.id]] for hit in hits], atol=1e-5
+        )
+        np.testing.assert_allclose([hit.similarity + hit.words for hit in hits], [hit.score for hit in hits], atol=1e-5)
+        found = {hit.id for hit in hits}
+        expected = (
+            set(index.ids) if not math.isinf(word_weight) else {i for i, s in zip(index.ids, row, strict=True) if s > 0}
+        )
+        assert found == expected
+        assert [hit.score for hit in hits] == sorted((hit.score for hit in hits), reverse=True)
 
 
-def test_hybrid_search_joins_both_rankings_by_reciprocal_ranks(tiny_model):
-    dense = Retriever.from_chunks(tiny_model, chunks_of(TEXTS))
-    hybrid = Retriever(tiny_model, dense.index, hybrid=True)
-    positions, scores = BM25().rank(QUESTIONS, dense.index.texts(), len(TEXTS))
-    for row, question in enumerate(QUESTIONS):
-        by_words = [dense.index.ids[p] for p, s in zip(positions[row], scores[row], strict=True) if s > 0]
-        by_vectors = [hit.id for hit in dense.search(question, k=100)]
-        assert [hit.id for hit in hybrid.search(question)] == reciprocal_ranks([by_vectors, by_words], 10)
+def test_what_is_evaluated_is_what_is_served(tiny_model):
+    relevant = {f"q{i:02}": [next(iter(TEXTS))] for i in range(len(QUESTIONS))}
+    data = build(TEXTS, dict(zip(relevant, QUESTIONS, strict=True)), relevant)
+    retriever = Retriever.from_dataset(tiny_model, data, words=LearnedWords(WordWeights.learn(QUESTIONS[::2]), 3.0))
+    rows = et.TopKEvaluator(data, k=(10,)).evaluate(retriever).per_query
+    hits = found(retriever)
+    assert [[chunk_id for chunk_id, _ in row] for row in hits] == rows["retrieved"][:]
+    np.testing.assert_allclose([[score for _, score in row] for row in hits], rows["scores"][:], atol=1e-6)
+
+
+def test_an_evaluation_does_not_encode_the_chunks_again(tiny_model, monkeypatch):
+    relevant = {f"q{i:02}": [next(iter(TEXTS))] for i in range(len(QUESTIONS))}
+    data = build(TEXTS, dict(zip(relevant, QUESTIONS, strict=True)), relevant)
+    retriever = Retriever.from_dataset(tiny_model, data)
+    encoded = counting(tiny_model, monkeypatch)
+    et.TopKEvaluator(data, k=(10,)).evaluate(retriever)
+    assert encoded == []
 
 
 def test_a_question_without_known_words_is_still_found_by_its_vector(tiny_model):
-    hybrid = Retriever.from_chunks(tiny_model, chunks_of(TEXTS), hybrid=True)
-    dense = Retriever(tiny_model, hybrid.index)
-    assert [hit.id for hit in hybrid.search("xyz")] == [hit.id for hit in dense.search("xyz")]
+    both = Retriever.from_chunks(tiny_model, chunks_of(TEXTS))
+    assert [hit.id for hit in both.search("xyz")] == [hit.id for hit in both.with_word_weight(0).search("xyz")]
 
 
-def test_hybrid_search_by_vectors_alone_asks_for_the_texts(tiny_model):
-    hybrid = Retriever.from_chunks(tiny_model, chunks_of(TEXTS), hybrid=True)
-    with pytest.raises(ValueError, match="needs the text of each question"):
-        hybrid.search_vectors(hybrid.embed(["open"]))
+def test_words_that_were_learned_are_saved_and_no_word_of_a_question_is(tiny_model, tmp_path):
+    words = LearnedWords(WordWeights.learn(["where is the zeppelin hangar"]), math.inf)
+    retriever = Retriever.from_chunks(tiny_model, chunks_of(TEXTS), words=words)
+    retriever.save(tmp_path / "saved")
+    again = Retriever.load(tmp_path / "saved")
+    assert again.word_weight == math.inf
+    assert found(again) == found(retriever)
+    assert again.fingerprint == retriever.fingerprint
+    assert not any(b"zeppelin" in path.read_bytes() for path in (tmp_path / "saved").rglob("*") if path.is_file())
+
+
+def test_words_of_another_retriever_are_refused(tiny_model, tmp_path):
+    for name in ("one", "two"):
+        words = LearnedWords(WordWeights.learn([f"question {name}"]), 3.0)
+        Retriever.from_chunks(tiny_model, chunks_of(TEXTS), words=words).save(tmp_path / name)
+    words_file = "retriever_words.safetensors"
+    shutil.copy(tmp_path / "one" / words_file, tmp_path / "two" / words_file)
+    with pytest.raises(ValueError, match="of another retriever"):
+        Retriever.load(tmp_path / "two")
+    (tmp_path / "two" / words_file).unlink()
+    with pytest.raises(ValueError, match="is missing, or of another retriever"):
+        Retriever.load(tmp_path / "two")
+
+
+def test_the_words_of_a_changed_corpus_are_those_of_one_made_anew(retriever, tiny_model):
+    retriever.search("check the pump")  # counts the words
+    retriever.add([chunk("aa#0", "the xylophone of the pump"), chunk("zoo#0", "a new garden")])
+    retriever.remove(["valve#1"])
+    texts = {i: t for i, t in TEXTS.items() if i != "valve#1"} | {
+        "aa#0": "the xylophone of the pump",
+        "zoo#0": "a new garden",
+    }
+    fresh = Retriever.from_chunks(tiny_model, chunks_of(texts), word_weight=retriever.word_weight)
+    questions = [*QUESTIONS, "a xylophone"]
+    np.testing.assert_array_equal(retriever.index.words.scores(questions), fresh.index.words.scores(questions))
+
+
+def test_chunks_added_by_threads_at_once_are_all_there(retriever):
+    threads = [
+        threading.Thread(
+            target=lambda i=i: [retriever.add([chunk(f"new{i}-{j}#0", f"a garden {i} {j}")]) for j in range(5)]
+        )
+        for i in range(8)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {f"new{i}-{j}#0" for i in range(8) for j in range(5)} <= set(retriever.index.ids)
 
 
 def random_index(num_chunks, dim=32):
@@ -377,16 +474,17 @@ def test_a_graph_finds_nearly_what_an_exact_search_finds(tiny_model, tmp_path):
     pytest.importorskip("faiss")
     index = Retriever.from_chunks(tiny_model, chunks_of({f"{i:04}#0": f"pump {i}" for i in range(2000)})).index
     object.__setattr__(index, "vectors", random_index(2000))
-    exact, approximate = Retriever(tiny_model, index), Retriever(tiny_model, index, approximate=True)
-    queries = random_index(50)[::-1].copy()
-    same = [
-        len({hit.id for hit in a} & {hit.id for hit in b})
-        for a, b in zip(exact.search_vectors(queries), approximate.search_vectors(queries), strict=True)
-    ]
-    assert sum(same) >= 0.99 * 10 * len(queries)
-    approximate.save(tmp_path / "index")
-    assert (tmp_path / "index" / "graph.faiss").exists()
-    assert ChunkIndex.load(tmp_path / "index").faiss.ntotal == 2000
+    queries, questions = random_index(50)[::-1].copy(), [f"pump {i}" for i in range(50)]
+    for word_weight in (0, 1.0):
+        fusion = Fusion(word_weight)
+        exact = fusion.rank(index, questions, queries, 10)
+        approximate = fusion.rank(index, questions, queries, 10, approximate=True)
+        same = [len({*a} & {*b}) for a, b in zip(exact.positions.tolist(), approximate.positions.tolist(), strict=True)]
+        assert sum(same) >= 0.99 * 10 * len(queries)
+        where = exact.positions == approximate.positions
+        np.testing.assert_allclose(exact.scores[where], approximate.scores[where], atol=1e-5)
+    index.save(tmp_path / "index")
+    assert ChunkIndex.load(tmp_path / "index").graph.faiss.ntotal == 2000
 
 
 def test_a_changed_corpus_gets_a_graph_of_its_own(tiny_model):
@@ -395,6 +493,11 @@ def test_a_changed_corpus_gets_a_graph_of_its_own(tiny_model):
     before = [hit.id for hit in retriever.search("check the cold pump", k=3)]
     retriever.remove(before[:1])
     assert [hit.id for hit in retriever.search("check the cold pump", k=2)] == before[1:]
+    graph = retriever.index.graph
+    retriever.add([chunk("aa#0", "check the cold pump")])
+    assert retriever.index.graph.faiss.ntotal == graph.faiss.ntotal + 1  # one node more, not a graph made anew
+    assert retriever.search("check the cold pump", k=1)[0].id == "aa#0"
+    assert len(retriever.search("check the cold pump", k=100)) == len(TEXTS)
 
 
 def test_without_faiss_the_command_to_install_it_is_named(tiny_model, monkeypatch):

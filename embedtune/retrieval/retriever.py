@@ -296,9 +296,9 @@ class Retriever:
         if k < 1:
             raise ValueError(f"k={k}: ask for at least 1 chunk.")
         index = self.index  # one snapshot for all of this search
-        vectors = self._vectors(questions)
         if not len(index) or not len(questions):
             return [[] for _ in questions]
+        vectors = self._vectors(questions)
         ranking = self._rank(index, questions, vectors, min(k, len(index)))
         return _hits(index, ranking, self._similarities(index, vectors, ranking), alone=self.fusion.kind)
 

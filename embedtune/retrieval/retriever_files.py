@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.index import ChunkIndex
 from embedtune.retrieval.word_weight import LearnedWords
 from embedtune.retrieval.words import WordWeights
-from embedtune.storage import merged_folder, replace_file
+from embedtune.storage import merged_folder, replace_file, replaced_folder
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -43,32 +43,38 @@ class Saved:
 def write(
     path: str | Path, model: SentenceTransformer, index: ChunkIndex, saved: Saved, *, model_fingerprint: str
 ) -> None:
-    """Write a retriever to a folder. `retriever.json` comes last: with it the parts are whole and belong together."""
+    """Write a retriever to a folder; an older one stays until the new one is whole."""
     target = Path(path)
     known = _settings_in(target)
-    if target.exists() and known is None and not (target / "modules.json").exists() and any(target.iterdir()):
+    if target.exists() and known is None and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(
             f"{target} exists and is not a saved retriever, so it is not replaced. Choose another path."
         )
-    if known is None or known["model_fingerprint"] != model_fingerprint:
-        with merged_folder(target) as folder:
-            model.save_pretrained(str(folder))
+    saved = replace(saved, model_fingerprint=model_fingerprint)
+    if known is not None and known["model_fingerprint"] == model_fingerprint:
+        _write_parts(target, index, saved)
+        return
+    with replaced_folder(target) as folder:
+        model.save_pretrained(str(folder))
+        _write_parts(folder, index, saved)
+
+
+def _write_parts(folder: Path, index: ChunkIndex, saved: Saved) -> None:
+    """Write everything but the model; the settings come last: with them the parts belong together."""
     weights = saved.words.weights
-    if weights is not None:
-        with merged_folder(target) as folder:
-            save_file({"hashes": weights.hashes, "counts": weights.counts}, folder / WORDS)
-    else:
-        (target / WORDS).unlink(missing_ok=True)
-    index.save(target / INDEX)
+    with merged_folder(folder) as new:
+        if weights is not None:
+            save_file({"hashes": weights.hashes, "counts": weights.counts}, new / WORDS)
+    index.save(folder / INDEX)
     settings = {
-        "model_fingerprint": model_fingerprint,
+        "model_fingerprint": saved.model_fingerprint,
         "words_fingerprint": _words_fingerprint(weights),
         "num_questions": weights.num_questions if weights is not None else 0,
         "word_weight": _number(saved.word_weight),
         "multiple": _number(saved.words.multiple),
         "context": list(saved.context),
     }
-    replace_file(target / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    replace_file(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
 
 
 def found(path: str | Path, *, revision: str | None, token: str | None) -> Path:
