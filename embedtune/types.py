@@ -15,6 +15,9 @@ ContextPart = Literal["title", "headings", "keywords"]
 
 CONTEXT_PARTS: tuple[ContextPart, ...] = ("title", "headings", "keywords")
 
+Role = Literal["query", "document"]
+"""How a text is encoded: as a question, or as a chunk. It decides the prompt and, in some models, the route."""
+
 
 @dataclass(frozen=True, slots=True)
 class Document:

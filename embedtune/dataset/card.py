@@ -6,7 +6,7 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embedtune.dataset.retrieval_dataset import RetrievalDataset
+    from embedtune.dataset.tables import RetrievalTables
 
 _SPLITS = {
     "document": "by document: near-duplicate documents are on one side together, and no document that a `test` or `dev` "
@@ -17,7 +17,7 @@ _SPLITS = {
 }
 
 
-def question_origins(data: RetrievalDataset) -> list[str]:
+def question_origins(data: RetrievalTables) -> list[str]:
     """Say who wrote how many of the questions, a line for each model and version of the prompt, the largest first."""
     queries = data.queries
     columns = [
@@ -33,7 +33,7 @@ def question_origins(data: RetrievalDataset) -> list[str]:
     ]
 
 
-def describe_dataset(data: RetrievalDataset) -> str:
+def describe_dataset(data: RetrievalTables) -> str:
     """Return how the questions were made, split and put together, in Markdown."""
     lines = [f"{len(data.queries):,} questions about {len(data.corpus):,} chunks:", ""]
     lines += [f"- {origin}" for origin in question_origins(data)]
@@ -48,7 +48,7 @@ def describe_dataset(data: RetrievalDataset) -> str:
     return "\n".join(lines)
 
 
-def dataset_card(data: RetrievalDataset) -> str:
+def dataset_card(data: RetrievalTables) -> str:
     """Return a card by which ``datasets.load_dataset(repo, "corpus" | "queries" | "default")`` finds the files."""
     files = {
         "corpus": [("corpus", "corpus.parquet")],

@@ -16,12 +16,12 @@ from embedtune.hub import Publication, list_files, upload_folder
 from embedtune.storage import replaced_folder
 
 if TYPE_CHECKING:
-    from embedtune.dataset.retrieval_dataset import RetrievalDataset
+    from embedtune.dataset.tables import RetrievalTables
 
 SETTINGS = "embedtune.json"
 
 
-def save(data: RetrievalDataset, path: str | Path) -> None:
+def save(data: RetrievalTables, path: str | Path) -> None:
     """Write the dataset to a folder, replacing an older one only when the new one is whole."""
     target = Path(path)
     if target.exists() and not (target / SETTINGS).exists() and (not target.is_dir() or any(target.iterdir())):
@@ -46,7 +46,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def push(
-    data: RetrievalDataset, repo_id: str, *, private: bool, dry_run: bool, token: str | None, message: str
+    data: RetrievalTables, repo_id: str, *, private: bool, dry_run: bool, token: str | None, message: str
 ) -> Publication:
     """Upload the dataset in one commit."""
     from huggingface_hub import HfApi
@@ -77,7 +77,7 @@ def download(repo_id: str, *, revision: str | None, token: str | None) -> str:
     return snapshot_download(repo_id, repo_type="dataset", revision=revision, token=token)
 
 
-def _write(data: RetrievalDataset, folder: Path) -> None:
+def _write(data: RetrievalTables, folder: Path) -> None:
     (folder / "qrels").mkdir()
     _write_table(data.corpus, folder / "corpus.parquet")
     _write_table(data.queries, folder / "queries.parquet")
