@@ -239,19 +239,19 @@ def test_no_questions_are_refused(chunks):
 
 
 def test_a_question_about_an_unknown_chunk_is_refused_by_name(chunks, questions):
-    with pytest.raises(ValueError, match=r"'lost' is answered by chunk 'gone#0'"):
+    with pytest.raises(ValueError, match=r"'lost' names chunk 'gone#0'"):
         build_dataset(chunks, [*questions, Question("lost", "What?", ("gone#0",))])
 
 
 def test_a_question_without_a_chunk_is_refused(chunks, questions):
-    with pytest.raises(ValueError, match="'lost' names no chunk"):
+    with pytest.raises(ValueError, match="'lost' names no relevant chunk"):
         build_dataset(chunks, [*questions, Question("lost", "What?", ())])
 
 
 def test_ids_that_stand_twice_are_refused(chunks, questions):
-    with pytest.raises(ValueError, match="chunk id 'd0#0' stands more than once"):
+    with pytest.raises(ValueError, match="chunk id 'd0#0' is not unique"):
         build_dataset([*chunks, chunks[0]], questions)
-    with pytest.raises(ValueError, match="question id 'd0#0/0' stands more than once"):
+    with pytest.raises(ValueError, match="question id 'd0#0/0' is not unique"):
         build_dataset(chunks, [*questions, questions[0]])
 
 
@@ -260,6 +260,11 @@ def test_empty_texts_are_refused(chunks, questions):
         build_dataset([*chunks, Chunk("blank", "d99", " \n", 0, 2)], questions)
     with pytest.raises(ValueError, match="text of question 'blank' is empty"):
         build_dataset(chunks, [*questions, Question("blank", "  ", ("d0#0",))])
+
+
+def test_text_that_no_file_can_hold_is_refused(chunks, questions):
+    with pytest.raises(ValueError, match=r"question 'half' has half a character, U\+D83D, at offset 2"):
+        build_dataset(chunks, [*questions, Question("half", "5 \ud83d?", ("d0#0",))])
 
 
 def test_offsets_that_are_made_up_are_refused(questions):
@@ -274,13 +279,13 @@ def test_offsets_that_are_made_up_are_refused(questions):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"test_size": 1.0}, r"test_size=1\.0 is no share"),
-        ({"dev_size": -0.1}, r"dev_size=-0\.1 is no share"),
+        ({"test_size": 1.0}, r"test_size=1\.0 is not a share"),
+        ({"dev_size": -0.1}, r"dev_size=-0\.1 is not a share"),
         ({"test_size": 0.6, "dev_size": 0.4}, "leave nothing to train on"),
-        ({"split_by": "chunk"}, "split_by='chunk' is none of"),
-        ({"context": "title"}, "context='title' must be a list"),
-        ({"context": ["author"]}, r"context=\['author'\] must be a list"),
-        ({"split_by": "given"}, "needs a split on every question, and 120 have none"),
+        ({"split_by": "chunk"}, "split_by='chunk' is unknown. Choose one of"),
+        ({"context": "title"}, "context='title' must be a list with"),
+        ({"context": ["author"]}, r"context=\['author'\] must be a list with"),
+        ({"split_by": "given"}, "needs a split for every question, and 120 have none"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(chunks, questions, options, message):
@@ -348,7 +353,7 @@ def test_the_old_dataset_stays_when_saving_fails(data, tmp_path, monkeypatch):
 
 def test_saving_over_a_folder_that_is_something_else_is_refused(data, tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(FileExistsError, match="is no saved dataset"):
+    with pytest.raises(FileExistsError, match="is not a saved dataset"):
         data.save_to_disk(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 
