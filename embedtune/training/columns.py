@@ -13,9 +13,7 @@ from embedtune.dataset.columns import LABEL_COLUMNS, role_of
 from embedtune.models.families.prompts import prompt_of
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-    from embedtune.training.arguments import TuningArguments
+    from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 
 _ID_COLUMN = re.compile(r"(.*[_-])?(ids?|idx|index)", re.IGNORECASE)
 _RENAME = 'dataset.rename_columns({"<column of questions>": "anchor", "<column of chunks>": "positive"})'
@@ -85,7 +83,7 @@ def _check_lengths(table: Any, column: str, part: str) -> None:
         )
 
 
-def fill_columns(args: TuningArguments, model: SentenceTransformer, *datasets: Any) -> None:
+def fill_columns(args: SentenceTransformerTrainingArguments, model: SentenceTransformer, *datasets: Any) -> None:
     """Set the prompt and the route of each column of training and evaluation tables.
 
     Raises:
