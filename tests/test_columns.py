@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 
 import pytest
-from datasets import Dataset, Value, concatenate_datasets
+from datasets import Dataset, IterableDataset, Value, concatenate_datasets
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
 from sentence_transformers.sentence_transformer.losses import CosineSimilarityLoss, MultipleNegativesRankingLoss
@@ -170,12 +170,11 @@ def test_contents_that_would_be_misread_are_refused_by_column_and_row(column, va
 
 
 def test_a_missing_text_in_a_row_that_is_not_used_does_no_harm():
-    rows = Dataset.from_dict({"anchor": ["how", None], "positive": ["open", "wait"]}).cast_column(
-        "anchor", Value("large_string")
-    )
-    check_table(rows.select([0]), name="train_dataset")
-    with pytest.raises(ValueError, match="row 0 has no value in column 'anchor'"):
-        check_table(rows.select([1]), name="train_dataset")
+    rows = Dataset.from_dict({"anchor": ["how", None, "who"], "positive": ["open", "wait", "call"]})
+    rows = rows.cast_column("anchor", Value("large_string"))
+    check_table(rows.select([2, 0]), name="train_dataset")
+    with pytest.raises(ValueError, match="row 2 has no value in column 'anchor'"):
+        check_table(rows.select([2, 0, 1]), name="train_dataset")
 
 
 def test_an_id_is_refused_in_a_table_of_unknown_columns():
@@ -214,3 +213,9 @@ def test_a_score_is_no_list_of_ids(tiny_model, arguments):
         EmbeddingTrainer(
             tiny_model, arguments(save_strategy="no", load_best_model_at_end=False), train_dataset=rows
         ).train()
+
+
+def test_a_stream_of_unknown_columns_is_left_to_sentence_transformers(tiny_model, arguments):
+    stream = IterableDataset.from_generator(lambda: iter([{"anchor": "how", "positive": "open"}]))
+    with pytest.raises(ValueError, match="features"):
+        EmbeddingTrainer(tiny_model, arguments(), train_dataset=stream)

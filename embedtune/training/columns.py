@@ -28,8 +28,8 @@ def tables_of(dataset: Any, name: str) -> Iterator[tuple[str, Any]]:
 
 
 def text_columns(table: Any) -> list[str]:
-    """Return the columns that are trained on as texts."""
-    return [column for column in table.column_names if column not in (*LABEL_COLUMNS, "dataset_name")]
+    """Return the columns that are trained on as texts; a stream may not know its columns."""
+    return [column for column in table.column_names or () if column not in (*LABEL_COLUMNS, "dataset_name")]
 
 
 def check_table(dataset: Any, *, name: str) -> None:
@@ -42,7 +42,7 @@ def check_table(dataset: Any, *, name: str) -> None:
         if isinstance(table, Sized) and not len(table):
             raise ValueError(f"{part} has no rows. Add questions about its chunks, or choose a smaller test_size.")
         _check_names(table, part)
-        for column, feature in (table.features or {}).items():  # a stream may not know its features
+        for column, feature in (table.features or {}).items():
             if column in LABEL_COLUMNS:
                 _check_lengths(table, column, part)
             elif column in text_columns(table) and getattr(feature, "dtype", None) not in ("string", "large_string"):
