@@ -95,7 +95,7 @@ def triplets(model, args, *, chunk_tokens, questions):
             rows += [(chunk, question, negative) for negative in negatives]
     rng.shuffle(rows)
     return Dataset.from_dict(
-        dict(zip(("anchor", "positive", "negative"), map(list, zip(*rows, strict=True)), strict=True))
+        dict(zip(("chunk", "question", "other_question"), map(list, zip(*rows, strict=True)), strict=True))
     )
 
 
@@ -212,7 +212,7 @@ def useful_flops(model, rows, args):
     linear = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lora" not in name]
     weights = sum(m.weight.numel() for m in linear)
     config = model[0].model.config
-    texts = {text for column in ("anchor", "positive", "negative") for text in rows[column]}
+    texts = {text for column in ("chunk", "question", "other_question") for text in rows[column]}
     lengths = [len(ids) for ids in model.tokenizer(sorted(texts), truncation=True)["input_ids"]]
     passes = 2 if args.lora else 3  # forward and, of a frozen layer, half of the backward pass
     attention = 4 * config.hidden_size * config.num_hidden_layers * sum(length**2 for length in lengths) * 3

@@ -1,4 +1,4 @@
-"""Writing to disk so that a crash leaves the old content, never half of the new one."""
+"""Writes to disk such that a crash leaves the old content or the new one, never a part."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from pathlib import Path
 
 @contextmanager
 def replaced_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder to fill, and put it in the place of ``path`` once the block ends without an error.
+    """Yield an empty folder to fill, and replace ``path`` by it once the block ends without an error.
 
-    Until then whatever stands at ``path`` stays as it is.
+    Until then ``path`` does not change.
 
     Example:
         >>> import tempfile
@@ -47,9 +47,9 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def merged_folder(path: str | Path) -> Iterator[Path]:
-    """Give an empty folder to fill, and move its files to ``path`` once the block ends without an error.
+    """Yield an empty folder to fill, and move its files to ``path`` once the block ends without an error.
 
-    A file of the same name is replaced at once; other files that stand there stay.
+    Each file of the same name is replaced atomically; other files stay.
 
     Example:
         >>> import tempfile
@@ -80,7 +80,7 @@ def merged_folder(path: str | Path) -> Iterator[Path]:
 
 
 def replace_file(path: str | Path, text: str) -> None:
-    """Write ``text`` as UTF-8 in the place of ``path``; readers see the old content or the new one, with the old one's mode.
+    """Replace a file by ``text`` in UTF-8; readers see the old content or the new one. The mode of the file is kept.
 
     Example:
         >>> import tempfile
@@ -92,7 +92,7 @@ def replace_file(path: str | Path, text: str) -> None:
     target = Path(path).absolute()
     with _naming(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        # In a folder of its own, so that it gets the mode that the umask says; mkstemp's files are their owner's alone.
+        # In a new folder, where the file gets the umask's mode; mkstemp would make it readable by its owner only.
         workspace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
         try:
             new = workspace / "new"
@@ -109,7 +109,7 @@ def replace_file(path: str | Path, text: str) -> None:
 
 @contextmanager
 def _naming(target: Path) -> Iterator[None]:
-    """Name what could not be written, where the system's error names a temporary file or a folder above."""
+    """Raise errors with the path that was to be written; the system names a temporary file or a parent folder."""
     try:
         yield
     except OSError as err:

@@ -10,7 +10,7 @@ Row: TypeAlias = Sequence[str]
 
 
 def text_table(header: Row, rows: Sequence[Row]) -> str:
-    """Align columns, the first to the left and all others to the right.
+    """Return an aligned table, the first column to the left and all others to the right.
 
     Example:
         >>> print(text_table(["metric", "before"], [["mrr@10", "0.5"]]))
@@ -26,13 +26,13 @@ def text_table(header: Row, rows: Sequence[Row]) -> str:
 
 
 def html_table(header: Row, rows: Sequence[Row], *, texts: bool = False) -> str:
-    """Write a table in HTML, with every cell escaped.
+    """Return a table in HTML, with every cell escaped.
 
     Args:
         header: The columns' names.
         rows: The cells.
-        texts: Whether all columns hold texts, to be set to the left with their line breaks, rather than numbers behind a
-            first column of names. (Notebooks set everything to the right.)
+        texts: Whether the columns hold texts, which are aligned left and keep their line breaks, instead of a first
+            column of names followed by numbers. (Notebooks align everything right.)
 
     Example:
         >>> html_table(["metric", "value"], [["a < b", "0.5"]])
@@ -50,7 +50,7 @@ def _cells(row: Row, tag: str, *, texts: bool) -> str:
 
 
 def signed(value: float) -> str:
-    """Write a difference with its sign and three digits.
+    """Return a difference with its sign and three digits.
 
     Example:
         >>> signed(-0.0), signed(0.0521)

@@ -1,4 +1,4 @@
-"""The records that travel between the stages, and the protocols a user may implement."""
+"""The records that the stages exchange, and the protocols that a user may implement."""
 
 from __future__ import annotations
 
@@ -11,9 +11,12 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ContextPart = Literal["title", "headings", "keywords"]
-"""What may be put before a chunk's text when it is embedded."""
+"""What can be put before a chunk's text when it is embedded."""
 
 CONTEXT_PARTS: tuple[ContextPart, ...] = ("title", "headings", "keywords")
+
+Role = Literal["query", "document"]
+"""How a text is encoded: as a question, or as a chunk. It decides the prompt and, in some models, the route."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +26,8 @@ class Document:
     Attributes:
         id: Unique in its collection; the path relative to the folder it was read from.
         text: The whole text. Offsets of chunks point into it.
-        title: The title that the document came with, or an empty string.
-        keywords: Keywords that the document came with.
+        title: The document's title, or an empty string.
+        keywords: The document's keywords.
     """
 
     id: str
@@ -42,8 +45,8 @@ class Chunk:
         document_id: The document it was cut from.
         text: Exactly ``document.text[start:end]``.
         start: Offset of the first character in the document.
-        end: Offset behind the last character in the document.
-        headings: The headings that the span stands under, outermost first.
+        end: Offset after the last character in the document.
+        headings: The headings above the span, outermost first.
         title: The document's title.
         keywords: The document's keywords.
 
@@ -63,13 +66,13 @@ class Chunk:
     keywords: tuple[str, ...] = ()
 
     def text_with(self, context: Sequence[ContextPart] = ()) -> str:
-        """Return the text to embed: the chosen context, a line each, and then the chunk's own text.
+        """Return the text to embed: one line for each part of the context, then the chunk's own text.
 
-        A part that the chunk has nothing for gives no line, so an empty context leaves the text as it is.
+        Parts that the chunk does not have are left out.
 
         Args:
             context: Any of ``"title"``, ``"headings"`` (joined by ``" > "``) and ``"keywords"`` (``#`` and a
-                comma-separated list, the form that "Fine-tuning Embeddings for RAG applications" embeds), in the order wanted.
+                comma-separated list, as in "Fine-tuning Embeddings for RAG applications"), in any order.
         """
         lines = {
             "title": self.title,
@@ -84,14 +87,14 @@ class Question:
     """A question and the chunks that answer it.
 
     Attributes:
-        id: Unique in its collection; ``"{chunk_id}/{position}"`` where it was made from a chunk.
+        id: Unique in its collection; ``"{chunk_id}/{position}"`` if it was generated from a chunk.
         text: The question as a user would ask it.
         chunk_ids: Every chunk that answers it on its own; the one it was written for comes first.
-        style: How it is asked (for instance ``"keyword"``), or an empty string.
-        split: The split it is bound to, or an empty string to let ``build_dataset`` choose.
+        style: How it is asked, for instance ``"keyword"``, or an empty string.
+        split: The split it belongs to, or an empty string to let ``build_dataset`` choose.
         answer: A short answer, or an empty string.
         model: The language model that wrote it, or an empty string.
-        prompt_version: The prompt that it was written with, as a short hash.
+        prompt_version: A short hash of the prompt that it was written with, or an empty string.
     """
 
     id: str
@@ -106,7 +109,7 @@ class Question:
 
 @runtime_checkable
 class TokenCounter(Protocol):
-    """Says where tokens start; anything that has this method can bound chunks."""
+    """Returns where tokens start; any object with this method can limit the size of chunks."""
 
     def token_starts(self, text: str) -> NDArray[np.int64]:
         """Return the character offset at which each token of ``text`` starts, ascending, of shape ``(num_tokens,)``.
@@ -117,13 +120,13 @@ class TokenCounter(Protocol):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Turns texts into vectors, queries and documents apart because many models treat them differently."""
+    """Turns texts into vectors. Queries and documents are separate because many models encode them differently."""
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one vector a text, of shape ``(num_texts, dim)``."""
+        """Return one vector for each text, of shape ``(num_texts, dim)``."""
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one vector a text, of shape ``(num_texts, dim)``."""
+        """Return one vector for each text, of shape ``(num_texts, dim)``."""
 
 
 @runtime_checkable
@@ -135,6 +138,5 @@ class Ranker(Protocol):
     ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Return positions in ``documents`` and their scores, both of shape ``(num_queries, k)``, best first.
 
-        A position of -1 stands for nothing, where fewer than ``k`` are found. A ranker whose attribute ``approximate`` is
-        true is marked in results.
+        A position of -1 means that fewer than ``k`` were found. Results mark a ranker whose attribute ``approximate`` is true.
         """

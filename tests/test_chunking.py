@@ -433,10 +433,10 @@ def test_a_document_without_text_is_named_in_a_warning(caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 0}, "max_tokens is 0"),
-        ({"overlap": -1}, "overlap is -1 and must be at least 0"),
-        ({"overlap": 400}, "overlap is 400 and must be .* less than max_tokens, 400"),
-        ({"strategy": "semantic"}, "strategy is 'semantic'. Choose one of 'structure', 'fixed'"),
+        ({"max_tokens": 0}, "max_tokens=0 must be at least 1"),
+        ({"overlap": -1}, "overlap=-1 must be at least 0"),
+        ({"overlap": 400}, "overlap=400 must be .* less than max_tokens=400"),
+        ({"strategy": "semantic"}, "strategy='semantic' is unknown. Choose one of 'structure', 'fixed'"),
         ({"tokenizer": "model"}, "tokenizer=model"),
     ],
 )
@@ -451,7 +451,7 @@ def test_no_documents_are_an_error():
 
 
 def test_two_documents_of_one_id_are_an_error():
-    with pytest.raises(ValueError, match="two documents have the id 'd'"):
+    with pytest.raises(ValueError, match="Two documents have the id 'd'"):
         chunk_documents([Document("d", "a"), Document("d", "b")], tokenizer=Words())
 
 
@@ -463,7 +463,7 @@ def test_texts_are_refused_with_what_makes_documents_of_them(documents):
 
 @pytest.mark.parametrize("strategy", ["structure", "fixed"])
 def test_a_limit_that_one_character_exceeds_is_refused(strategy):
-    with pytest.raises(ValueError, match="max_tokens is 2, but the character at offset 4 alone has more"):
+    with pytest.raises(ValueError, match="max_tokens=2 is less than the tokens of the single character at offset 4"):
         chunk("abc 日", max_tokens=2, tokenizer=BYTES, strategy=strategy)
 
 

@@ -9,7 +9,7 @@ import pytest
 from datasets import Dataset
 
 from embedtune.dataset import RetrievalDataset, build_dataset
-from embedtune.dataset.views import COLUMN_ROLES, view_of
+from embedtune.dataset.columns import VIEW_ROLES, role_of
 from embedtune.types import Chunk, Question
 
 NOUNS = ["pump", "valve", "sensor", "door", "filter", "battery", "cable", "crane", "lamp", "clock"]
@@ -139,23 +139,23 @@ def test_questions_of_equal_text_share_their_answers(chunks):
 
 def test_triplets_have_the_roles_of_the_article_and_negatives_of_the_same_split_alone(data):
     triplets = data.triplets("train", num_negatives=3, seed=0)
-    assert triplets.column_names == ["anchor", "positive", "negative"]
+    assert triplets.column_names == ["chunk", "question", "other_question"]
     assert len(triplets) == 3 * len(data.relevant("train"))
     chunk_of = {data.query_texts[q]: {data.corpus_texts[c] for c in cs} for q, cs in data.relevant("train").items()}
     for row in triplets:
-        assert row["anchor"] in chunk_of[row["positive"]]
-        assert row["negative"] in chunk_of, "a question of another split was drawn"
-        assert row["anchor"] not in chunk_of[row["negative"]]
+        assert row["chunk"] in chunk_of[row["question"]]
+        assert row["other_question"] in chunk_of, "a question of another split was drawn"
+        assert row["chunk"] not in chunk_of[row["other_question"]]
 
 
 def test_a_negative_is_never_drawn_twice_for_one_question(data):
-    drawn = Counter((row["positive"], row["negative"]) for row in data.triplets("train", num_negatives=5))
+    drawn = Counter((row["question"], row["other_question"]) for row in data.triplets("train", num_negatives=5))
     assert max(drawn.values()) == 1
 
 
 def test_negatives_are_drawn_by_the_seed(data):
-    assert data.triplets("train", seed=3)["negative"] == data.triplets("train", seed=3)["negative"]
-    assert data.triplets("train", seed=3)["negative"] != data.triplets("train", seed=4)["negative"]
+    drawn = [data.triplets("train", seed=seed)["other_question"][:] for seed in (3, 3, 4)]
+    assert drawn[0] == drawn[1] != drawn[2]
 
 
 def test_fewer_negatives_are_drawn_where_there_are_no_more(chunks):
@@ -166,7 +166,7 @@ def test_fewer_negatives_are_drawn_where_there_are_no_more(chunks):
 
 def test_negatives_are_refused_where_one_chunk_answers_everything(chunks):
     data = build_dataset(chunks, make_questions(chunks[:1]), test_size=0, dev_size=0)
-    with pytest.raises(ValueError, match=r"answered by chunk 'd0#0', so it has no negative"):
+    with pytest.raises(ValueError, match=r"Chunk 'd0#0' answers every question of split 'train'"):
         data.triplets("train")
 
 
@@ -179,7 +179,7 @@ def test_near_duplicates_of_the_anchor_are_not_its_negatives():
     ]
     questions = [Question(c.id, f"What of {c.id}?", (c.id,), split="train") for c in chunks]
     triplets = build_dataset(chunks, questions, split_by="given").triplets("train", num_negatives=5)
-    assert {(row["positive"], row["negative"]) for row in triplets} == {
+    assert {(row["question"], row["other_question"]) for row in triplets} == {
         ("What of a#0?", "What of c#0?"),
         ("What of b#0?", "What of c#0?"),
         ("What of c#0?", "What of a#0?"),
@@ -189,21 +189,28 @@ def test_near_duplicates_of_the_anchor_are_not_its_negatives():
 
 def test_labelled_pairs_say_which_questions_a_chunk_answers(data):
     pairs = data.labelled_pairs("train", num_negatives=2)
-    assert pairs.column_names == ["anchor", "candidate", "label"]
+    assert pairs.column_names == ["chunk", "question", "label"]
     answered = {(data.corpus_texts[c], data.query_texts[q]) for q, cs in data.relevant("train").items() for c in cs}
-    rows = list(zip(pairs["anchor"], pairs["candidate"], pairs["label"], strict=True))
+    rows = list(zip(pairs["chunk"], pairs["question"], pairs["label"], strict=True))
     assert {(chunk, question) for chunk, question, label in rows if label == 1} == answered
     assert all((chunk, question) not in answered for chunk, question, label in rows if label == -1)
     assert len(set(rows)) == len(rows)
 
 
-@pytest.mark.parametrize("view", COLUMN_ROLES)
-def test_a_view_remembers_what_it_is(data, view):
+@pytest.mark.parametrize("view", VIEW_ROLES)
+def test_the_names_of_a_views_columns_say_what_they_hold(data, view):
     table = getattr(data, view)("train")
-    assert view_of(table) == view
-    assert view_of(table.shuffle(seed=0).select(range(3))) == view
-    assert set(COLUMN_ROLES[view]) == set(table.column_names) - {"label"}
-    assert view_of(Dataset.from_dict({"anchor": ["a"]})) is None
+    columns = [column for column in table.column_names if column != "label"]
+    assert tuple(map(role_of, columns)) == VIEW_ROLES[view]
+    for column in columns:
+        known = data.query_texts if role_of(column) == "query" else data.corpus_texts
+        assert set(table[column]) <= set(known.values())
+
+
+def test_an_anchor_is_a_question_and_an_unknown_name_says_nothing():
+    assert role_of("anchor") == "query"
+    assert role_of("negative_12") == "document"
+    assert role_of("sentence1") is role_of("anchors") is role_of("negative_x") is None
 
 
 def test_an_unknown_split_is_refused_with_those_that_exist(data):
@@ -232,19 +239,19 @@ def test_no_questions_are_refused(chunks):
 
 
 def test_a_question_about_an_unknown_chunk_is_refused_by_name(chunks, questions):
-    with pytest.raises(ValueError, match=r"'lost' is answered by chunk 'gone#0'"):
+    with pytest.raises(ValueError, match=r"'lost' names chunk 'gone#0'"):
         build_dataset(chunks, [*questions, Question("lost", "What?", ("gone#0",))])
 
 
 def test_a_question_without_a_chunk_is_refused(chunks, questions):
-    with pytest.raises(ValueError, match="'lost' names no chunk"):
+    with pytest.raises(ValueError, match="'lost' names no relevant chunk"):
         build_dataset(chunks, [*questions, Question("lost", "What?", ())])
 
 
 def test_ids_that_stand_twice_are_refused(chunks, questions):
-    with pytest.raises(ValueError, match="chunk id 'd0#0' stands more than once"):
+    with pytest.raises(ValueError, match="chunk id 'd0#0' is not unique"):
         build_dataset([*chunks, chunks[0]], questions)
-    with pytest.raises(ValueError, match="question id 'd0#0/0' stands more than once"):
+    with pytest.raises(ValueError, match="question id 'd0#0/0' is not unique"):
         build_dataset(chunks, [*questions, questions[0]])
 
 
@@ -253,6 +260,11 @@ def test_empty_texts_are_refused(chunks, questions):
         build_dataset([*chunks, Chunk("blank", "d99", " \n", 0, 2)], questions)
     with pytest.raises(ValueError, match="text of question 'blank' is empty"):
         build_dataset(chunks, [*questions, Question("blank", "  ", ("d0#0",))])
+
+
+def test_text_that_no_file_can_hold_is_refused(chunks, questions):
+    with pytest.raises(ValueError, match=r"question 'half' has half a character, U\+D83D, at offset 2"):
+        build_dataset(chunks, [*questions, Question("half", "5 \ud83d?", ("d0#0",))])
 
 
 def test_offsets_that_are_made_up_are_refused(questions):
@@ -267,13 +279,13 @@ def test_offsets_that_are_made_up_are_refused(questions):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"test_size": 1.0}, r"test_size=1\.0 is no share"),
-        ({"dev_size": -0.1}, r"dev_size=-0\.1 is no share"),
+        ({"test_size": 1.0}, r"test_size=1\.0 is not a share"),
+        ({"dev_size": -0.1}, r"dev_size=-0\.1 is not a share"),
         ({"test_size": 0.6, "dev_size": 0.4}, "leave nothing to train on"),
-        ({"split_by": "chunk"}, "split_by='chunk' is none of"),
-        ({"context": "title"}, "context='title' must be a list"),
-        ({"context": ["author"]}, r"context=\['author'\] must be a list"),
-        ({"split_by": "given"}, "needs a split on every question, and 120 have none"),
+        ({"split_by": "chunk"}, "split_by='chunk' is unknown. Choose one of"),
+        ({"context": "title"}, "context='title' must be a list with"),
+        ({"context": ["author"]}, r"context=\['author'\] must be a list with"),
+        ({"split_by": "given"}, "needs a split for every question, and 120 have none"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(chunks, questions, options, message):
@@ -341,7 +353,7 @@ def test_the_old_dataset_stays_when_saving_fails(data, tmp_path, monkeypatch):
 
 def test_saving_over_a_folder_that_is_something_else_is_refused(data, tmp_path):
     (tmp_path / "thesis.txt").write_text("ten years of work")
-    with pytest.raises(FileExistsError, match="is no saved dataset"):
+    with pytest.raises(FileExistsError, match="is not a saved dataset"):
         data.save_to_disk(tmp_path)
     assert (tmp_path / "thesis.txt").exists()
 

@@ -160,7 +160,7 @@ def test_an_empty_file_is_named_and_left_out(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"on_error": "ignore"}, "on_error is 'ignore'"), ({"encoding": "utf-9"}, "encoding is 'utf-9'")],
+    [({"on_error": "ignore"}, "on_error='ignore'"), ({"encoding": "utf-9"}, "encoding='utf-9'")],
 )
 def test_options_that_do_not_exist_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -197,9 +197,9 @@ def test_rules_are_not_taken_for_front_matter(tmp_path, content):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ("title: [", r"a\.md has front matter.*no YAML at line 3"),
-        ("title: [a, b]", r"a\.md: 'title' is a list, expected a string"),
-        ("keywords: {a: b}", r"a\.md: 'keywords' is a dict, expected a list"),
+        ("title: [", r"a\.md has front matter.*not valid YAML at line 3"),
+        ("title: [a, b]", r"a\.md: 'title' is a list; a string"),
+        ("keywords: {a: b}", r"a\.md: 'keywords' is a dict; a list"),
         ("[" * 400, r"a\.md has front matter"),
     ],
 )
@@ -287,19 +287,19 @@ def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ('{"text": 12}', "'text' is 12 (int), expected a string"),
-        ('{"text": null}', "'text' is None, expected a string"),
-        ('{"text": ["x"]}', "'text' is a list, expected a string"),
+        ('{"text": 12}', "'text' is 12 (int); a string"),
+        ('{"text": null}', "'text' is None; a string"),
+        ('{"text": ["x"]}', "'text' is a list; a string"),
         ('{"text": " "}', "'text' is empty"),
         ('{"body": "x", "n": 1}', "no column 'text'. It has 'body', 'n'; choose one of them with text_column="),
-        ('{"text": "x", "title": 3}', "'title' is 3 (int), expected a string"),
-        ('{"text": "x", "id": true}', "'id' is True (bool), expected a string"),
-        ('{"text": "x", "keywords": [1]}', "'keywords' is 1 (int), expected a string"),
-        ('{"text": "x", "keywords": 7}', "'keywords' is 7 (int), expected a list of strings"),
+        ('{"text": "x", "title": 3}', "'title' is 3 (int); a string"),
+        ('{"text": "x", "id": true}', "'id' is True (bool); a string"),
+        ('{"text": "x", "keywords": [1]}', "'keywords' is 1 (int); a string"),
+        ('{"text": "x", "keywords": 7}', "'keywords' is 7 (int); a list of strings"),
         ('{"text": "x\\ud800y"}', "'text' has half a character, U+D800, at offset 1"),
-        ('["x"]', "line 3 is a list, expected an object"),
-        ('"x"', "line 3 is a str, expected an object"),
-        ('{"text": "x",}', "line 3, column 14: this is no JSON"),
+        ('["x"]', "line 3 is a list; an object"),
+        ('"x"', "line 3 is a str; an object"),
+        ('{"text": "x",}', "line 3, column 14: this is not JSON"),
         ("[" * 100_000, "line 3"),
     ],
 )

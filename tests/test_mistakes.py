@@ -33,9 +33,9 @@ def test_a_folder_that_is_not_there():
 
 def test_a_folder_with_nothing_to_read(tmp_path):
     (tmp_path / "a.docx").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"no file to read. Known are .txt.*1 with .docx. Convert those"):
+    with pytest.raises(ValueError, match=r"no readable file. Supported are .txt.*1 with .docx. Convert those"):
         et.read_documents(tmp_path)
-    with pytest.raises(ValueError, match=r"a.docx has none of the extensions.* Convert it"):
+    with pytest.raises(ValueError, match=r"a.docx cannot be read: the supported extensions .* Convert it"):
         et.read_documents(tmp_path / "a.docx")
 
 
@@ -43,7 +43,7 @@ def test_a_folder_with_nothing_to_read(tmp_path):
 def test_a_size_that_is_no_whole_number(options):
     (name,), (value,) = options.keys(), options.values()
     with pytest.raises(
-        TypeError, match=re.escape(f"{name} is {value!r}, a {type(value).__name__}. Give a whole number")
+        TypeError, match=re.escape(f"{name}={value!r} is a {type(value).__name__}. Pass a whole number")
     ):
         et.chunk_documents([et.Document("a", "text")], tokenizer=Words(), **options)
 
@@ -173,7 +173,7 @@ def test_strings_in_the_place_of_records():
 def test_the_id_of_one_chunk_in_the_place_of_several():
     chunks = [et.Chunk("a#0", "a", "Press", 0, 5), et.Chunk("b#0", "b", "Turn", 0, 4)]
     with pytest.raises(
-        TypeError, match=re.escape("Question 'q' has chunk_ids='a#0', a string. Give a tuple: ('a#0',)")
+        TypeError, match=re.escape("Question 'q' has chunk_ids='a#0', a string. Pass a tuple: ('a#0',)")
     ):
         et.build_dataset(chunks, [et.Question("q", "how?", "a#0")])
 
@@ -230,7 +230,7 @@ def test_checkpointing_of_activations_under_its_older_name_gives_no_warning():
 def test_nothing_to_train_on(tiny_model, tmp_path):
     nothing = dataset().pairs("train").select([])
     args = et.TuningArguments(str(tmp_path), use_cpu=True)
-    with pytest.raises(ValueError, match=r"train_dataset has no rows. Generate questions"):
+    with pytest.raises(ValueError, match=r"train_dataset has no rows. Add questions"):
         et.EmbeddingTrainer(tiny_model, args, train_dataset=nothing)
     with pytest.raises(ValueError, match=r"train_dataset\['b'\] has no rows"):
         et.EmbeddingTrainer(tiny_model, args, train_dataset={"a": dataset().pairs("train"), "b": nothing})
@@ -242,4 +242,4 @@ def test_nothing_to_train_on(tiny_model, tmp_path):
 def test_a_batch_of_one_row_whose_loss_needs_others(tiny_model, tmp_path, caplog, loss, batch_size, warns):
     args = et.TuningArguments(str(tmp_path), use_cpu=True, loss=loss, per_device_train_batch_size=batch_size)
     et.EmbeddingTrainer(tiny_model, args, data=dataset())
-    assert ("nothing is learnt. Set per_device_train_batch_size" in caplog.text) == warns
+    assert ("the model learns nothing. Set per_device_train_batch_size" in caplog.text) == warns

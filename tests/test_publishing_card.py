@@ -147,7 +147,7 @@ def test_questions_are_told_by_counts_and_origins(data):
     )
     assert question_origins(asked) == [
         "24 by `claude`, prompt version `7`",
-        "12 of unknown origin: written by hand, or imported",
+        "12 of unknown origin (written by hand, or imported)",
     ]
 
 

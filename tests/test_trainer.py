@@ -73,8 +73,8 @@ def test_training_lowers_each_loss_and_changes_the_model(tiny_model, data, argum
     ("name", "columns"),
     [
         ("in-batch", ["anchor", "positive", "label"]),
-        ("triplet", ["anchor", "positive", "negative"]),
-        ("cosine", ["anchor", "candidate", "label"]),
+        ("triplet", ["chunk", "question", "other_question"]),
+        ("cosine", ["chunk", "question", "label"]),
     ],
 )
 def test_the_named_loss_is_given_its_view(tiny_model, data, arguments, name, columns):
@@ -87,7 +87,7 @@ def test_the_named_loss_is_given_its_view(tiny_model, data, arguments, name, col
         (lambda m: TripletMarginLoss(m, negatives="hardest"), ["anchor", "positive", "label"]),
         (lambda m: CosineEmbeddingLoss(m, negatives="hardest"), ["anchor", "positive", "label"]),
         (lambda m: MatryoshkaLoss(m, InBatchNegativesLoss(m), [32, 16]), ["anchor", "positive", "label"]),
-        (lambda m: MatryoshkaLoss(m, TripletMarginLoss(m), [32, 16]), ["anchor", "positive", "negative"]),
+        (lambda m: MatryoshkaLoss(m, TripletMarginLoss(m), [32, 16]), ["chunk", "question", "other_question"]),
         (MultipleNegativesRankingLoss, ["anchor", "positive"]),
     ],
 )
@@ -102,8 +102,8 @@ def test_a_loss_of_ones_own_is_given_the_view_it_was_made_for(tiny_model, data, 
     ("name", "prompts"),
     [
         ("in-batch", {"anchor": "ask: ", "positive": "chunk: "}),
-        ("triplet", {"anchor": "chunk: ", "positive": "ask: ", "negative": "ask: "}),
-        ("cosine", {"anchor": "chunk: ", "candidate": "ask: "}),
+        ("triplet", {"chunk": "chunk: ", "question": "ask: ", "other_question": "ask: "}),
+        ("cosine", {"chunk": "chunk: ", "question": "ask: "}),
     ],
 )
 def test_each_column_gets_the_prompt_that_search_will_use(tiny_model, data, arguments, name, prompts):
@@ -374,7 +374,7 @@ def test_chunks_longer_than_the_model_reads_are_warned_of_before_training(tiny_m
     tiny_model.max_seq_length = 8
     with caplog.at_level(logging.WARNING):
         EmbeddingTrainer(tiny_model, arguments(), data=make_data())
-    assert "12 of 12 chunks are longer than the 8 tokens the model reads" in caplog.text
+    assert "12 of 12 chunks are longer than the 8 tokens that the model reads" in caplog.text
     assert "max_tokens=6" in caplog.text
 
 

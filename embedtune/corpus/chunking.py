@@ -30,23 +30,23 @@ def chunk_documents(
 ) -> list[Chunk]:
     r"""Cut documents into chunks of at most ``max_tokens`` tokens.
 
-    ``document.text[chunk.start:chunk.end] == chunk.text`` holds for each chunk, and the chunks of a document hold all
-    that is visible in it. The same documents give the same chunks, with the same ids.
+    For each chunk ``document.text[chunk.start:chunk.end] == chunk.text``, and the chunks of a document contain all its
+    visible text. The same documents give the same chunks, with the same ids.
 
     Args:
         documents: As ``read_documents`` returns them.
-        max_tokens: No chunk has more, counted on its own text. The prompt and the special tokens of a model come
-            on top, and so does what ``Chunk.text_with`` adds.
-        overlap: Each chunk but the first starts up to that many tokens earlier, within its section.
-        tokenizer: Whose tokens: anything that ``token_counter`` takes, for instance the model to tune.
+        max_tokens: The largest number of tokens of a chunk's own text. The prompt and the special tokens of a model, and
+            the context of ``Chunk.text_with``, come on top.
+        overlap: Each chunk but the first starts up to this many tokens earlier, within its section.
+        tokenizer: The tokenizer that counts, see ``token_counter``; for instance the model to tune.
         strategy: ``"structure"`` prefers to cut before a heading, then between paragraphs, lines, sentences and words;
-            keeps a heading with what follows it and code together where it can; and joins small sections, for
-            chunks of half of ``max_tokens`` or more. ``"fixed"`` cuts windows of ``max_tokens`` tokens, a stride of
-            ``max_tokens - overlap`` apart, in the middle of words if it comes to that.
-        show_progress_bar: Whether to show progress; by default in a terminal, if it takes more than a moment.
+            keeps headings with their text, and code together, if possible; and joins small sections to chunks of at
+            least half of ``max_tokens``. ``"fixed"`` cuts windows of ``max_tokens`` tokens with a stride of
+            ``max_tokens - overlap``, if necessary in the middle of a word.
+        show_progress_bar: Whether to show progress; by default only in a terminal, after two seconds.
 
     Raises:
-        ValueError: If there are no documents, two have the same id, or an argument is out of its range.
+        ValueError: If there are no documents, two have the same id, or an argument is out of range.
 
     Example:
         >>> import numpy as np
@@ -67,7 +67,7 @@ def chunk_documents(
     for document in tqdm(documents, desc="Chunking", unit="document", delay=2, disable=hidden):
         found = chunk_document(document, max_tokens=max_tokens, overlap=overlap, tokenizer=counter, strategy=strategy)
         if not found:
-            logger.warning("Document %r has nothing but white space and gives no chunk.", document.id)
+            logger.warning("Document %r has only white space and gives no chunk.", document.id)
         chunks += found
     return chunks
 
@@ -82,9 +82,8 @@ def chunk_document(
 ) -> list[Chunk]:
     """Cut one document into chunks; see ``chunk_documents``.
 
-    To cut many one by one, pass ``tokenizer=token_counter(...)``, since each call copies any other tokenizer.
-    The headings of a chunk are those of Markdown (``#`` or underlined) that its first character stands under,
-    or in; the first of them often says the same as the title.
+    To cut many one by one, pass ``tokenizer=token_counter(...)``: each call copies any other tokenizer. The headings of a
+    chunk are the Markdown headings (``#`` or underlined) above its first character; the first often equals the title.
 
     Example:
         >>> import numpy as np
@@ -118,7 +117,7 @@ def chunk_document(
 
 
 def _heading_paths(headings: Sequence[Heading], starts: Iterable[int]) -> Iterator[tuple[str, ...]]:
-    """Yield the texts of the headings that each start stands under or in, outermost first."""
+    """Yield the texts of the headings above each start, outermost first."""
     path: list[Heading] = []
     position = 0
     for start in starts:
@@ -130,26 +129,28 @@ def _heading_paths(headings: Sequence[Heading], starts: Iterable[int]) -> Iterat
 
 def _require_documents(documents: Sequence[Document]) -> None:
     if len(documents) == 0:
-        raise ValueError("there are no documents to chunk. Read some with read_documents().")
+        raise ValueError("There are no documents to chunk. Read some with read_documents().")
     seen: set[str] = set()
     for position, document in enumerate(documents):
         if not isinstance(document, Document):
             raise TypeError(
                 f"documents[{position}] is a {type(document).__name__}, not a Document. "
-                f"Make documents of paths, strings or a dataset with read_documents()."
+                f"Read paths, strings or a dataset with read_documents()."
             )
         if document.id in seen:
-            raise ValueError(f"two documents have the id {document.id!r}, and so would their chunks. Make ids unique.")
+            raise ValueError(
+                f"Two documents have the id {document.id!r}, and their chunks would share ids. Make ids unique."
+            )
         seen.add(document.id)
 
 
 def _require_sizes(max_tokens: int, *, overlap: int, strategy: str) -> None:
     for name, value in (("max_tokens", max_tokens), ("overlap", overlap)):
         if not isinstance(value, Integral):  # numpy's too
-            raise TypeError(f"{name} is {value!r}, a {type(value).__name__}. Give a whole number of tokens.")
+            raise TypeError(f"{name}={value!r} is a {type(value).__name__}. Pass a whole number of tokens.")
     if max_tokens < 1:
-        raise ValueError(f"max_tokens is {max_tokens}. A chunk needs at least one token; 200 to 800 are usual.")
+        raise ValueError(f"max_tokens={max_tokens} must be at least 1; 200 to 800 are usual.")
     if not 0 <= overlap < max_tokens:
-        raise ValueError(f"overlap is {overlap} and must be at least 0 and less than max_tokens, {max_tokens}.")
+        raise ValueError(f"overlap={overlap} must be at least 0 and less than max_tokens={max_tokens}.")
     if strategy not in get_args(Strategy):
-        raise ValueError(f"strategy is {strategy!r}. Choose one of {', '.join(map(repr, get_args(Strategy)))}.")
+        raise ValueError(f"strategy={strategy!r} is unknown. Choose one of {', '.join(map(repr, get_args(Strategy)))}.")

@@ -1,4 +1,4 @@
-"""Finds the places where a text may be cut, and says what each cut would cost."""
+"""Finds where a text may be cut, and the cost of each cut."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
     from embedtune.corpus.markdown import Line, Outline
 
-# What a cut costs, in paragraph borders. All are multiples of 1/8, so that sums are exact and ties are true ties.
+# The cost of a cut, in paragraph borders. All are multiples of 1/8, so that sums are exact and ties are true ties.
 # A heading is better than free: its section should start a chunk whenever both chunks come out long enough.
 HEADING, PER_LEVEL = -1.5, 0.125
 PARAGRAPH = 1.0
@@ -26,19 +26,19 @@ SENTENCE = 3.0
 WRAPPED_LINE = 5.0
 WORD = 8.0
 GRAPHEME = 20.0
-# What is added to it where it would tear something apart.
+# Added where a cut would separate what belongs together.
 BEHIND_COLON = 1.0  # "Run this:" belongs to what follows
 IN_TABLE = 6.0
 IN_FENCE = 64.0  # more than two chunks of a word each: code that fits is kept whole
 BEHIND_HEADING = 256.0
 
-_WHITE_SPACE = np.array([point for point in range(0x3001) if chr(point).isspace()])  # what str.strip() takes away
+_WHITE_SPACE = np.array([point for point in range(0x3001) if chr(point).isspace()])  # what str.strip() removes
 _STOPS = ".!?…"
 _WIDE_STOPS = "\u3002\uff01\uff1f\uff61\u0964\u0965\u06d4"  # of Chinese, Japanese, Hindi and Urdu
 _CLOSERS = r"\"'\u201d\u2019»)\]*_`"
 _WIDE_CLOSERS = "\u300d\u300f\u201d\u2019\uff09\u3011"
-# Nothing repeats without bound before something that may fail: linear on any text. A full stop behind a single letter or
-# digit ("e.g.", "1."), or before a small letter, ends no sentence.
+# No unbounded repetition before something that may fail, so that time is linear. A full stop after a single letter or
+# digit ("e.g.", "1."), or before a lower-case letter, does not end a sentence.
 _SENTENCE = re.compile(rf"[{_STOPS}](?:(?<=\w\w.)|(?<=[{_STOPS}].)|[{_CLOSERS}]{{1,2}})\s+(?=[^\sa-z])")
 _WIDE_SENTENCE = re.compile(rf"[{_WIDE_STOPS}]+[{_WIDE_CLOSERS}]*\s*")
 _ENDS_SENTENCE = re.compile(rf"[{_STOPS}:;{_WIDE_STOPS}][{_CLOSERS}{_WIDE_CLOSERS}]{{0,2}}$")
@@ -49,9 +49,9 @@ class Cuts:
     """Where chunks may start, from the first visible character to the end of the text; each of shape ``(num_cuts,)``.
 
     Attributes:
-        positions: Where the text behind a cut starts, ascending.
+        positions: Where the text after a cut starts, ascending.
         ends: Where the text before a cut ends, white space left out.
-        costs: What it costs to cut there.
+        costs: The cost of the cut.
     """
 
     positions: NDArray[np.int64]
@@ -60,7 +60,7 @@ class Cuts:
 
 
 def find_cuts(text: str, structure: Outline, *, token_starts: NDArray[np.int64], max_tokens: int) -> Cuts:
-    """Find all borders of words and of what is larger, and those of graphemes in words that fit no chunk.
+    """Find all borders of words and larger units, and those of graphemes in words that are too long for a chunk.
 
     Args:
         text: A text with at least one visible character.
@@ -99,7 +99,7 @@ def _words(text: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
 
 
 def _sentences(text: str) -> NDArray[np.int64]:
-    """Return where sentences start behind other sentences."""
+    """Return where sentences start after other sentences."""
     patterns = [_SENTENCE] if text.isascii() else [_SENTENCE, _WIDE_SENTENCE]
     starts = [match.end() for pattern in patterns for match in pattern.finditer(text)]
     return np.array([start for start in starts if start < len(text)], dtype=np.int64)
@@ -113,7 +113,7 @@ def _graphemes_of_long_words(
     token_starts: NDArray[np.int64],
     max_tokens: int,
 ) -> NDArray[np.int64]:
-    """Return where graphemes, and tokens, start in the words (or sentences without spaces) that fit no chunk."""
+    """Return where graphemes and tokens start in words, or sentences without spaces, that are too long for a chunk."""
     starts = np.flatnonzero(np.isfinite(costs))[:-1]
     stops = np.minimum(np.append(starts[1:], len(text)), word_ends[np.searchsorted(word_ends, starts, side="right")])
     is_long = np.searchsorted(token_starts, stops) - np.searchsorted(token_starts, starts) > max_tokens
@@ -123,7 +123,7 @@ def _graphemes_of_long_words(
 
 
 def _price_structure(structure: Outline, costs: NDArray[np.float32]) -> None:
-    """Set the costs at the starts of lines and headings, and raise those that would tear something apart."""
+    """Set the costs at starts of lines and headings, and raise those inside code and tables and after headings."""
     lines, headings = structure.lines, structure.headings
     for above, line in pairwise(lines):
         costs[line.start] = _line_cost(above, line)
@@ -140,11 +140,11 @@ def _price_structure(structure: Outline, costs: NDArray[np.float32]) -> None:
 
 
 def _line_cost(above: Line, line: Line) -> float:
-    """Return what it costs to cut between two lines."""
+    """Return the cost of a cut between two lines."""
     if line.after_blank:
         cost = PARAGRAPH
     elif line.is_code or line.is_item or _ENDS_SENTENCE.search(above.text[-3:]):
         cost = LINE
     else:
         cost = WRAPPED_LINE
-    return cost + BEHIND_COLON if above.text.endswith((":", "\uff1a")) else cost  # also the wide one
+    return cost + BEHIND_COLON if above.text.endswith((":", "\uff1a")) else cost  # the second is the full-width colon

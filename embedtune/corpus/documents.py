@@ -1,4 +1,4 @@
-"""Reads documents from files, from strings and from datasets, and says exactly what is wrong with a bad one."""
+"""Reads documents from files, strings and datasets."""
 
 from __future__ import annotations
 
@@ -52,31 +52,31 @@ def read_documents(
 ) -> list[Document]:
     r"""Read documents from a folder, a file, a dataset or strings.
 
-    A folder is read with all folders in it, in the order of the paths, but without hidden files and without following
-    links to folders. The id of a document is its path relative to the folder:
+    A folder is read recursively, in the order of the paths, without hidden files and links to folders. The id of a
+    document is its path relative to the folder:
 
-    * ``.txt`` is taken as it is.
-    * ``.md``, ``.markdown``: ``title`` and ``keywords`` come from YAML front matter; the title otherwise from the first
+    * ``.txt``: the whole text.
+    * ``.md``, ``.markdown``: ``title`` and ``keywords`` come from YAML front matter; without it the title is the first
       ``#`` heading.
-    * ``.html``, ``.htm``: what is visible, with headings, lists, tables and code as Markdown; ``<title>``, and
+    * ``.html``, ``.htm``: the visible text, with headings, lists, tables and code as Markdown; ``<title>`` and
       ``<meta name="keywords">``.
-    * ``.jsonl``: a document a line, an object with the columns below. The id is ``"path:line"`` if it has none.
+    * ``.jsonl``: one document on each line, an object with the columns below. The default id is ``"path:line"``.
 
-    Newlines become ``\n`` in all of them, and a byte-order mark is left out.
+    All newlines become ``\n``, and a byte-order mark is removed.
 
     Args:
-        source: A path, whenever it is a string; or strings; or a dataset or other rows.
-        text_column: The column of a dataset, or the field of a JSONL line, that holds the text.
-        id_column: The one that holds the id; by default ``"id"`` if there is one, else rows are numbered from 0.
-        title_column: The one that holds the title; by default ``"title"`` if there is one.
-        keywords_column: The one that holds the keywords, as a list or separated by commas; by default ``"keywords"``
-            if there is one.
-        encoding: Of all files.
-        on_error: ``"skip"`` logs a warning for a file or row that cannot be used, and goes on.
+        source: A path (a string is always a path), a list of strings, or a dataset or other rows.
+        text_column: The column of a dataset, or the field of a JSONL line, with the text.
+        id_column: The column with the id; by default ``"id"`` if it exists, else rows are numbered from 0.
+        title_column: The column with the title; by default ``"title"`` if it exists.
+        keywords_column: The column with the keywords, a list or separated by commas; by default ``"keywords"`` if it
+            exists.
+        encoding: The encoding of all files.
+        on_error: ``"skip"`` logs a warning for each unusable file or row and continues.
 
     Raises:
         FileNotFoundError: If the path does not exist.
-        ValueError: If a file or row cannot be used, if two documents have the same id, or if there is no document.
+        ValueError: If a file or row is unusable, two documents have the same id, or there are no documents.
         TypeError: If the source is none of the above.
 
     Example:
@@ -84,11 +84,11 @@ def read_documents(
         Document(id='1', text='Lift the door.', title='', keywords=())
     """
     if on_error not in get_args(OnError):
-        raise ValueError(f"on_error is {on_error!r}. Choose one of {', '.join(map(repr, get_args(OnError)))}.")
+        raise ValueError(f"on_error={on_error!r} is unknown. Choose one of {', '.join(map(repr, get_args(OnError)))}.")
     try:
         codecs.lookup(encoding)
     except LookupError as err:
-        raise ValueError(f"encoding is {encoding!r}, which Python does not know. 'utf-8' is usual.") from err
+        raise ValueError(f"encoding={encoding!r} is unknown to Python. Most files are 'utf-8'.") from err
     columns = Columns(text=text_column, id=id_column, title=title_column, keywords=keywords_column)
     options = _Options(columns, encoding, on_error)
     if isinstance(source, (str, Path)):
@@ -101,14 +101,14 @@ def read_documents(
     else:
         documents = _read_rows(source, options)
     if not documents:
-        raise ValueError("the source gave no document: it is empty, or all of it was skipped.")
+        raise ValueError("There are no documents: the source is empty, or every file or row was skipped.")
     _require_unique_ids(documents)
     return documents
 
 
 @contextmanager
 def _tolerating(on_error: OnError) -> Iterator[None]:
-    """Let a bad file or row stop the reading, or cost no more than itself."""
+    """Skip a bad file or row with a warning, if that is wanted."""
     try:
         yield
     except ValueError as err:
@@ -122,11 +122,11 @@ def _read_path(path: Path, options: _Options) -> list[Document]:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError) as err:  # a text in place of a path may be too long for one, or hold NULs
         raise FileNotFoundError(
-            f"there is no file or folder {str(path)[:100]!r}. A string is always a path; pass texts as a list: [text]."
+            f"There is no file or folder {str(path)[:100]!r}. A string is always a path; pass texts as a list: [text]."
         ) from err
     if not is_folder and path.suffix.lower() not in EXTENSIONS:
         raise ValueError(
-            f"{path} has none of the extensions that can be read: {', '.join(EXTENSIONS)}. Convert it to one of them, or pass "
+            f"{path} cannot be read: the supported extensions are {', '.join(EXTENSIONS)}. Convert it to one of them, or pass "
             "its text in a list: [text]."
         )
     folder, names = (path, _names(path)) if is_folder else (path.parent, [path.name])
@@ -138,13 +138,15 @@ def _read_path(path: Path, options: _Options) -> list[Document]:
 
 
 def _names(folder: Path) -> list[str]:
-    """Return the relative paths of the files to read, in the same order on every machine."""
+    """Return the relative paths of the files to read, sorted."""
     names: list[str] = []
     ignored: Counter[str] = Counter()
     for parent, subfolders, files in os.walk(folder, onerror=_raise_unreadable):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for link in (path for name in subfolders if (path := Path(parent, name)).is_symlink()):
-            logger.warning("%s is a link to a folder and is not followed. Read its target too if it is needed.", link)
+            logger.warning(
+                "%s is a link to a folder and was not followed. Read its target separately if you need it.", link
+            )
         for file in (Path(parent, name) for name in files if not name.startswith(".")):
             if file.suffix.lower() in EXTENSIONS:
                 names.append(file.relative_to(folder).as_posix())
@@ -153,11 +155,11 @@ def _names(folder: Path) -> list[str]:
     others = ", ".join(f"{count} with {extension}" for extension, count in sorted(ignored.items())) or "none"
     if not names:
         raise ValueError(
-            f"{folder} has no file to read. Known are {', '.join(EXTENSIONS)}; other files: {others}. "
-            "Convert those to a known kind, or pass their texts in a list."
+            f"{folder} has no readable file. Supported are {', '.join(EXTENSIONS)}; other files: {others}. "
+            "Convert those, or pass their texts in a list."
         )
     if ignored:
-        logger.info("Files in %s that were ignored: %s.", folder, others)
+        logger.info("Ignored files in %s: %s.", folder, others)
     return sorted(names)
 
 
@@ -176,18 +178,18 @@ def _read_file(file: Path, name: str, options: _Options) -> list[Document]:
         is_blank = not row["text"].strip()
         documents = [] if is_blank else [document_from_row(row, Columns(), where=str(file), default_id=name)]
     if not documents:
-        logger.warning("%s has no text and was left out.", file)
+        logger.warning("%s has no text and was skipped.", file)
     return documents
 
 
 def _decoded(file: Path, encoding: str) -> str:
     try:
         if not stat.S_ISREG(file.stat().st_mode):
-            raise ValueError(f"{file} is not a regular file.")  # to open a pipe would wait for ever
+            raise ValueError(f"{file} is not a regular file.")  # opening a pipe would wait forever
         data = file.read_bytes()
     except OSError as err:
         raise ValueError(f"{file} cannot be read: {err.strerror}. Repair it, or pass on_error='skip'.") from err
-    remedy = "Pass the encoding that it has, encoding=..., or leave such files out, on_error='skip'."
+    remedy = "Pass its encoding, encoding=..., or skip such files, on_error='skip'."
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as err:
@@ -221,7 +223,7 @@ def _first_heading(text: str) -> str:
 
 
 def _front_matter(text: str, file: Path) -> tuple[dict[str, Any], str]:
-    """Split off the fields between two ``---`` lines, unless what is there is mere text between two rules."""
+    """Split off the YAML between two ``---`` lines, unless it is plain text between two rules."""
     import yaml
 
     match = _FRONT_MATTER.match(text)
@@ -232,7 +234,9 @@ def _front_matter(text: str, file: Path) -> tuple[dict[str, Any], str]:
     except (yaml.YAMLError, RecursionError) as err:
         mark = getattr(err, "problem_mark", None)
         line = f" at line {mark.line + 2}" if mark else ""
-        raise ValueError(f"{file} has front matter, between --- lines, that is no YAML{line}. Correct it.") from err
+        raise ValueError(
+            f"{file} has front matter, between --- lines, that is not valid YAML{line}. Correct it."
+        ) from err
     if isinstance(fields, dict):
         return fields, text[match.end() :]
     return {}, text if fields else text[match.end() :]
@@ -254,11 +258,11 @@ def _json_object(line: str, where: str) -> dict[str, Any]:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as err:
-        raise ValueError(f"{where}, column {err.colno}: this is no JSON: {err.msg}.") from err
+        raise ValueError(f"{where}, column {err.colno}: this is not JSON: {err.msg}.") from err
     except (ValueError, RecursionError) as err:  # a number of too many digits, brackets nested too deeply
-        raise ValueError(f"{where}: this is no JSON that can be read ({type(err).__name__}).") from err
+        raise ValueError(f"{where}: this JSON cannot be read ({type(err).__name__}).") from err
     if not isinstance(row, dict):
-        raise ValueError(f'{where} is {shown(row)}, expected an object such as {{"text": "..."}}.')
+        raise ValueError(f'{where} is {shown(row)}; an object such as {{"text": "..."}} is expected.')
     return row
 
 
@@ -268,7 +272,7 @@ def _read_rows(rows: Iterable[Any], options: _Options) -> list[Document]:
         with _tolerating(options.on_error):
             fields = {options.columns.text: row} if isinstance(row, str) else row
             if not isinstance(fields, Mapping):
-                raise ValueError(f"row {number} is {shown(row)}, expected a string or the columns of a row.")
+                raise ValueError(f"row {number} is {shown(row)}; a string or a mapping of columns is expected.")
             documents.append(document_from_row(fields, options.columns, where=f"row {number}", default_id=str(number)))
     return documents
 
@@ -278,6 +282,6 @@ def _require_unique_ids(documents: list[Document]) -> None:
     identifier, count = counts.most_common(1)[0]
     if count > 1:
         raise ValueError(
-            f"{count} documents have the id {identifier!r}. Ids must be unique, since chunks are named after them: "
+            f"{count} documents have the id {identifier!r}. Ids must be unique, because chunk ids contain them: "
             f"choose another column with id_column=..., or change the ids."
         )

@@ -1,4 +1,4 @@
-"""Finds what a reader takes for one character: an accented letter, a flag, a family of emoji joined into one."""
+"""Finds grapheme clusters, what a reader sees as one character: an accented letter, a flag, joined emoji."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import regex
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-WINDOW = 512  # characters; the search looks back over a whole row of flags, so its time would grow with the square
+WINDOW = 512  # characters; in a long row of flags, the time of the search would grow with the square
 
 _GRAPHEME = regex.compile(r"\X")
 _CONTINUATION = regex.compile(r"[\p{GCB=Extend}\p{GCB=SpacingMark}\p{GCB=ZWJ}]")
@@ -29,13 +29,13 @@ def grapheme_starts(text: str, start: int, stop: int) -> Iterator[int]:
         if end == stop:
             yield from found
             return
-        # The last one may go on behind the window. It opens the next one, which is larger if it filled this one alone.
+        # The last one may continue after the window, so the next window starts with it, and is larger if it filled this one.
         yield from found[:-1]
         start, size = found[-1], 2 * size if len(found) == 1 else WINDOW
 
 
 def grapheme_continuations(text: str) -> list[int]:
-    r"""Return where characters are that never start a grapheme unless nothing is before them, such as accents.
+    r"""Return the positions of characters, such as accents, that continue a grapheme.
 
     Example:
         >>> grapheme_continuations("ae\u0301o")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-MAX_INDENT = 3  # spaces before a heading; what stands deeper is code
-MAX_HEADING = 300  # characters; what is longer is a paragraph that happens to begin with "#"
+MAX_INDENT = 3  # spaces before a heading; more make it code
+MAX_HEADING = 300  # characters; a longer one is a paragraph that begins with "#"
 
 _LINE = re.compile(r"^[^\S\n]*(\S.*)$", re.MULTILINE)
 _ATX = re.compile(r"(#{1,6})(?=\s|$)")
@@ -17,12 +17,12 @@ _MARKER = re.compile(r"[-*+•]\s|\d{1,9}[.)]\s|[|>]")
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """A line with something to see on it.
+    """A visible line.
 
     Attributes:
         start: Offset of its first visible character.
-        end: Offset behind its last character.
-        text: What stands between, without white space at the end.
+        end: Offset after its last character.
+        text: The text between, without white space at the end.
         indent: White space before it, in characters.
         after_blank: Whether a blank line, or nothing, is above it.
         is_code: Whether it belongs to a fenced block.
@@ -67,7 +67,7 @@ class Outline:
 
 
 def outline(text: str) -> Outline:
-    r"""Find the structure of a Markdown text; a plain text is one without any.
+    r"""Find the structure of a Markdown text; plain text has none.
 
     Example:
         >>> [(heading.level, heading.text) for heading in outline("# Pump\n\nReset\n-----\nPress both.").headings]
@@ -134,7 +134,7 @@ def _without_closing(text: str) -> str:
 
 
 def _is_underlined(lines: list[Line], number: int) -> bool:
-    """Whether a row of dashes or equals signs stands right under a paragraph of one line."""
+    """Whether a row of dashes or equals signs directly follows a paragraph of one line."""
     if number == 0 or lines[number].after_blank:
         return False
     title = lines[number - 1]

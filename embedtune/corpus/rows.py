@@ -1,4 +1,4 @@
-"""Makes documents of rows (lines of JSON, rows of a dataset), and says exactly what is wrong with a bad one."""
+"""Makes documents of rows: lines of JSON, rows of a dataset."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embedtune.types import Document
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What the columns of a row are called; those that are None are optional and called as they are here."""
+    """The names of a row's columns; None means the default name, and that the column is optional."""
 
     text: str = "text"
     id: str | None = None
@@ -27,11 +27,11 @@ def document_from_row(row: Mapping[str, Any], columns: Columns, *, where: str, d
     Args:
         row: The columns and their values.
         columns: Which of them to read.
-        where: Says in messages where the row is.
-        default_id: The id of a row that has none.
+        where: The place of the row, for messages.
+        default_id: The id of a row without one.
 
     Raises:
-        ValueError: If a column is missing or holds something else than it should.
+        ValueError: If a column is missing or has a wrong type.
 
     Example:
         >>> document_from_row({"text": "Press both.", "keywords": "pump, reset"}, Columns(), where="row 0", default_id="0")
@@ -53,7 +53,7 @@ def document_from_row(row: Mapping[str, Any], columns: Columns, *, where: str, d
 
 
 def _optional(row: Mapping[str, Any], column: str | None, default: str, *, where: str) -> tuple[str, Any]:
-    """Return the column to read and its value; only a column that was asked for has to be there."""
+    """Return the column to read and its value; only a column that the user named must exist."""
     if column is None:
         return default, row.get(default)
     if column not in row:
@@ -75,21 +75,21 @@ def _keywords(value: Any, column: str, where: str) -> tuple[str, ...]:
     if isinstance(value, str):
         value = value.split(",")
     if not isinstance(value, Iterable) or isinstance(value, Mapping):
-        raise ValueError(f"{where}: {column!r} is {shown(value)}, expected a list of strings.")
+        raise ValueError(f"{where}: {column!r} is {shown(value)}; a list of strings is expected.")
     keywords = (" ".join(_string(keyword, column, where).split()) for keyword in value)
     return tuple(keyword for keyword in keywords if keyword)
 
 
 def _string(value: Any, column: str, where: str) -> str:
     if not isinstance(value, str):
-        raise ValueError(f"{where}: {column!r} is {shown(value)}, expected a string.")
+        raise ValueError(f"{where}: {column!r} is {shown(value)}; a string is expected.")
     if problem := storage_problem(value):
         raise ValueError(f"{where}: {column!r} has {problem}, which no file can hold. Replace it.")
     return value
 
 
 def shown(value: Any) -> str:
-    """Return what a value is, but nothing that could be part of a document."""
+    """Return the type of a value, and the value if it cannot be text of a document."""
     if value is None:
         return "None"
     return f"{value} ({type(value).__name__})" if isinstance(value, (bool, int, float)) else f"a {type(value).__name__}"

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from embedtune.corpus.markdown import Outline
     from embedtune.types import TokenCounter
 
-# What a chunk shorter than half of the limit costs, in paragraph borders: a step, and then the more the shorter it is.
+# The cost of a chunk shorter than half of the limit, in paragraph borders: a step, and more the shorter it is.
 SHORT = 4.0
 TINY = 20.0
 
-MAX_OPTIONS = 40  # about how many cuts are weighed for the end of one chunk; bounds the time whatever the text
+MAX_OPTIONS = 40  # about how many cuts are considered for the end of one chunk; bounds the time for any text
 
 
 def structure_spans(
@@ -31,16 +31,15 @@ def structure_spans(
 ) -> list[tuple[int, int]]:
     """Cut a text where its structure allows it best.
 
-    A dynamic programme over all candidate cuts: a way to cut a text costs, for each chunk, what the cut behind it costs
-    (``Cuts.costs``) plus what its length costs (``_length_costs``), and the cheapest way is taken. It works with
-    the tokens of the whole text; each chunk is counted again on its own before it is final.
+    Dynamic programming over all candidate cuts minimises the sum, over chunks, of the cost of the cut (``Cuts.costs``)
+    and of the length (``_length_costs``). Tokens are those of the whole text; each final chunk is counted again alone.
 
     Args:
         text: The text.
         structure: Its outline.
-        counter: Says where tokens start.
-        max_tokens: No span has more.
-        overlap: A span starts up to that many tokens before the end of the one before.
+        counter: Finds where tokens start.
+        max_tokens: The largest number of tokens of a span.
+        overlap: How many tokens before the end of the previous span a span may start.
 
     Returns:
         ``(start, end)`` of each span, without white space at either side.
@@ -61,12 +60,12 @@ def structure_spans(
 
 
 def fixed_spans(text: str, *, counter: TokenCounter, max_tokens: int, overlap: int) -> list[tuple[int, int]]:
-    """Cut a text into windows of ``max_tokens`` tokens that share ``overlap`` tokens, wherever a token ends.
+    """Cut a text into windows of ``max_tokens`` tokens that share ``overlap`` tokens, at any token.
 
-    A window whose own text has more tokens than it had in the whole text is made shorter.
+    A window that has more tokens alone than in the whole text is made shorter.
 
     Returns:
-        ``(start, end)`` of each window that has something to see, without white space at either side.
+        ``(start, end)`` of each visible window, without white space at either side.
 
     Raises:
         ValueError: If a single character has more tokens than ``max_tokens``.
@@ -93,19 +92,19 @@ def fixed_spans(text: str, *, counter: TokenCounter, max_tokens: int, overlap: i
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """What is needed to walk through a text on the cheapest way.
+    """The costs from which the cheapest cuts of a text follow.
 
     Attributes:
         text: The text.
-        counter: Says where tokens start.
-        max_tokens: No span has more.
-        overlap: How many of them the span before may claim; only a word that would be cut otherwise takes them back.
+        counter: Finds where tokens start.
+        max_tokens: The largest number of tokens of a span.
+        overlap: Tokens kept free for the overlap; only a word that would otherwise be cut uses them.
         token_starts: Where the tokens of the whole text start.
         cuts: All candidate cuts.
-        positions: Where those cuts are that are weighed.
-        num_before: How many tokens start before the end of the text in front of them.
-        onward: What it costs to cut there and to go on from there on the cheapest way.
-        lengths: What a chunk of 0, 1, ... tokens costs for its length alone.
+        positions: The positions of the cuts that are considered.
+        num_before: The number of tokens before each of them.
+        onward: The cost of a cut there and of the cheapest cuts after it.
+        lengths: The cost of the length of a chunk of 0, 1, ... tokens.
     """
 
     text: str
@@ -142,7 +141,7 @@ def _plan(
     first_tokens = _first_token(token_starts, positions)
     behind = np.searchsorted(num_before, first_tokens + limit, side="right").tolist()
     for i in range(len(onward) - 2, -1, -1):
-        options = slice(i + 1, max(behind[i], i + 2))  # a span that is too long, if need be: it is cut later
+        options = slice(i + 1, max(behind[i], i + 2))  # at least one span, even if it is too long: it is cut later
         num_tokens = num_before[options] - first_tokens[i]
         onward[i] += (onward[options] + lengths.take(num_tokens, mode="clip")).min()
     return _Plan(text, counter, max_tokens, overlap, token_starts, cuts, positions, num_before, onward, lengths)
@@ -157,14 +156,14 @@ def _worth_weighing(costs: NDArray[np.float64], num_before: NDArray[np.int64], *
 
 
 def _length_costs(max_tokens: int) -> NDArray[np.float64]:
-    """Return what a chunk of 0, 1, ... ``max_tokens`` tokens costs for its length alone."""
+    """Return the cost of the length of a chunk of 0, 1, ... ``max_tokens`` tokens."""
     shortage = np.maximum(0, 1 - 2 * np.arange(max_tokens + 1) / max_tokens)
     costs = np.where(shortage > 0, SHORT + TINY * shortage**2, 0.0)
     return np.round(costs * 8) / 8  # exact sums, as with the costs of cuts
 
 
 def _first_token(token_starts: NDArray[np.int64], positions: NDArray[np.int64] | int) -> NDArray[np.int64]:
-    """Return the index of the first token that reaches behind each position."""
+    """Return the index of the first token that ends after each position."""
     covering = np.maximum(np.searchsorted(token_starts, positions, side="right") - 1, 0)
     if not len(token_starts):
         return covering
@@ -180,7 +179,7 @@ def _cheapest_spans(plan: _Plan) -> Iterator[tuple[int, int]]:
 
 
 def _next_cut(plan: _Plan, start: int) -> int:
-    """Return the end of the cheapest chunk from here on that fits when it is counted on its own."""
+    """Return the end of the cheapest chunk from here that fits when it is counted alone."""
     first_token = int(_first_token(plan.token_starts, start))
     low = int(np.searchsorted(plan.positions, start, side="right"))
     limit = plan.max_tokens - plan.overlap
@@ -199,7 +198,7 @@ def _next_cut(plan: _Plan, start: int) -> int:
 
 
 def _forced_cut(plan: _Plan, start: int) -> int:
-    """Return the end of the longest piece that fits where no weighed cut does: at a word, a grapheme, a character."""
+    """Return the end of the longest piece that fits if no considered cut does: at a word, a grapheme or a character."""
     positions = plan.cuts.positions
     behind = int(_first_token(plan.token_starts, start)) + plan.max_tokens + 1
     reach = int(plan.token_starts[behind]) if behind < len(plan.token_starts) else len(plan.text)
@@ -218,9 +217,9 @@ def _forced_cut(plan: _Plan, start: int) -> int:
 
 
 def _overlapping(plan: _Plan, spans: list[tuple[int, int]], *, sections: Sequence[int]) -> list[tuple[int, int]]:
-    """Let each span but the first start earlier: at a sentence, else at a word, but in its own section.
+    """Let each span but the first start earlier: at a sentence, else at a word, within its section.
 
-    Nothing is torn apart, as code would be, that the cut itself leaves whole.
+    A start inside code or a table is used only if the cut itself is there.
     """
     overlapping = spans[:1]
     for start, end in spans[1:]:
@@ -236,10 +235,12 @@ def _overlapping(plan: _Plan, spans: list[tuple[int, int]], *, sections: Sequenc
 
 
 def _trimmed(text: str, start: int, stop: int) -> tuple[int, int]:
-    """Narrow a span to what is visible; to nothing, at its end, if nothing is."""
+    """Strip white space from a span; without visible text the result is empty, at its end."""
     span = text[start:stop]
     return stop - len(span.lstrip()), max(start + len(span.rstrip()), stop - len(span.lstrip()))
 
 
 def _too_small(max_tokens: int, offset: int) -> ValueError:
-    return ValueError(f"max_tokens is {max_tokens}, but the character at offset {offset} alone has more. Raise it.")
+    return ValueError(
+        f"max_tokens={max_tokens} is less than the tokens of the single character at offset {offset}. Raise it."
+    )

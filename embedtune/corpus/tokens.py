@@ -1,4 +1,4 @@
-"""Counts tokens as a model or an API does, without touching the tokenizer that it was given."""
+"""Counts tokens as a model or an API does, without changing the given tokenizer."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_PIECE = 100_000  # characters encoded at once; tiktoken panics, past `except Exception`, on about a million spaces
-MAX_WAIT = 3.0  # seconds that the host of tiktoken's tables gets to answer
+MAX_WAIT = 3.0  # seconds to wait for the host of tiktoken's tables
 
 TABLE_HOST = "https://openaipublic.blob.core.windows.net"
 TABLES = {
@@ -37,19 +37,19 @@ TABLES = {
 
 
 def token_counter(tokenizer: object) -> TokenCounter:
-    """Return a counter that says where the tokens of a text start.
+    """Return a counter that finds where the tokens of a text start.
 
-    A tokenizer object is copied, so that truncation and padding can be off for counting and stay on where they were.
-    Special tokens are neither added nor recognised: ``<|endoftext|>`` in a document is text.
+    A tokenizer object is copied, and its truncation and padding are off in the copy. Special tokens are neither added nor
+    recognised: ``<|endoftext|>`` in a document is text.
 
     Args:
         tokenizer: The name of a tiktoken encoding (``"o200k_base"``), the name of a model on the Hub or a folder with
             a ``tokenizer.json``, a ``SentenceTransformer``, a fast tokenizer of transformers, a
-            ``tokenizers.Tokenizer``, a ``tiktoken.Encoding``, or a ``TokenCounter``, which is returned as it is.
+            ``tokenizers.Tokenizer``, a ``tiktoken.Encoding``, or a ``TokenCounter``, which is returned unchanged.
 
     Raises:
         ValueError: If the tokenizer is the word ``"model"`` or its file cannot be read.
-        FileNotFoundError: If there is no tokenizer of this name, or its table cannot be had offline.
+        FileNotFoundError: If there is no tokenizer of this name, or its table cannot be downloaded.
         TypeError: If it is none of the above.
 
     Example:
@@ -73,7 +73,7 @@ def token_counter(tokenizer: object) -> TokenCounter:
     if isinstance(backend, Tokenizer):
         return _FastCounter(_for_counting(backend))
     raise TypeError(
-        f"tokenizer is a {type(tokenizer).__name__}, which does not say where its tokens start. Pass the name of a "
+        f"tokenizer is a {type(tokenizer).__name__}, whose tokens cannot be located. Pass the name of a "
         f"tiktoken encoding or of a model, a SentenceTransformer, a fast tokenizer, or an object with token_starts()."
     )
 
@@ -112,7 +112,7 @@ class _FastCounter:
 
 
 def _for_counting(tokenizer: Tokenizer) -> Tokenizer:
-    """Copy a tokenizer and turn off all that would make a count differ from the text's own tokens."""
+    """Copy a tokenizer, without truncation, padding and special tokens."""
     copied: Tokenizer = type(tokenizer).from_str(tokenizer.to_str())
     copied.no_truncation()
     copied.no_padding()
@@ -121,14 +121,14 @@ def _for_counting(tokenizer: Tokenizer) -> Tokenizer:
 
 
 def _starts_by_piece(text: str, starts: Callable[[str], NDArray[np.int64]]) -> NDArray[np.int64]:
-    """Encode a text of any length in pieces, with a replacement for what no encoder takes."""
+    """Encode a text of any length in pieces, with half characters replaced."""
     text = storable(text)
     parts = [starts(text[start:stop]) + start for start, stop in _pieces(text)]
     return np.concatenate(parts) if parts else np.zeros(0, dtype=np.int64)
 
 
 def _pieces(text: str) -> Iterator[tuple[int, int]]:
-    """Cut a text where tokens end in practically every tokenizer: behind a newline, else before a space."""
+    """Cut a text where tokens end in practically every tokenizer: after a newline, else before a space."""
     start = 0
     while start < len(text):
         stop = start + MAX_PIECE
@@ -145,7 +145,7 @@ def _named_counter(name: str | Path) -> TokenCounter:
 
     if name == "model":
         raise ValueError(
-            "tokenizer='model' names no tokenizer. Pass the model itself, tokenizer=model, or its name, for instance "
+            "tokenizer='model' is a string, not a tokenizer. Pass the model itself, tokenizer=model, or its name, for instance "
             "tokenizer='sentence-transformers/all-MiniLM-L6-v2'."
         )
     if name in tiktoken.list_encoding_names():
@@ -172,14 +172,14 @@ def _tokenizer_file(name: str | Path) -> Path:
         return Path(hf_hub_download(str(name), "tokenizer.json"))
     except (OSError, ValueError) as err:
         raise FileNotFoundError(
-            f"found no tokenizer {str(name)!r}: it is no folder and none of tiktoken's encodings "
-            f"({', '.join(tiktoken.list_encoding_names())}), and the Hub gave no tokenizer.json for it "
+            f"Cannot find the tokenizer {str(name)!r}: it is neither a folder nor one of tiktoken's encodings "
+            f"({', '.join(tiktoken.list_encoding_names())}), and the Hub has no tokenizer.json for it "
             f"({type(err).__name__}). Check the name, or pass the model itself: tokenizer=model."
         ) from err
 
 
 def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
-    """Load an encoding, but do not let tiktoken wait for its table without end, as it does on its own."""
+    """Load an encoding; tiktoken alone would wait for its table forever."""
     import tiktoken
     import tiktoken.registry
 
@@ -192,7 +192,7 @@ def _tiktoken_encoding(name: str) -> tiktoken.Encoding:
 
 
 def _table_file(name: str) -> Path:
-    """Return where tiktoken keeps an encoding's table: under the SHA-1 of its address."""
+    """Return where tiktoken caches an encoding's table: under the SHA-1 of its URL."""
     default = Path(tempfile.gettempdir(), "data-gym-cache")
     folder = os.environ.get("TIKTOKEN_CACHE_DIR", os.environ.get("DATA_GYM_CACHE_DIR", default))
     address = f"https://openaipublic.blob.core.windows.net/{TABLES[name]}"
@@ -200,7 +200,7 @@ def _table_file(name: str) -> Path:
 
 
 def _require_answer(name: str) -> None:
-    """Raise unless the host of an encoding's table answers soon."""
+    """Raise unless the host of an encoding's table answers in time."""
     import requests
 
     problems = [f"no answer in {MAX_WAIT:.0f} seconds"]
@@ -212,7 +212,7 @@ def _require_answer(name: str) -> None:
         except requests.RequestException as err:
             problems[:] = [type(err).__name__]
 
-    # The time-out of requests does not cover the look-up of the host's name, which can hang for a minute.
+    # The time-out of requests does not cover the DNS look-up, which can take a minute.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(MAX_WAIT + 0.5)
@@ -223,7 +223,7 @@ def _require_answer(name: str) -> None:
 def _missing_table(name: str, problem: str) -> FileNotFoundError:
     file = _table_file(name)
     return FileNotFoundError(
-        f"the table of the tiktoken encoding {name!r} is not in {file.parent}, and {TABLE_HOST} cannot be reached "
+        f"The table of the tiktoken encoding {name!r} is not in {file.parent}, and {TABLE_HOST} cannot be reached "
         f"({problem}). Either set TIKTOKEN_CACHE_DIR to a folder that holds {TABLES.get(name, name)} under the name "
         f"{file.name}, or count with the embedding model's own tokenizer: tokenizer=model."
     )

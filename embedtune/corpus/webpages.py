@@ -1,4 +1,4 @@
-"""Turns HTML into Markdown that keeps what matters for cutting it: headings, paragraphs, lists, tables and code."""
+"""Turns HTML into Markdown with headings, paragraphs, lists, tables and code."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _BREAKS = {"br": "\n", "td": " | ", "th": " | "}
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """What a page says: the title and the comma-separated keywords of its head, and its body as Markdown."""
+    """The title and the comma-separated keywords of a page, and its body as Markdown."""
 
     title: str
     keywords: str
@@ -35,7 +35,7 @@ def read_page(markup: str) -> Page:
     r"""Read a page of HTML.
 
     Raises:
-        ValueError: If the markup is too broken to be parsed.
+        ValueError: If the markup cannot be parsed.
 
     Example:
         >>> read_page("<title>Pump</title><h1>Reset</h1><p>Press <b>both</b><ul><li>red<li>green</ul>").text
@@ -49,7 +49,7 @@ def read_page(markup: str) -> Page:
         try:
             soup = bs4.BeautifulSoup(markup, "html.parser")
         except bs4.ParserRejectedMarkup as err:
-            raise ValueError(f"no HTML that can be parsed: {err}") from err
+            raise ValueError(f"not HTML that can be parsed: {err}. Repair it, or pass on_error='skip'.") from err
     title = soup.title.get_text() if soup.title else ""
     meta = soup.find("meta", attrs={"name": re.compile("^keywords$", re.IGNORECASE)})
     keywords = str(meta.get("content") or "") if meta else ""
@@ -59,7 +59,7 @@ def read_page(markup: str) -> Page:
 
 
 def _blocks(soup: BeautifulSoup) -> Iterator[tuple[str, str]]:
-    """Yield the name of the tag and the text of every block that has something to see."""
+    """Yield the name of the tag and the text of every visible block."""
     for _, pieces in groupby(_pieces(soup), key=lambda piece: id(piece[0])):
         tags, texts = zip(*pieces, strict=True)
         text = "".join(texts)
@@ -68,11 +68,11 @@ def _blocks(soup: BeautifulSoup) -> Iterator[tuple[str, str]]:
 
 
 def _pieces(soup: BeautifulSoup) -> Iterator[tuple[Tag, str]]:
-    """Yield all visible strings, each with the block that it belongs to."""
+    """Yield all visible strings, each with its block."""
     from bs4.element import CData, NavigableString, Tag
 
     block_of: dict[int, Tag] = {id(soup): soup}
-    for node in soup.descendants:  # parents come first; no recursion, so that deep nesting does no harm
+    for node in soup.descendants:  # parents come first; without recursion, for deep nesting
         block = block_of[id(node.parent)]
         if isinstance(node, Tag):
             opens = node.name in _WHOLE or (node.name in _CONTAINERS and block.name not in _WHOLE)
@@ -97,7 +97,7 @@ def _as_markdown(name: str, text: str) -> str:
 
 
 def _joined(blocks: Iterable[tuple[str, str]]) -> str:
-    """Put list items and rows on lines of their own, and a blank line between all other blocks."""
+    """Join blocks: list items and rows by newlines, all others by blank lines."""
     text, above = "", ""
     for name, block in blocks:
         separator = "\n" if name == above and name in ("li", "tr") else "\n\n"

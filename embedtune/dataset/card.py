@@ -1,4 +1,4 @@
-"""What a reader of a dataset's or a model's card is told about the questions: counts and origins, never a text."""
+"""Describes a dataset in its card: counts and origins of the questions, never a text."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embedtune.dataset.retrieval_dataset import RetrievalDataset
+    from embedtune.dataset.tables import RetrievalTables
 
 _SPLITS = {
-    "document": "by document: near-duplicate documents are on one side together, and no document that a `test` or `dev` "
+    "document": "by document: near-duplicate documents are in the same split, and no document that a `test` or `dev` "
     "question is about was trained on",
     "question": "by question: the chunks that the `test` questions are about were trained on, with other questions; results on "
-    "documents that were never seen are lower",
-    "given": "as given with the questions; whether documents are on both sides is not known here",
+    "unseen documents are lower",
+    "given": "as given with the questions; documents may be in several splits",
 }
 
 
-def question_origins(data: RetrievalDataset) -> list[str]:
-    """Say who wrote how many of the questions, a line for each model and version of the prompt, the largest first."""
+def question_origins(data: RetrievalTables) -> list[str]:
+    """Return the number of questions by model and version of the prompt, one line each, the largest first."""
     queries = data.queries
     columns = [
         queries[name][:] if name in queries.column_names else [""] * len(queries)
@@ -27,29 +27,29 @@ def question_origins(data: RetrievalDataset) -> list[str]:
     counts = Counter(zip(*columns, strict=True))
     return [
         f"{count:,} "
-        + (f"by `{model}`" if model else "of unknown origin: written by hand, or imported")
+        + (f"by `{model}`" if model else "of unknown origin (written by hand, or imported)")
         + (f", prompt version `{version}`" if version else "")
         for (model, version), count in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
     ]
 
 
-def describe_dataset(data: RetrievalDataset) -> str:
-    """Return how the questions were made, split and put together, in Markdown."""
+def describe_dataset(data: RetrievalTables) -> str:
+    """Return in Markdown how the questions were made and split."""
     lines = [f"{len(data.queries):,} questions about {len(data.corpus):,} chunks:", ""]
     lines += [f"- {origin}" for origin in question_origins(data)]
     lines += ["", f"Split {_SPLITS.get(data.split_by, data.split_by)}.", "", "```", repr(data), "```"]
     if "test_seen" in data.splits:
-        lines += ["", "`test_seen` has new questions about chunks that were trained on."]
+        lines += ["", "`test_seen` has new questions about chunks that are trained on."]
     if data.context:
         lines += [
             "",
-            f"Before each chunk's text stands its {' and '.join(data.context)}: put the same there when you embed chunks.",
+            f"Each chunk's text starts with its {' and '.join(data.context)}. Add the same when you embed chunks.",
         ]
     return "\n".join(lines)
 
 
-def dataset_card(data: RetrievalDataset) -> str:
-    """Return a card by which ``datasets.load_dataset(repo, "corpus" | "queries" | "default")`` finds the files."""
+def dataset_card(data: RetrievalTables) -> str:
+    """Return the card; its header lets ``datasets.load_dataset(repo, "corpus" | "queries" | "default")`` find the files."""
     files = {
         "corpus": [("corpus", "corpus.parquet")],
         "queries": [("queries", "queries.parquet")],
@@ -68,8 +68,8 @@ _BODY = """
 
 # Questions and chunks
 
-`corpus` holds every chunk, `queries` every question, and the default configuration which chunk answers which
-question, by split. The layout is BEIR's.
+`corpus` has every chunk, `queries` every question, and the default configuration the relevant chunks of each question, by
+split, in the layout of BEIR.
 
 ```python
 from datasets import load_dataset

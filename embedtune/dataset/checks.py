@@ -1,4 +1,4 @@
-"""What `build_dataset` refuses: records that are broken, or do not belong together."""
+"""Checks of the records that `build_dataset` is given."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from embedtune.dataset.splits import SPLIT_BY
+from embedtune.text import storage_problem
 from embedtune.types import CONTEXT_PARTS, Chunk, Question
 
 if TYPE_CHECKING:
@@ -14,39 +15,46 @@ if TYPE_CHECKING:
 
 
 def check_records(chunks: Sequence[Chunk], questions: Sequence[Question]) -> None:
-    """Raise unless chunks and questions are whole, have ids of their own, and belong together."""
+    """Raise unless chunks and questions are complete, have unique ids and fit together."""
     _check_types(chunks, questions)
     if len(chunks) < 2:
-        raise ValueError(f"{len(chunks)} chunks: retrieval needs at least 2, or there is nothing to tell apart.")
+        raise ValueError(
+            f"{len(chunks)} chunks: retrieval needs at least 2. Read more documents, or make smaller chunks."
+        )
     if not questions:
-        raise ValueError("There are no questions to build a dataset from.")
+        raise ValueError("There are no questions. Make some with generate_questions(...).")
     for what, records in (("chunk", chunks), ("question", questions)):
         _check_unique(f"{what} id", [record.id for record in records])
         if empty := [record.id for record in records if not record.text.strip()]:
-            raise ValueError(f"The text of {what} {empty[0]!r} is empty ({len(empty)} in all). Leave it out.")
+            raise ValueError(f"The text of {what} {empty[0]!r} is empty ({len(empty)} in total). Remove it.")
+        for record in records:
+            if problem := storage_problem(record.text):
+                raise ValueError(f"The text of {what} {record.id!r} has {problem}, which no file can hold. Replace it.")
     _check_offsets(chunks)
     known = {chunk.id for chunk in chunks}
     for question in questions:
         if not question.chunk_ids:
-            raise ValueError(f"Question {question.id!r} names no chunk that answers it. Leave it out, or name one.")
+            raise ValueError(
+                f"Question {question.id!r} names no relevant chunk. Name one in chunk_ids, or remove the question."
+            )
         if unknown := [chunk_id for chunk_id in question.chunk_ids if chunk_id not in known]:
             raise ValueError(
-                f"Question {question.id!r} is answered by chunk {unknown[0]!r}, which is not among the {len(known)} "
-                "chunks. Pass the chunks that the questions were made from."
+                f"Question {question.id!r} names chunk {unknown[0]!r}, which is not among the {len(known)} chunks. Pass "
+                "the chunks that the questions were made from."
             )
         _check_unique(f"chunk id of question {question.id!r}", question.chunk_ids)
 
 
 def check_choices(split_by: str, context: Sequence[str], questions: Sequence[Question]) -> None:
-    """Raise a ``ValueError`` for a way to split, or a context, that does not exist or does not fit the questions."""
+    """Raise a ``ValueError`` if ``split_by`` or ``context`` is unknown or does not fit the questions."""
     if split_by not in SPLIT_BY:
-        raise ValueError(f"split_by={split_by!r} is none of {SPLIT_BY}.")
+        raise ValueError(f"split_by={split_by!r} is unknown. Choose one of {SPLIT_BY}.")
     if isinstance(context, str) or not set(context) <= set(CONTEXT_PARTS):
-        raise ValueError(f"context={context!r} must be a list of {CONTEXT_PARTS}.")
+        raise ValueError(f"context={context!r} must be a list with some of {CONTEXT_PARTS}.")
     if split_by != "given" and (bound := [question.id for question in questions if question.split]):
         raise ValueError(
-            f"Question {bound[0]!r} carries a split ({len(bound)} do). Keep these with split_by='given', or clear "
-            "Question.split to draw new ones."
+            f"Question {bound[0]!r} has a split ({len(bound)} questions do). Keep these splits with split_by='given', or "
+            "clear Question.split to draw new ones."
         )
 
 
@@ -58,18 +66,18 @@ def _check_types(chunks: Sequence[object], questions: Sequence[object]) -> None:
         for position, record in enumerate(records):
             if not isinstance(record, kind):
                 raise TypeError(
-                    f"{what}[{position}] is a {type(record).__name__}, not a {kind.__name__}. {remedy}, or give pairs of texts "
+                    f"{what}[{position}] is a {type(record).__name__}, not a {kind.__name__}. {remedy}, or pass pairs of texts "
                     "to RetrievalDataset.from_pairs(...)."
                 )
-            if isinstance(record, Question) and isinstance(record.chunk_ids, str):  # whose letters would be ids
+            if isinstance(record, Question) and isinstance(record.chunk_ids, str):  # each letter would be an id
                 raise TypeError(
-                    f"Question {record.id!r} has chunk_ids={record.chunk_ids!r}, a string. Give a tuple: "
+                    f"Question {record.id!r} has chunk_ids={record.chunk_ids!r}, a string. Pass a tuple: "
                     f"({record.chunk_ids!r},)."
                 )
 
 
 def _check_offsets(chunks: Sequence[Chunk]) -> None:
-    """Raise a ``ValueError`` unless chunks that share a span share its text: overlaps decide what is no negative."""
+    """Raise a ``ValueError`` if the offsets of chunks do not fit their texts: overlapping chunks are never negatives."""
     by_document: dict[str, list[Chunk]] = {}
     for chunk in chunks:
         if chunk.end - chunk.start != len(chunk.text):
@@ -85,12 +93,12 @@ def _check_offsets(chunks: Sequence[Chunk]) -> None:
             if shared > 0 and first.text[second.start - first.start :][:shared] != second.text[:shared]:
                 raise ValueError(
                     f"Chunks {first.id!r} and {second.id!r} overlap by their offsets in document {first.document_id!r}, but "
-                    "their texts differ there. Give the true offsets, or each chunk a document_id of its own."
+                    "their texts differ there. Correct the offsets, or give each chunk its own document_id."
                 )
 
 
 def _check_unique(what: str, values: Iterable[Hashable]) -> None:
     if repeated := [value for value, count in Counter(values).items() if count > 1]:
         raise ValueError(
-            f"The {what} {repeated[0]!r} stands more than once ({len(repeated)} such ids). Ids must be unique."
+            f"The {what} {repeated[0]!r} is not unique ({len(repeated)} such ids). Rename or remove the duplicates."
         )

@@ -1,4 +1,4 @@
-"""What belongs together: near-duplicate chunks, and the documents that must not be split apart."""
+"""Near-duplicate chunks, and the groups of documents that must stay in one split."""
 
 from __future__ import annotations
 
@@ -14,21 +14,24 @@ if TYPE_CHECKING:
     from embedtune.types import Chunk
 
 NEAR_DUPLICATE_JACCARD = 0.5
-"""Two texts that share half of their word triples say the same thing twice."""
+"""Texts that share half of their runs of three words are near-duplicates."""
 
 
 def shingles(text: str, size: int = 3) -> frozenset[str]:
-    """Return every run of ``size`` words of a text; a shorter text is one shingle."""
+    """Return every run of ``size`` words of a text; a shorter text is one shingle.
+
+    In scripts without spaces a character is a word, see `words`.
+    """
     found = words(text)
     return frozenset(" ".join(found[i : i + size]) for i in range(max(1, len(found) - size + 1)))
 
 
 def near_duplicate_pairs(texts: Sequence[str], *, threshold: float = NEAR_DUPLICATE_JACCARD) -> list[tuple[int, int]]:
-    """Return the pairs of positions whose texts have a Jaccard similarity of word triples of at least ``threshold``.
+    """Return the pairs of positions whose shingles have a Jaccard similarity of at least ``threshold``.
 
     MinHash with locality-sensitive hashing proposes the pairs (Broder 1997; Leskovec, Rajaraman and Ullman,
-    "Mining of Massive Datasets", chapter 3), and the exact similarity decides, so no pair is wrong; a pair close to the
-    threshold may be overlooked (at 0.5 about one in twenty).
+    "Mining of Massive Datasets", chapter 3), and the exact similarity decides. No pair is wrong; close to the threshold
+    some are missed (at 0.5 about one in twenty).
 
     Example:
         >>> near_duplicate_pairs(["press the red button twice", "Press the red button twice!", "open the lid"])
@@ -37,11 +40,11 @@ def near_duplicate_pairs(texts: Sequence[str], *, threshold: float = NEAR_DUPLIC
     from datasketch import MinHash, MinHashLSH
 
     sets = [shingles(text) for text in texts]
-    # crc32 is much faster than the default sha1 and good enough below a check of the exact similarity.
+    # crc32 is much faster than the default sha1; the exact similarity is checked anyway.
     sketches = MinHash.bulk(
         [[s.encode("utf-8", "replace") for s in one] for one in sets], num_perm=64, hashfunc=zlib.crc32
     )
-    # Weighting false negatives nine to one makes bands that propose generously.
+    # Weighting false negatives nine to one proposes more pairs than needed and misses few.
     index = MinHashLSH(threshold=threshold, num_perm=64, weights=(0.1, 0.9))
     pairs = []
     for position, sketch in enumerate(sketches):
@@ -55,15 +58,14 @@ def near_duplicate_pairs(texts: Sequence[str], *, threshold: float = NEAR_DUPLIC
 
 
 def spans_overlap(first: Chunk, second: Chunk) -> bool:
-    """Say whether two chunks share characters of one document."""
+    """Return whether two chunks share characters of one document."""
     return first.document_id == second.document_id and first.start < second.end and second.start < first.end
 
 
 def duplicate_groups(chunks: Sequence[Chunk]) -> list[str]:
-    """Return for each chunk the id of the first chunk that says (nearly) the same; its own id where none does.
+    """Return for each chunk the id of its first near-duplicate, or its own id.
 
-    Overlapping neighbours are left out: they share text by construction, and chaining them would make one group of a
-    whole document.
+    Overlapping neighbours do not count: they share text by construction, and a whole document would become one group.
     """
     pairs = [
         (i, j)
@@ -77,7 +79,7 @@ def duplicate_groups(chunks: Sequence[Chunk]) -> list[str]:
 def document_groups(chunks: Sequence[Chunk], duplicates: Sequence[str]) -> dict[str, str]:
     """Map each document to its group, named after the group's smallest document id.
 
-    Documents that hold near-duplicate chunks are one group: with one of them trained on, the other is known.
+    Documents that share near-duplicate chunks are one group: training on one of them reveals the other.
 
     Args:
         chunks: The chunks of all documents.
@@ -92,7 +94,7 @@ def document_groups(chunks: Sequence[Chunk], duplicates: Sequence[str]) -> dict[
 
 
 def _first_members(size: int, pairs: Sequence[tuple[int, int]]) -> list[int]:
-    """Return for each of ``size`` nodes the smallest node that it is connected to."""
+    """Return for each of ``size`` nodes the smallest node it is connected to."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 

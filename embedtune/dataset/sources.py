@@ -1,4 +1,4 @@
-"""Question-chunk pairs that exist already, in the forms that people have them."""
+"""Makes chunks and questions of existing pairs and of LlamaIndex's datasets."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pair = tuple[str, "str | Sequence[str]"]
 def records_from_pairs(
     pairs: Iterable[Pair] | Dataset, *, chunk_column: str, question_column: str
 ) -> tuple[list[Chunk], list[Question]]:
-    """Make chunks of the distinct chunk texts, each a document of its own, and a question of each question."""
+    """Make a chunk, and a document, of each distinct chunk text, and a question of each row."""
     chunks: dict[str, Chunk] = {}
     questions: list[Question] = []
     asked: dict[str, int] = {}
@@ -34,17 +34,17 @@ def records_from_pairs(
 
 
 def records_from_llama_index(path: str | Path) -> tuple[list[Chunk], list[Question]]:
-    """Read the JSON of LlamaIndex's ``EmbeddingQAFinetuneDataset``; each node becomes a document of its own."""
+    """Read the JSON of LlamaIndex's ``EmbeddingQAFinetuneDataset``; each node becomes a document."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no JSON in UTF-8: {error}") from error
+        raise ValueError(f"{path} is not JSON in UTF-8: {error}. Write it with save_json.") from error
     missing = [
         key for key in ("queries", "corpus", "relevant_docs") if not isinstance(content, dict) or key not in content
     ]
     if missing:
         raise ValueError(
-            f"{path} has no {missing[0]!r}: an EmbeddingQAFinetuneDataset holds 'queries', 'corpus' and 'relevant_docs'."
+            f"{path} has no {missing[0]!r}. An EmbeddingQAFinetuneDataset has 'queries', 'corpus' and 'relevant_docs'."
         )
     chunks = [Chunk(node, node, text, 0, len(text)) for node, text in content["corpus"].items()]
     questions = [
@@ -55,17 +55,17 @@ def records_from_llama_index(path: str | Path) -> tuple[list[Chunk], list[Questi
 
 
 def _chunk(text: str) -> Chunk:
-    """Name a chunk by its content, so that inserting another pair does not rename it (and move it to another split)."""
+    """Name a chunk by its content, so that adding another pair neither renames it nor moves it to another split."""
     document = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return Chunk(f"{document}#0", document, text, 0, len(text))
 
 
 def _rows(pairs: Iterable[Pair] | Dataset, *, chunk_column: str, question_column: str) -> Iterator[tuple[str, str]]:
-    """Yield one (chunk, question) at a time, checked."""
+    """Yield one checked (chunk, question) at a time."""
     column_names: list[str] | None = getattr(pairs, "column_names", None)
     if column_names is not None and not {chunk_column, question_column} <= set(column_names):
         raise ValueError(
-            f"The dataset has the columns {column_names}, not {chunk_column!r} and {question_column!r}. Name yours with "
+            f"The dataset has the columns {column_names}, not {chunk_column!r} and {question_column!r}. Set "
             "chunk_column=... and question_column=..."
         )
     for row, pair in enumerate(pairs):
@@ -78,12 +78,12 @@ def _rows(pairs: Iterable[Pair] | Dataset, *, chunk_column: str, question_column
 
 def _two(pair: Any, row: int) -> tuple[Any, Any]:
     if isinstance(pair, str) or not isinstance(pair, Sequence) or len(pair) != 2:
-        raise ValueError(f"Row {row} is no (chunk, question) pair: {str(pair)[:80]!r}")
+        raise ValueError(f"Row {row} is not a (chunk, question) pair: {str(pair)[:80]!r}")
     return pair[0], pair[1]
 
 
 def _require_text(value: Any, *, row: int, column: str) -> None:
     if not isinstance(value, str):
-        raise TypeError(f"Row {row}, column {column!r}: {value!r} is a {type(value).__name__}, expected a string.")
+        raise TypeError(f"Row {row}, column {column!r}: {value!r} is a {type(value).__name__}; a string is expected.")
     if not value.strip():
-        raise ValueError(f"Row {row}, column {column!r}: the text is empty.")
+        raise ValueError(f"Row {row}, column {column!r}: the text is empty. Remove the row.")

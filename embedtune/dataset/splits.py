@@ -1,4 +1,4 @@
-"""Which question goes to which split: by hash, so that adding documents does not move the others."""
+"""Assigns questions to splits by hash, so that adding documents does not move the others."""
 
 from __future__ import annotations
 
@@ -25,9 +25,7 @@ def check_sizes(*, test_size: float, dev_size: float, test_seen_size: float) -> 
     sizes = {"test_size": test_size, "dev_size": dev_size, "test_seen_size": test_seen_size}
     for name, size in sizes.items():
         if not 0 <= size < 1:
-            raise ValueError(
-                f"{name}={size} is no share of the questions. Give a number from 0 up to, not including, 1."
-            )
+            raise ValueError(f"{name}={size} is not a share of the questions. Choose a number from 0 to less than 1.")
     if test_size + dev_size >= 1:
         raise ValueError(f"test_size={test_size} and dev_size={dev_size} leave nothing to train on. Lower one of them.")
 
@@ -41,21 +39,21 @@ def split_by_document(
     test_seen_size: float,
     seed: int,
 ) -> list[Question]:
-    """Bind questions to splits such that no document group stands on two sides of train, dev and test.
+    """Assign questions to splits such that each document group is in one of train, dev and test.
 
-    Each group is drawn by a hash of its name, so the shares are met on average, and a group keeps its side when others
-    are added. Where no group at all falls into a wanted side, the one that came closest is moved there.
+    A hash of its name decides the split of a group, so the shares are met on average, and a group keeps its split when
+    others are added. If no group falls into a split, the closest one is moved there.
 
-    A question that documents of several sides answer is trained on with the training documents' chunks alone, and left
-    out if there are none: in a test, what was trained on would answer it; and questions of equal text count as one.
+    A question with relevant documents in several splits is trained on, with the chunks of the training documents only,
+    and dropped if there are none: in a test, a chunk that was trained on would answer it. Equal questions count as one.
 
     Args:
         questions: The questions.
         group_of: The document group of each chunk id.
         test_size: Share of the groups for ``test``.
         dev_size: Share of the groups for ``dev``.
-        test_seen_size: Share of the training groups' questions held out as ``test_seen``: questions that were not
-            trained on, about chunks that were.
+        test_seen_size: Share of the training groups' questions to hold out as ``test_seen``: questions that are not
+            trained on, about chunks that are.
         seed: Another seed draws another split.
     """
     asked_of = {group_of[chunk_id] for question in questions for chunk_id in question.chunk_ids}
@@ -71,7 +69,7 @@ def split_by_document(
     kept = [question for question in bound if question.chunk_ids]
     if len(kept) < len(questions):
         logger.warning(
-            "%d of %d questions are answered by documents of different splits and were left out.",
+            "%d of %d questions have relevant documents in different splits, none of them in train, and were dropped.",
             len(questions) - len(kept),
             len(questions),
         )
@@ -79,11 +77,11 @@ def split_by_document(
 
 
 def split_by_question(questions: Sequence[Question], *, test_size: float, dev_size: float, seed: int) -> list[Question]:
-    """Bind questions to splits such that every chunk with enough questions has some on each side.
+    """Assign questions to splits such that every chunk with enough questions has some in each split.
 
-    The same chunk is trained on and tested with: right for asking "are the chunks I have found better?", too rosy for
-    "will new documents be found?". Of a chunk's n questions, at least one (and about ``test_size * n``) goes to ``test``,
-    likewise to ``dev``, and at least one stays in ``train``. Questions of equal text stay together.
+    Each chunk is trained on and tested with, which measures retrieval of known chunks and overestimates that of new
+    documents. Of a chunk's n questions, at least one (and about ``test_size * n``) goes to ``test``, likewise to ``dev``,
+    and at least one stays in ``train``. Equal questions stay together.
     """
     texts = _by_text(questions)
     num_questions: dict[str, int] = defaultdict(int)
@@ -106,16 +104,16 @@ def split_by_question(questions: Sequence[Question], *, test_size: float, dev_si
 
 
 def split_as_given(questions: Sequence[Question]) -> list[Question]:
-    """Return the questions with the splits that they carry; warns when one text stands in two of them."""
+    """Return the questions with their own splits, and warn if two splits share a question."""
     if unbound := [question.id for question in questions if not question.split]:
         raise ValueError(
-            f"split_by='given' needs a split on every question, and {len(unbound)} have none (the first: {unbound[0]!r}). "
+            f"split_by='given' needs a split for every question, and {len(unbound)} have none (the first: {unbound[0]!r}). "
             "Set Question.split, or choose split_by='document'."
         )
     shared = [text for text, same in _by_text(questions).items() if len({question.split for question in same}) > 1]
     if shared:
         logger.warning(
-            "%d question texts stand in more than one of the given splits: a leak, unless it is meant.", len(shared)
+            "%d questions are in more than one of the given splits. Unless this is intended, it is a leak.", len(shared)
         )
     return list(questions)
 
@@ -125,25 +123,25 @@ def _bind(question: Question, split: str, chunk_ids: Sequence[str] | None = None
 
 
 def _in_order(bound: Iterable[Question], questions: Iterable[Question]) -> list[Question]:
-    """Return the bound questions in the order of the given ones."""
+    """Return the assigned questions in the order of the given ones."""
     by_id = {question.id: question for question in bound}
     return [by_id[question.id] for question in questions if question.id in by_id]
 
 
 def _draw(seed: int, what: str, name: str) -> float:
-    """Return a number in [0, 1) that depends on the seed and the name alone."""
+    """Return a number in [0, 1) that depends only on the seed and the name."""
     digest = hashlib.sha256(f"{seed}\0{what}\0{name}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _sides(groups: Sequence[str], *, test_size: float, dev_size: float, seed: int) -> dict[str, str]:
-    """Cut groups, sorted by their draw, into test, dev and train; none that was asked for stays empty."""
+    """Divide groups, sorted by their draw, into test, dev and train; no requested split is empty."""
     wanted = 1 + (test_size > 0) + (dev_size > 0)
     if len(groups) < wanted:
         raise ValueError(
             f"The questions fall into {len(groups)} document groups, too few for {wanted} splits. Add documents, set "
-            "dev_size=0, or hold single questions out with split_by='question'. (Documents that share near-duplicate "
-            "chunks count as one group.)"
+            "dev_size=0, or hold out single questions with split_by='question'. (Documents that share near-duplicate "
+            "chunks are one group.)"
         )
     draws = [_draw(seed, "group", group) for group in groups]
     num_test = sum(draw < test_size for draw in draws)
@@ -158,7 +156,7 @@ def _sides(groups: Sequence[str], *, test_size: float, dev_size: float, seed: in
 
 
 def _with_seen_held_out(questions: Sequence[Question], *, share: float, seed: int) -> list[Question]:
-    """Move some training questions to ``test_seen``, but leave every chunk its last question to train on."""
+    """Move some training questions to ``test_seen``, but leave every chunk one question to train on."""
     texts = _by_text(question for question in questions if question.split == "train")
     left: dict[str, int] = defaultdict(int)
     for same in texts.values():
@@ -175,7 +173,7 @@ def _with_seen_held_out(questions: Sequence[Question], *, share: float, seed: in
 
 
 def _by_text(questions: Iterable[Question]) -> dict[str, list[Question]]:
-    """Group questions of equal text."""
+    """Group equal questions, see `same_question`."""
     texts: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         texts[same_question(question.text)].append(question)
@@ -187,7 +185,7 @@ def _chunks(questions: Iterable[Question]) -> set[str]:
 
 
 def _quota(num_questions: int, share: float, *, leave: int) -> int:
-    """Return how many of a chunk's questions to hold out: about the share, at least one, and ``leave`` stay behind."""
+    """Return how many of a chunk's questions to hold out: about the share, at least one, but never the last ``leave``."""
     if share == 0:
         return 0
     return max(0, min(max(1, round(share * num_questions)), num_questions - leave))

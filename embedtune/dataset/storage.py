@@ -1,4 +1,4 @@
-"""RetrievalDataset on disk and on the Hub: one layout (BEIR's, as Parquet) for both."""
+"""Saves datasets to disk and the Hub, in BEIR's layout, as Parquet."""
 
 from __future__ import annotations
 
@@ -16,16 +16,18 @@ from embedtune.hub import Publication, list_files, upload_folder
 from embedtune.storage import replaced_folder
 
 if TYPE_CHECKING:
-    from embedtune.dataset.retrieval_dataset import RetrievalDataset
+    from embedtune.dataset.tables import RetrievalTables
 
 SETTINGS = "embedtune.json"
 
 
-def save(data: RetrievalDataset, path: str | Path) -> None:
-    """Write the dataset to a folder, replacing an older one only when the new one is whole."""
+def save(data: RetrievalTables, path: str | Path) -> None:
+    """Write the dataset to a folder, replacing an older one once the new one is complete."""
     target = Path(path)
     if target.exists() and not (target / SETTINGS).exists() and (not target.is_dir() or any(target.iterdir())):
-        raise FileExistsError(f"{target} exists and is no saved dataset, so it is not replaced. Choose another path.")
+        raise FileExistsError(
+            f"{target} exists and is not a saved dataset, so it is not replaced. Choose another path."
+        )
     with replaced_folder(target) as folder:
         _write(data, folder)
 
@@ -34,7 +36,9 @@ def load(path: str | Path) -> dict[str, Any]:
     """Read what `save` wrote, as the arguments of ``RetrievalDataset``."""
     folder = Path(path)
     if not (folder / "corpus.parquet").exists():
-        raise FileNotFoundError(f"{folder} holds no saved dataset: there is no {folder / 'corpus.parquet'}.")
+        raise FileNotFoundError(
+            f"{folder} is not a saved dataset: it has no corpus.parquet. Pass a folder of save_to_disk."
+        )
     settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
     return {
         "corpus": _read(folder / "corpus.parquet"),
@@ -46,7 +50,7 @@ def load(path: str | Path) -> dict[str, Any]:
 
 
 def push(
-    data: RetrievalDataset, repo_id: str, *, private: bool, dry_run: bool, token: str | None, message: str
+    data: RetrievalTables, repo_id: str, *, private: bool, dry_run: bool, token: str | None, message: str
 ) -> Publication:
     """Upload the dataset in one commit."""
     from huggingface_hub import HfApi
@@ -65,7 +69,7 @@ def push(
             repo_type="dataset",
             private=private,
             message=message,
-            replaces=lambda file: file.startswith("qrels/"),  # load_dataset would find a split that is no longer there
+            replaces=lambda file: file.startswith("qrels/"),  # load_dataset would still find a removed split
         )
     return replace(publication, revision=revision)
 
@@ -77,7 +81,7 @@ def download(repo_id: str, *, revision: str | None, token: str | None) -> str:
     return snapshot_download(repo_id, repo_type="dataset", revision=revision, token=token)
 
 
-def _write(data: RetrievalDataset, folder: Path) -> None:
+def _write(data: RetrievalTables, folder: Path) -> None:
     (folder / "qrels").mkdir()
     _write_table(data.corpus, folder / "corpus.parquet")
     _write_table(data.queries, folder / "queries.parquet")

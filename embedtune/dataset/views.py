@@ -1,10 +1,10 @@
-"""The tables that losses take, with exactly the columns they take: sentence-transformers trains on every other one too."""
+"""The tables that losses take, with no column besides: sentence-transformers would train on it as text."""
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -12,29 +12,13 @@ from datasets import Dataset, concatenate_datasets
 from embedtune.text import same_question
 
 if TYPE_CHECKING:
-    from embedtune.dataset.retrieval_dataset import RetrievalDataset
-
-View = Literal["pairs", "triplets", "labelled_pairs"]
-Role = Literal["query", "document"]
-
-COLUMN_ROLES: dict[View, dict[str, Role]] = {
-    "pairs": {"anchor": "query", "positive": "document"},
-    "triplets": {"anchor": "document", "positive": "query", "negative": "query"},
-    "labelled_pairs": {"anchor": "document", "candidate": "query"},
-}
-"""Whether a column of a view holds questions or chunks: it decides the prompt and the route."""
+    from embedtune.dataset.tables import RetrievalTables
 
 # Arrow's plain string column holds 2 GB; tables are put together from pieces that stay below.
 _ROWS_PER_PIECE = 100_000
 
 
-def view_of(dataset: Dataset) -> View | None:
-    """Return which view a dataset is, or None for one that was not made here."""
-    name = dataset.info.config_name
-    return next((view for view in COLUMN_ROLES if view == name), None)
-
-
-def pairs(data: RetrievalDataset, split: str, *, with_ids: bool) -> Dataset:
+def pairs(data: RetrievalTables, split: str, *, with_ids: bool) -> Dataset:
     """Build rows of a question and a chunk that answers it."""
     query_texts, corpus_texts = data.query_texts, data.corpus_texts
     judgements = [(q, c) for q, cs in data.relevant(split).items() for c in cs]
@@ -48,47 +32,47 @@ def pairs(data: RetrievalDataset, split: str, *, with_ids: bool) -> Dataset:
         rows = [[contents.id_of[c], *sorted(answers[q] - {contents.id_of[c]})] for q, c in judgements]
         width = max((len(row) for row in rows), default=1)
         columns["label"] = [row + row[:1] * (width - len(row)) for row in rows]
-    return table(columns, "pairs")
+    return table(columns)
 
 
-def triplets(data: RetrievalDataset, split: str, *, num_negatives: int, seed: int) -> Dataset:
-    """Build rows of a chunk, a question that it answers and a question of the same split that it does not answer."""
+def triplets(data: RetrievalTables, split: str, *, num_negatives: int, seed: int) -> Dataset:
+    """Build rows of a chunk, a question that it answers, and a question of the same split that it does not answer."""
     rows = list(_with_negatives(data, split, num_negatives=num_negatives, seed=seed))
     query_texts, corpus_texts = data.query_texts, data.corpus_texts
     columns = {
-        "anchor": [corpus_texts[c] for c, _, _ in rows],
-        "positive": [query_texts[q] for _, q, _ in rows],
-        "negative": [query_texts[n] for _, _, n in rows],
+        "chunk": [corpus_texts[c] for c, _, _ in rows],
+        "question": [query_texts[q] for _, q, _ in rows],
+        "other_question": [query_texts[n] for _, _, n in rows],
     }
-    return table(columns, "triplets")
+    return table(columns)
 
 
-def labelled_pairs(data: RetrievalDataset, split: str, *, num_negatives: int, seed: int) -> Dataset:
-    """Build rows of a chunk, a question and 1.0 where the chunk answers it, -1.0 where it does not."""
-    rows: dict[tuple[str, str, float], None] = {}  # a dict keeps the order and drops repetitions
+def labelled_pairs(data: RetrievalTables, split: str, *, num_negatives: int, seed: int) -> Dataset:
+    """Build rows of a chunk, a question, and 1.0 if the chunk answers the question, else -1.0."""
+    rows: dict[tuple[str, str, float], None] = {}  # a dict keeps the order and drops duplicates
     for chunk, question, negative in _with_negatives(data, split, num_negatives=num_negatives, seed=seed):
         rows[(chunk, question, 1.0)] = None
         rows[(chunk, negative, -1.0)] = None
     query_texts, corpus_texts = data.query_texts, data.corpus_texts
     columns: dict[str, list[Any]] = {
-        "anchor": [corpus_texts[c] for c, _, _ in rows],
-        "candidate": [query_texts[q] for _, q, _ in rows],
+        "chunk": [corpus_texts[c] for c, _, _ in rows],
+        "question": [query_texts[q] for _, q, _ in rows],
         "label": [label for _, _, label in rows],
     }
-    return table(columns, "labelled_pairs")
+    return table(columns)
 
 
 class Contents:
-    """What each chunk says, as a number that near-duplicates share, and which of these answer a question.
+    """The content of each chunk, as an id that near-duplicates share, and the contents that answer each question.
 
-    A chunk that answers a question, its near-duplicates, and the neighbours that overlap it are no negatives of the
-    question: pushing them away would teach the model that right answers are wrong.
+    A relevant chunk, its near-duplicates and its overlapping neighbours are never negatives of the question: pushing them
+    away would teach the model that correct answers are wrong.
 
     Args:
-        data: The dataset whose corpus is numbered.
+        data: The dataset whose chunks get ids.
     """
 
-    def __init__(self, data: RetrievalDataset) -> None:
+    def __init__(self, data: RetrievalTables) -> None:
         corpus = data.corpus
         chunk_ids = corpus["_id"][:]
         names = corpus["duplicate_group"][:] if "duplicate_group" in corpus.column_names else chunk_ids
@@ -109,11 +93,11 @@ class Contents:
         return {question: by_text[same_question(texts[question])] for question in relevant}
 
 
-def chunks_for_training(data: RetrievalDataset, split: str) -> list[str]:
+def chunks_for_training(data: RetrievalTables, split: str) -> list[str]:
     """Return the ids of the chunks that may be trained on with a split, in the order of the corpus.
 
-    Left out are the documents (with what nearly repeats them) that only questions of other splits are about: a chunk that
-    training has pushed away as somebody's negative is no chunk of an unseen document any more.
+    Documents and near-duplicates that only other splits ask about are left out: once training has used a chunk as a
+    negative, its document is not unseen any more.
     """
     ids = data.corpus["_id"][:]
     names = data.corpus["document_group"][:] if "document_group" in data.corpus.column_names else ids
@@ -145,11 +129,11 @@ def _overlapping_neighbours(corpus: Dataset) -> dict[str, list[str]]:
 
 
 def _with_negatives(
-    data: RetrievalDataset, split: str, *, num_negatives: int, seed: int
+    data: RetrievalTables, split: str, *, num_negatives: int, seed: int
 ) -> Iterable[tuple[str, str, str]]:
     """Yield (chunk, question it answers, question it does not answer), ``num_negatives`` for each judgement."""
     if num_negatives < 1:
-        raise ValueError(f"num_negatives={num_negatives}: a loss with negatives needs at least 1 for each question.")
+        raise ValueError(f"num_negatives={num_negatives}: must be at least 1.")
     relevant = data.relevant(split)
     contents = Contents(data)
     answers = contents.answers(split)
@@ -170,10 +154,10 @@ def _draw(rng: np.random.Generator, size: int, excluded: set[int], count: int, *
     """Draw up to ``count`` different positions below ``size`` that are not excluded."""
     if len(excluded) >= size:
         raise ValueError(
-            f"Every question of split {split!r} is answered by chunk {chunk!r}, so it has no negative. Add questions about "
-            "other chunks, or train on data.pairs(...)."
+            f"Chunk {chunk!r} answers every question of split {split!r}, so there is no other question. Add questions "
+            "about other chunks, or train on data.pairs(...)."
         )
-    if count + len(excluded) > size // 2:  # few are left: drawing until one fits would take long
+    if count + len(excluded) > size // 2:  # drawing until one fits would take long
         allowed = [i for i in range(size) if i not in excluded]
         return [allowed[i] for i in rng.permutation(len(allowed))[:count]]
     drawn: dict[int, None] = {}
@@ -184,13 +168,11 @@ def _draw(rng: np.random.Generator, size: int, excluded: set[int], count: int, *
     return list(drawn)
 
 
-def table(columns: Mapping[str, list[Any]], view: View | None = None) -> Dataset:
-    """Make a Dataset of any size that remembers which view it is, if it is one."""
+def table(columns: Mapping[str, list[Any]]) -> Dataset:
+    """Make a Dataset of any size."""
     num_rows = len(next(iter(columns.values())))
     pieces = [
         Dataset.from_dict({name: values[start : start + _ROWS_PER_PIECE] for name, values in columns.items()})
         for start in range(0, max(num_rows, 1), _ROWS_PER_PIECE)
     ]
-    joined = concatenate_datasets(pieces) if len(pieces) > 1 else pieces[0]
-    joined.info.config_name = view
-    return joined
+    return concatenate_datasets(pieces) if len(pieces) > 1 else pieces[0]

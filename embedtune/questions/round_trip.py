@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embedtune.questions.filters import words
 from embedtune.questions.records import Dropped, Questions
+from embedtune.text import words
 from embedtune.types import Chunk, ContextPart, Encoder, Question, Ranker
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from embedtune.retrieval.fingerprint import model_fingerprint
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embedtune.dataset.views import Role
+    from embedtune.types import Role
 
 
 @dataclass(frozen=True)

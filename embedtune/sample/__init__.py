@@ -1,4 +1,4 @@
-"""The handbook of an invented company, and questions that its employees ask: text to try everything on."""
+"""The handbook of an invented company, with questions of its employees, for examples and tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class SampleQuestion:
-    """A question, and the passages that answer it.
+    """A question and the passages that answer it.
 
     Attributes:
         text: The question.
@@ -35,21 +35,21 @@ class Sample:
 
     Attributes:
         documents: The handbook's documents.
-        questions: The questions, bound to passages rather than to chunks.
+        questions: The questions, with passages instead of chunks.
     """
 
     documents: list[Document]
     questions: list[SampleQuestion]
 
     def questions_for(self, chunks: Sequence[Chunk]) -> list[Question]:
-        """Bind the questions to the chunks that hold their answers, however the documents were cut.
+        """Return the questions with the chunks that contain their answers.
 
         Args:
-            chunks: Chunks of `documents`. Of overlapping chunks, all that hold the whole passage are right; a passage
-                that was cut through goes to the chunk with most of it.
+            chunks: Chunks of `documents`, of any size. Every chunk with the whole passage is relevant; if the passage was
+                cut, the chunk with most of it.
 
         Raises:
-            ValueError: If a document that a question refers to has no chunks.
+            ValueError: If no chunk contains a passage.
         """
         texts = {document.id: document.text for document in self.documents}
         asked: Counter[str] = Counter()
@@ -73,7 +73,7 @@ def load_sample(*, num_documents: int | None = None) -> Sample:
     The texts were written for embedtune and are in the public domain (CC0 1.0).
 
     Args:
-        num_documents: Keep the first so many documents and the questions that they answer; all where nothing is given.
+        num_documents: Load only the first documents, and the questions that they answer; all by default.
 
     Example:
         >>> sample = load_sample()
@@ -93,7 +93,7 @@ def load_sample(*, num_documents: int | None = None) -> Sample:
 
 
 def _holders(chunks: Sequence[Chunk], document_id: str, start: int, length: int) -> list[str]:
-    """Return the chunks that hold most of a passage: all of it, where any does."""
+    """Return the chunks that contain most of a passage: all of it, if any does."""
     shares = {
         chunk.id: min(chunk.end, start + length) - max(chunk.start, start)
         for chunk in chunks
@@ -101,5 +101,7 @@ def _holders(chunks: Sequence[Chunk], document_id: str, start: int, length: int)
     }
     most = max(shares.values(), default=0)
     if most <= 0:
-        raise ValueError(f"No chunk holds the passage of {document_id!r} at {start}. Pass chunks of sample.documents.")
+        raise ValueError(
+            f"No chunk contains the passage of {document_id!r} at offset {start}. Pass chunks of sample.documents."
+        )
     return [chunk_id for chunk_id, share in shares.items() if share == most]

@@ -1,4 +1,4 @@
-"""Sentences of general knowledge, and questions about them: does a tuned model still find what it found before?"""
+"""Sentences of general knowledge and questions about them, to measure what a tuned model has forgotten."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ _FILE = Path(__file__).parent / "general" / "passages.jsonl"
 def load_general() -> tuple[list[Chunk], list[Question]]:
     """Load passages on everyday subjects (kitchen, weather, body, animals, money, history, ...) and 100 questions.
 
-    Each sentence is a chunk, so that the neighbours of the right one are on the same subject: with whole passages a small
-    model finds everything, and nothing could be told from it. The texts were written for embedtune and are in the public
-    domain (CC0 1.0).
+    Each sentence is a chunk, so that other chunks are on the same subject as the relevant one; among whole passages even a
+    small model finds everything. The texts were written for embedtune and are in the public domain (CC0 1.0).
 
     Returns:
-        The sentences, with a document for each passage, and the questions, bound to the split ``"test"``.
+        The sentences, with a document for each passage, and the questions, in the split ``"test"``.
 
     Example:
         >>> chunks, questions = load_general()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from embedtune.dataset.views import View
+    from embedtune.dataset.columns import View
 
 Negatives = Literal["given", "hardest"]
 
@@ -101,6 +101,11 @@ class InBatchNegativesLoss(RetrievalLoss):
                 question, then, from `mine_hard_negatives`, ``-1 - id`` of each further negative; or None.
         """
         questions, *candidates = embeddings
+        if labels is not None and labels.ndim != 2:
+            raise ValueError(
+                "InBatchNegativesLoss reads a list of ids in every row, as data.pairs(split, with_ids=True) makes, but there "
+                "is a single number. Remove the column of labels or scores."
+            )
         ids = labels
         first = 0
         if self.gather_across_devices and get_world_size() > 1:
@@ -124,8 +129,8 @@ class TripletMarginLoss(RetrievalLoss):
     r"""Ask that a chunk be nearer to its own question than to another one, by a margin.
 
     ``torch.nn.TripletMarginLoss``, :math:`\max(\|a - p\|_p - \|a - n\|_p + m, 0)`, with the roles of "Fine-tuning
-    Embeddings for RAG applications" (Sharafudinov, 2024): anchor = chunk, positive = its question, negative = a random
-    question about another chunk.
+    Embeddings for RAG applications" (Sharafudinov, 2024): a chunk, a question that it answers, and a random question about
+    another chunk.
 
     Measured with these random negatives, the loss learns the chunks it is trained on, and makes retrieval from unseen
     documents worse than the base model's, see the benchmarks in the documentation. ``negatives="hardest"`` takes harder
@@ -141,7 +146,7 @@ class TripletMarginLoss(RetrievalLoss):
         negatives: ``"given"`` reads them from the third column; ``"hardest"`` finds them in the batch.
 
     Inputs:
-        ``data.triplets(split)``: (anchor, positive, negative), or for ``"hardest"``
+        ``data.triplets(split)``: (chunk, question, other_question), or for ``"hardest"``
         ``data.pairs(split, with_ids=True)``: (anchor, positive) and a label of ids.
 
     Relations:
@@ -202,7 +207,7 @@ class CosineEmbeddingLoss(RetrievalLoss):
             batch as its pair with label -1.
 
     Inputs:
-        ``data.labelled_pairs(split)``: (anchor, candidate) and a label of 1 or -1, or for ``"hardest"``
+        ``data.labelled_pairs(split)``: (chunk, question) and a label of 1 or -1, or for ``"hardest"``
         ``data.pairs(split, with_ids=True)``: (anchor, positive) and a label of ids.
 
     Relations:

@@ -10,23 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers.base.evaluation import BaseEvaluator
-from sentence_transformers.base.modules import Router
 from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from embedtune.dataset.views import COLUMN_ROLES, Role, view_of
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.models.families.prompts import prompt_of
 from embedtune.models.selfcheck import check_model
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
+from embedtune.training.columns import check_table, fill_columns
 from embedtune.training.encode_once.trainer import EncodeOnceTrainer
 from embedtune.training.guards import (
-    LABEL_COLUMNS,
-    check_columns,
     check_inputs,
-    check_rows,
     warn_about_cut_chunks,
     warn_about_half_precision,
     warn_about_single_rows,
@@ -117,10 +113,9 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         if train_dataset is None:
             train_dataset = view_for(loss, reference, data, args)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
-            if dataset is not None:
-                check_columns(dataset, name=name)
-                check_rows(dataset, name=name)
-        _fill_columns(args, reference, train_dataset)
+            check_table(dataset, name=name)
+        self._given_columns = args.prompts, args.router_mapping
+        fill_columns(args, reference, train_dataset, eval_dataset)
         if args.ddp_find_unused_parameters is None and is_tied(reference):
             args.ddp_find_unused_parameters = False  # looking for them counts a shared parameter twice, and fails
         if data is not None:
@@ -153,6 +148,19 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
                 self.state.best_metric,
             )
         return output
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate as ``SentenceTransformerTrainer.evaluate`` does, with checks and prompts for a table of your own."""
+        if eval_dataset is not None and not isinstance(eval_dataset, str):
+            check_table(eval_dataset, name="eval_dataset")
+            if isinstance(self.data_collator, self.data_collator_class):
+                settings = copy.copy(self.args)
+                settings.prompts, settings.router_mapping = self._given_columns
+                fill_columns(settings, self.model, self.train_dataset, self.eval_dataset, eval_dataset)
+                self.data_collator.prompts = settings.prompts
+                self.data_collator.router_mapping = settings.router_mapping
+        metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
+        return metrics
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the model, in safetensors alone."""
@@ -235,34 +243,6 @@ def _innermost(loss: nn.Module) -> nn.Module:
     """Return the loss inside wrappers such as ``MatryoshkaLoss``."""
     inner = dict(loss.named_children()).get("loss")
     return loss if inner is None else _innermost(inner)
-
-
-def _fill_columns(args: TuningArguments, model: SentenceTransformer, dataset: Any) -> None:
-    """Fill in the prompt and the route of each column, where the user has not."""
-    roles = {name: _roles(part) for name, part in dataset.items()} if isinstance(dataset, Mapping) else _roles(dataset)
-    if not args.prompts:
-        args.prompts = _per_column(roles, lambda role: prompt_of(model, role))
-    if not args.router_mapping and any(isinstance(module, Router) for module in model.children()):
-        args.router_mapping = _per_column(roles, lambda role: role)
-
-
-def _roles(dataset: Dataset) -> dict[str, Role]:
-    """Say which columns hold questions; a table from elsewhere has questions as anchors, as sentence-transformers does."""
-    if view := view_of(dataset):
-        return COLUMN_ROLES[view]
-    return {
-        column: "query" if column == "anchor" else "document"
-        for column in dataset.column_names
-        if column not in LABEL_COLUMNS
-    }
-
-
-def _per_column(roles: Mapping[str, Any], value: Callable[[Role], str]) -> dict[str, Any]:
-    """Replace each role by its value, in a mapping of columns or of datasets to columns; empty values are left out."""
-    filled = {
-        name: _per_column(role, value) if isinstance(role, Mapping) else value(role) for name, role in roles.items()
-    }
-    return {name: content for name, content in filled.items() if content}
 
 
 def _choose_by_dev(

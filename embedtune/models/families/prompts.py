@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from embedtune.dataset.views import Role
+    from embedtune.types import Role
 
 _WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 

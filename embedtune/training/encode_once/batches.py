@@ -47,7 +47,16 @@ class Reading(NamedTuple):
         return {"prompt": self.prompt, "task": self.task} | limit
 
 
-class UniqueTextCollator(SentenceTransformerDataCollator):
+class ViewCollator(SentenceTransformerDataCollator):
+    """The stock collator, which does not warn about a question behind its chunk: two of embedtune's views are like that."""
+
+    def maybe_warn_about_column_order(self, column_names: list[str]) -> None:
+        """Warn of columns that are likely in the wrong order, except in tables whose first column is ``chunk``."""
+        if column_names[:1] != ["chunk"]:
+            super().maybe_warn_about_column_order(column_names)
+
+
+class UniqueTextCollator(ViewCollator):
     """Collate rows so that every distinct text of the batch stands in it once.
 
     Instead of a padded tensor for each column, the batch has the distinct texts, end to end where the model allows it and

@@ -24,7 +24,7 @@ from sentence_transformers.sentence_transformer.trainer import SentenceTransform
 from embedtune.models.onednn import OneDnnLinear, usable
 from embedtune.models.packing.attention import packed_attention
 from embedtune.models.packing.encoder import tokens_per_pass
-from embedtune.training.encode_once.batches import TEXT_ROWS, GroupedBatchSampler, UniqueTextCollator
+from embedtune.training.encode_once.batches import TEXT_ROWS, GroupedBatchSampler, UniqueTextCollator, ViewCollator
 from embedtune.training.encode_once.losses import GradientCachedLoss, embed_texts, loss_of_columns, takes_embeddings
 from embedtune.training.losses import RetrievalLoss
 
@@ -56,6 +56,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
     """
 
     data_collator: Any
+    data_collator_class = ViewCollator
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import SentenceTransformer
 
+from embedtune.dataset.columns import LABEL_COLUMNS
 from embedtune.models.load import load_model
-from embedtune.training.guards import LABEL_COLUMNS
 from embedtune.training.trainer import LOSSES, EmbeddingTrainer, view_for
 
 if TYPE_CHECKING:

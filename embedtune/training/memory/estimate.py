@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sentence_transformers.base.modules import Router
 
-from embedtune.dataset.views import COLUMN_ROLES
+from embedtune.dataset.columns import VIEW_ROLES
 from embedtune.models.families.prompts import prompt_of
 from embedtune.models.packing.encoder import tokens_per_pass
 from embedtune.training.encode_once.batches import longest_run
@@ -152,7 +152,7 @@ def _optimizer_bytes(name: str, trained: list[nn.Parameter]) -> int:
 def _columns(model: SentenceTransformer, args: TuningArguments, data: RetrievalDataset) -> tuple[Column, ...]:
     """Return the batch that is made of the longest question and the longest chunk."""
     loss = LOSSES[args.loss](model)
-    roles = COLUMN_ROLES[loss.view].values()
+    roles = VIEW_ROLES[loss.view]
     texts = {"query": data.queries["text"], "document": data.corpus["text"]}
     longest = {role: _longest(model, texts[role], prompt=prompt_of(model, role)) for role in dict.fromkeys(roles)}
     num_rows = args.per_device_train_batch_size

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from embedtune.dataset.views import Role
+    from embedtune.types import Role
 
 
 @dataclass(frozen=True)

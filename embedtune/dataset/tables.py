@@ -1,0 +1,178 @@
+"""The record of a dataset: a corpus, queries and judgements, with their checks and look-ups."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from typing import TYPE_CHECKING
+
+from datasets import Dataset, Features, List, Value
+
+from embedtune.tables import html_table
+
+if TYPE_CHECKING:
+    from embedtune.types import Chunk, ContextPart, Question
+
+SPLIT_ORDER = ("train", "dev", "test", "test_seen")
+
+_CORPUS_FEATURES = Features(
+    {
+        "_id": Value("string"),
+        "text": Value("string"),
+        "document_id": Value("string"),
+        "start": Value("int64"),
+        "end": Value("int64"),
+        # Not "title": BEIR readers would put a column of that name before the text.
+        "document_title": Value("string"),
+        "headings": List(Value("string")),
+        "keywords": List(Value("string")),
+        "document_group": Value("string"),
+        "duplicate_group": Value("string"),
+    }
+)
+_QUERY_FEATURES = Features(
+    {name: Value("string") for name in ("_id", "text", "style", "answer", "model", "prompt_version")}
+)
+_QREL_FEATURES = Features({"query-id": Value("string"), "corpus-id": Value("string"), "score": Value("int64")})
+
+
+@dataclass(frozen=True, repr=False)
+class RetrievalTables:
+    """Chunks, questions, and which chunk answers which question, as three BEIR-shaped tables.
+
+    Attributes:
+        corpus: Every chunk, also those without a question: ``_id``, ``text`` (what is embedded, with its context) and
+            where it comes from.
+        queries: Every question: ``_id``, ``text`` and, where known, its style, its answer and the model that wrote it.
+        qrels: For each split a table of ``query-id``, ``corpus-id`` and ``score``. A question's first row is the chunk
+            that it was written for.
+        split_by: How the splits were made: ``"document"``, ``"question"`` or ``"given"``.
+        context: What was put before each chunk's text; serving must do the same.
+
+    Raises:
+        ValueError: If a table lacks a column, or ``qrels`` names an unknown id.
+    """
+
+    corpus: Dataset
+    queries: Dataset
+    qrels: Mapping[str, Dataset]
+    split_by: str = "document"
+    context: tuple[ContextPart, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name, table, columns in (
+            ("corpus", self.corpus, ("_id", "text")),
+            ("queries", self.queries, ("_id", "text")),
+            *((f"qrels[{split!r}]", table, ("query-id", "corpus-id", "score")) for split, table in self.qrels.items()),
+        ):
+            if missing := [column for column in columns if column not in table.column_names]:
+                raise ValueError(
+                    f"{name} has the columns {table.column_names} and lacks {missing}. Add or rename them."
+                )
+        for split in self.qrels:
+            self._check_ids(split)
+
+    def _check_ids(self, split: str) -> None:
+        for column, known, name in (
+            ("query-id", self.query_texts, "queries"),
+            ("corpus-id", self.corpus_texts, "corpus"),
+        ):
+            if unknown := [i for i in self.qrels[split][column][:] if i not in known]:
+                raise ValueError(f"qrels[{split!r}] names {column} {unknown[0]!r}, which is not in {name}.")
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits."""
+        return list(self.qrels)
+
+    @cached_property
+    def corpus_texts(self) -> dict[str, str]:
+        """The text to embed of each chunk id."""
+        # The slice reads the whole column; without it, datasets reads row by row, which takes forty times as long.
+        return dict(zip(self.corpus["_id"][:], self.corpus["text"][:], strict=True))
+
+    @cached_property
+    def query_texts(self) -> dict[str, str]:
+        """The text of each question id."""
+        return dict(zip(self.queries["_id"][:], self.queries["text"][:], strict=True))
+
+    def relevant(self, split: str) -> dict[str, list[str]]:
+        """Map each question of a split to the chunks that answer it, the one it was written for first."""
+        if split not in self.qrels:
+            raise ValueError(f"There is no split {split!r}; this dataset has {self.splits}.")
+        table = self.qrels[split]
+        relevant: dict[str, list[str]] = {}
+        for query, chunk, score in zip(table["query-id"][:], table["corpus-id"][:], table["score"][:], strict=True):
+            if score > 0:
+                relevant.setdefault(query, []).append(chunk)
+        return relevant
+
+    def __repr__(self) -> str:
+        width = max(map(len, self.splits), default=0)
+        lines = [
+            f"  {split:<{width}} {questions:>6} questions about {chunks} chunks"
+            for split, questions, chunks in self._split_sizes()
+        ]
+        return "\n".join([self._title, *lines])
+
+    def _repr_html_(self) -> str:
+        rows = [(split, f"{questions:,}", f"{chunks:,}") for split, questions, chunks in self._split_sizes()]
+        return f"<p>{escape(self._title)}</p>{html_table(['split', 'questions', 'chunks asked about'], rows)}"
+
+    @property
+    def _title(self) -> str:
+        documents = len(set(self.corpus["document_id"][:])) if "document_id" in self.corpus.column_names else "?"
+        return (
+            f"RetrievalDataset: {len(self.corpus)} chunks of {documents} documents, {len(self.queries)} questions, "
+            f"split by {self.split_by}"
+        )
+
+    def _split_sizes(self) -> Iterator[tuple[str, int, int]]:
+        """Yield the name of each split, its number of questions, and the number of chunks that they are about."""
+        for split in self.splits:
+            relevant = self.relevant(split)
+            yield split, len(relevant), len({chunk for chunks in relevant.values() for chunk in chunks})
+
+
+def corpus_table(
+    chunks: Sequence[Chunk], *, group_of: Mapping[str, str], duplicates: Sequence[str], context: Sequence[ContextPart]
+) -> Dataset:
+    """Return the corpus: a row for each chunk."""
+    rows = [
+        {
+            "_id": chunk.id,
+            "text": chunk.text_with(context),
+            "document_id": chunk.document_id,
+            "start": chunk.start,
+            "end": chunk.end,
+            "document_title": chunk.title,
+            "headings": list(chunk.headings),
+            "keywords": list(chunk.keywords),
+            "document_group": group_of[chunk.document_id],
+            "duplicate_group": duplicate,
+        }
+        for chunk, duplicate in zip(chunks, duplicates, strict=True)
+    ]
+    return Dataset.from_list(rows, features=_CORPUS_FEATURES)
+
+
+def queries_table(questions: Sequence[Question]) -> Dataset:
+    """Return the queries: a row for each question."""
+    rows = [
+        {name: question.id if name == "_id" else getattr(question, name) for name in _QUERY_FEATURES}
+        for question in questions
+    ]
+    return Dataset.from_list(rows, features=_QUERY_FEATURES)
+
+
+def qrels_tables(questions: Sequence[Question]) -> dict[str, Dataset]:
+    """Return a table for each split that has a question, in the usual order of splits."""
+    rows: dict[str, list[dict[str, str | int]]] = {}
+    for question in questions:
+        rows.setdefault(question.split, []).extend(
+            {"query-id": question.id, "corpus-id": chunk_id, "score": 1} for chunk_id in question.chunk_ids
+        )
+    order = [*(name for name in SPLIT_ORDER if name in rows), *(name for name in rows if name not in SPLIT_ORDER)]
+    return {name: Dataset.from_list(rows[name], features=_QREL_FEATURES) for name in order}
