@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.tokens import hashed_tokens
 from embedtune.retrieval.words import WordIndex, WordWeights
+from embedtune.types import Ranker
 
 DOCUMENTS = [
     "Press both buttons to restart the pump.",
@@ -142,6 +143,18 @@ def test_hashes_are_the_same_on_every_machine():
         11765665226422741261, 11429218599262382037, 12392199072632680751,
         8954446048299048203, 13635641201429858692, 16746683039579793696,
     ]  # fmt: skip
+
+
+def test_blocks_of_questions_make_no_difference(monkeypatch):
+    positions, scores = BM25().rank(QUESTIONS, DOCUMENTS, 4)
+    monkeypatch.setattr("embedtune.retrieval.fusion._SCORES_PER_BLOCK", 2 * len(DOCUMENTS))
+    blocked = BM25().rank(QUESTIONS, DOCUMENTS, 4)
+    np.testing.assert_array_equal(blocked.positions, positions)
+    np.testing.assert_array_equal(blocked.scores, scores)
+
+
+def test_it_is_a_ranker():
+    assert isinstance(BM25(), Ranker)
 
 
 @pytest.mark.parametrize(("k", "message"), [(0, "k=0"), (6, "k=6 is out of range for 5 documents")])

@@ -1,16 +1,13 @@
 from __future__ import annotations
 
-import logging
 from collections import Counter
 
 import numpy as np
 import pytest
 import torch
 
-from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.encoders import ModelEncoder, model_name
-from embedtune.text import words
-from embedtune.types import Encoder, Ranker
+from embedtune.types import Encoder
 
 TEXTS = ["the red door", "who checks the pump of the old ship", "the red door", "wool", "the red door", "wool"]
 
@@ -61,91 +58,6 @@ def test_a_model_is_called_by_its_hub_id_or_its_folder_and_never_by_a_path(tiny_
     assert model_name(tiny_model) == "someone/some-model"
     tiny_model.model_card_data.model_name = "Handbook"
     assert model_name(tiny_model) == "Handbook"
-
-
-DOCUMENTS = [
-    "Clean the pump before the pump is cold.",
-    "The harbour crane",
-    "",
-    "A pump, a valve and a filter",
-    "the harbour crane",
-    "?!",
-]
-
-
-def lucene_bm25(query, documents, k1=1.5, b=0.75):
-    """The formula of Kamphuis et al. (2020), table 1, with Lucene's idf."""
-    texts = [words(document) for document in documents]
-    mean = np.mean([len(text) for text in texts])
-    scores = np.zeros(len(texts))
-    for word in words(query):
-        frequency = sum(word in text for text in texts)
-        idf = np.log(1 + (len(texts) - frequency + 0.5) / (frequency + 0.5))
-        for i, text in enumerate(texts):
-            count = text.count(word)
-            scores[i] += idf * count / (count + k1 * (1 - b + b * len(text) / mean))
-    return scores
-
-
-def test_bm25_scores_equal_the_formula():
-    queries = ["Which PUMP?", "pump pump filter", "the crane of the harbour"]
-    for ranker, options in ((BM25(), {}), (BM25(k1=0.9, b=0.4), {"k1": 0.9, "b": 0.4})):
-        positions, scores = ranker.rank(queries, DOCUMENTS, len(DOCUMENTS))
-        for query, order, found in zip(queries, positions, scores, strict=True):
-            expected = lucene_bm25(query, DOCUMENTS, **options)
-            np.testing.assert_allclose(found, expected[order], rtol=1e-5)
-            assert (np.diff(found) <= 0).all()
-
-
-def test_bm25_is_a_ranker_and_breaks_ties_by_position():
-    assert isinstance(BM25(), Ranker)
-    positions, scores = BM25().rank(["the harbour crane"], DOCUMENTS, 3)
-    assert positions.tolist() == [[1, 4, 0]]
-    assert scores[0, 0] == scores[0, 1]
-
-
-@pytest.mark.parametrize("query", ["", "...", "engine", "zzz yyy"])
-def test_a_query_without_a_known_word_ranks_by_position(query):
-    positions, scores = BM25().rank([query, "valve"], DOCUMENTS, 4)
-    assert positions.tolist() == [[0, 1, 2, 3], [3, 0, 1, 2]]
-    assert not scores[0].any()
-
-
-def test_documents_without_words_can_be_ranked():
-    positions, scores = BM25().rank(["pump"], ["", "?", "--"], 3)
-    assert positions.tolist() == [[0, 1, 2]]
-    assert not scores.any()
-
-
-def test_blocks_make_no_difference_to_bm25(monkeypatch):
-    queries = ["pump", "crane", "filter valve", "nothing", "the"]
-    positions, scores = BM25().rank(queries, DOCUMENTS, 4)
-    monkeypatch.setattr("embedtune.retrieval.bm25._SCORES_PER_BLOCK", 2 * len(DOCUMENTS))
-    blocked = BM25().rank(queries, DOCUMENTS, 4)
-    np.testing.assert_array_equal(blocked[0], positions)
-    np.testing.assert_array_equal(blocked[1], scores)
-
-
-@pytest.mark.parametrize("k", [0, 7])
-def test_bm25_refuses_a_k_beyond_the_documents(k):
-    with pytest.raises(ValueError, match=f"k={k} is out of range for 6 documents"):
-        BM25().rank(["pump"], DOCUMENTS, k)
-
-
-def test_bm25_is_quiet(capfd, caplog):
-    caplog.set_level(logging.DEBUG)
-    BM25().rank(["pump"], DOCUMENTS, 2)
-    assert capfd.readouterr() == ("", "")
-    assert caplog.records == []
-    BM25(show_progress_bar=True).rank(["pump"], DOCUMENTS, 2)
-    assert "BM25S" in capfd.readouterr().err
-
-
-def test_a_tokenizer_of_ones_own_can_be_used():
-    stemmed = BM25(tokenize=lambda text: [word.rstrip("s") for word in words(text)])
-    documents = ["one crane", "two pumps"]
-    assert BM25().rank(["pump"], documents, 1)[1].tolist() == [[0]]
-    assert stemmed.rank(["pump"], documents, 1)[0].tolist() == [[1]]
 
 
 @pytest.mark.slow

@@ -1,9 +1,6 @@
 from __future__ import annotations
 
-from collections import Counter
-
 import pytest
-from embedtune.retrieval.hybrid import Hybrid
 from test_evaluator import build, made_up
 
 from embedtune.dataset import RetrievalDataset
@@ -12,6 +9,7 @@ from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import compare
 from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.retriever import Retriever
 
 
 def test_it_is_evaluate_for_each_and_compare_with_the_second_judged(tiny_model):
@@ -20,7 +18,7 @@ def test_it_is_evaluate_for_each_and_compare_with_the_second_judged(tiny_model):
         "base": tiny_model,
         "tuned": ModelEncoder(tiny_model),
         "bm25": "bm25",
-        "hybrid": Hybrid(tiny_model),
+        "both": Retriever.from_dataset(tiny_model, data),
     }
     verdict = evaluate_all(data, retrievers, k=(1, 5))
     evaluator = TopKEvaluator(data, k=(1, 5))
@@ -28,7 +26,7 @@ def test_it_is_evaluate_for_each_and_compare_with_the_second_judged(tiny_model):
     expected = compare(*runs)
     assert str(verdict) == str(expected)
     assert (verdict.before.name, verdict.after.name) == ("base", "tuned")
-    assert [baseline.name for baseline in verdict.baselines] == ["bm25", "hybrid"]
+    assert [baseline.name for baseline in verdict.baselines] == ["bm25", "both"]
     rows = str(verdict).splitlines()
     for name in retrievers:
         assert any(row.startswith(f"{name} ") for row in rows)
@@ -69,28 +67,3 @@ def test_fewer_than_two_and_unknown_words_are_refused(tiny_model):
 def test_retrievers_without_names_are_refused():
     with pytest.raises(TypeError, match=r"must be named, .* got a list"):
         evaluate_all(build(*made_up()), ["bm25", "bm25"])
-
-
-def test_a_model_that_takes_part_several_times_encodes_each_text_once(tiny_model, monkeypatch):
-    seen = Counter()
-    encode_distinct = ModelEncoder._encode_distinct
-
-    def spy(self, texts, role):
-        seen[role] += len(texts)
-        return encode_distinct(self, texts, role)
-
-    data = build(*made_up())
-    retrievers = {
-        "bm25": "bm25",
-        "base": tiny_model,
-        "hybrid": Hybrid(tiny_model),
-        "both": Hybrid(BM25(b=0.5), Hybrid(tiny_model)),
-    }
-    evaluator = TopKEvaluator(data)
-    alone = [evaluator.evaluate(BM25() if name == "bm25" else r, name=name) for name, r in retrievers.items()]
-    monkeypatch.setattr(ModelEncoder, "_encode_distinct", spy)
-    verdict = evaluate_all(data, retrievers)
-    assert seen == {"document": 48, "query": 40}
-    for found, expected in zip((verdict.before, verdict.after, *verdict.baselines), alone, strict=True):
-        assert found.model == expected.model
-        assert found.per_query.to_dict() == expected.per_query.to_dict()

@@ -71,6 +71,6 @@ def test_it_survives_use_saving_and_another_folder(tiny_model, tmp_path):
 
 
 def test_other_retrievers_say_what_they_are_or_are_called_by_their_class():
-    assert fingerprint_of(BM25()) == "BM25(k1=1.5, b=0.75, tokenize=words)"
+    assert fingerprint_of(BM25()) == "BM25(k1=0.9, b=0.4)"
     assert fingerprint_of(BM25(k1=1.2)) != fingerprint_of(BM25())
     assert fingerprint_of(object()) == "object"

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from embedtune.retrieval.search import Ranking
+
 
 class BM25:
     """Rank documents by the words that they share with the query, rare words counting more.
@@ -86,9 +88,7 @@ class BM25:
             raise ValueError("There are no documents to score. Call fit(documents) first.")
         return self._index.scores(queries, self.weights)
 
-    def rank(
-        self, queries: Sequence[str], documents: Sequence[str], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def rank(self, queries: Sequence[str], documents: Sequence[str], k: int) -> Ranking:
         """Return positions in ``documents`` and their scores, both of shape ``(num_queries, k)``, best first.
 
         Ties are broken by position. A document that shares no token with the query is not found: its position is -1. Documents
@@ -99,8 +99,9 @@ class BM25:
         """
         if not 1 <= k <= len(documents):
             raise ValueError(f"k={k} is out of range for {len(documents)} documents. Choose k from 1 to that number.")
-        known = self._index is not None and self._indexed == _fingerprint(documents)
-        index = self._index if known else WordIndex.build(documents, k1=self.k1, b=self.b)
+        index = self._index
+        if index is None or self._indexed != _fingerprint(documents):
+            index = WordIndex.build(documents, k1=self.k1, b=self.b)
         return rank_by_words(index, queries, self.weights, k)
 
 

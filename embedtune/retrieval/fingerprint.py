@@ -17,11 +17,15 @@ from embedtune.models.lora import has_adapters, merged_copy
 if TYPE_CHECKING:
     from torch import nn
 
+    from embedtune.types import Role
+
+Side = Literal["both", "document"]
+
 # What saving and loading a model changes in its configuration, and the vectors do not depend on.
 _NOT_IN_VECTORS = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
 
 
-def model_fingerprint(model: SentenceTransformer, *, side: Literal["both", "document"] = "both") -> str:
+def model_fingerprint(model: SentenceTransformer, *, side: Side = "both") -> str:
     """Return the SHA-256 of a model's weights and of all settings that its vectors depend on.
 
     The settings are modules, pooling, prompts, length limit, dimension, similarity and tokenizer. The fingerprint does not
@@ -42,9 +46,9 @@ def model_fingerprint(model: SentenceTransformer, *, side: Literal["both", "docu
         (False, True)
     """
     merged = merged_copy(model) if has_adapters(model) else model
-    digest = hashlib.sha256(json.dumps(_settings(model, side), sort_keys=True, default=str).encode())
-    for module in _document_side(merged.children()) if side == "document" else merged.children():
-        digest.update(json.dumps(_module_settings(module), sort_keys=True, default=str).encode())
+    settings = vector_settings(merged, side=side)
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
+    for module in _modules(merged, side):
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
@@ -66,13 +70,19 @@ def corpus_fingerprint(rows: Iterable[tuple[str, str]]) -> str:
     return digest.hexdigest()
 
 
-def _settings(model: SentenceTransformer, side: str) -> dict[str, Any]:
-    roles = ("document",) if side == "document" else ("query", "document")
+def vector_settings(model: SentenceTransformer, *, side: Side = "both") -> dict[str, Any]:
+    """Return everything beside the weights that a model's vectors depend on."""
+    roles: tuple[Role, ...] = ("document",) if side == "document" else ("query", "document")
     return {
-        "prompts": [prompt_of(model, role) for role in roles],  # type: ignore[arg-type]
+        "prompts": [prompt_of(model, role) for role in roles],
         "similarity": model.similarity_fn_name,
         "truncate_dim": model.truncate_dim,
+        "modules": [_module_settings(module) for module in _modules(model, side)],
     }
+
+
+def _modules(model: SentenceTransformer, side: Side) -> list[nn.Module]:
+    return list(_document_side(model.children()) if side == "document" else model.children())
 
 
 def _module_settings(module: nn.Module) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -26,8 +26,8 @@ BLOCK_SIZE = 2048
 _SCORES_PER_BLOCK = BLOCK_SIZE**2
 
 # A matrix product rounds the rows at the edges of its tiles differently from those inside. Blocks filled up to whole tiles
-# make equal vectors score equally wherever they are, so that a tie is a tie. For the same reason a query never goes alone:
-# the product of a matrix and one vector is computed by other code.
+# make equal vectors score equally wherever they are, so that a tie is a tie. A single question that is served takes less:
+# only never go alone, since the product of a matrix and one vector is computed by other code.
 _TILE = 16
 _MIN_QUERIES = 2
 
@@ -78,8 +78,8 @@ def top_k(
         extra: Scores to add to the similarities.
         is_checked: True if both hold finite vectors, and unit vectors where the similarity is the cosine: they are used as
             they are, without a copy.
-        block_size: How many corpus vectors are scored at once; it does not change the result. By default as many as fit
-            16 MB of scores.
+        block_size: How many corpus vectors are scored at once; it does not change the result. By default 2,048, or as many
+            as fit 16 MB of scores where nothing is copied.
         device: Where to compute.
         query_ids: The queries' ids, for error messages.
         corpus_ids: The corpus vectors' ids, for error messages.
@@ -97,11 +97,16 @@ def top_k(
     """
     _check_ids(queries, "queries", query_ids)
     _check_ids(corpus, "chunks", corpus_ids)
-    size = max(BLOCK_SIZE, _SCORES_PER_BLOCK // max(len(queries), 1)) if block_size is None else block_size
-    _check_arguments(queries, corpus, k=k, block_size=size)
+    size = block_size or (max(BLOCK_SIZE, _SCORES_PER_BLOCK // max(len(queries), 1)) if is_checked else BLOCK_SIZE)
+    _check_arguments(queries, corpus, k=k, block_size=block_size)
     unit = similarity == "cosine"
     score = SimilarityFunction.to_similarity_fn("dot" if unit else similarity)
-    options = {"unit": unit and not is_checked, "is_checked": is_checked, "device": torch.device(device)}
+    tile = _MIN_QUERIES if is_checked else _TILE
+    options: dict[str, Any] = {
+        "unit": unit and not is_checked,
+        "is_checked": is_checked,
+        "device": torch.device(device),
+    }
     with torch.inference_mode():
         rows = list(_blocks(queries, BLOCK_SIZE, kind="query", ids=query_ids, **options))
         best = [RunningBest(block.num_rows, k, device) for block in rows]
@@ -109,9 +114,7 @@ def top_k(
         with tqdm(desc="Searching", total=len(corpus), disable=not show_progress_bar) as bar:
             for block in chunks:  # the outer loop, so that each goes to the device once
                 for those, running in zip(rows, best, strict=True):
-                    scores = score(_filled(those.vectors, _MIN_QUERIES), block.vectors)[
-                        : those.num_rows, : block.num_rows
-                    ]
+                    scores = score(_filled(those.vectors, tile), block.vectors)[: those.num_rows, : block.num_rows]
                     if extra is not None:
                         scores = scores + torch.from_numpy(extra(those.rows, block.rows)).to(device)
                     running.add(scores, block.start)
@@ -123,7 +126,9 @@ def top_k(
     )
 
 
-def _check_arguments(queries: NDArray[np.float32], corpus: NDArray[np.float32], *, k: int, block_size: int) -> None:
+def _check_arguments(
+    queries: NDArray[np.float32], corpus: NDArray[np.float32], *, k: int, block_size: int | None
+) -> None:
     if queries.ndim != 2 or corpus.ndim != 2 or queries.shape[1] != corpus.shape[1]:
         raise ValueError(
             f"Queries of shape {queries.shape} cannot be compared with a corpus of shape {corpus.shape}: both must be "
@@ -133,7 +138,7 @@ def _check_arguments(queries: NDArray[np.float32], corpus: NDArray[np.float32], 
         raise ValueError("There are no queries. Give at least one.")
     if not 1 <= k <= len(corpus):
         raise ValueError(f"k={k} is out of range for a corpus of {len(corpus)}. Choose k from 1 to {len(corpus)}.")
-    if block_size < 1:
+    if block_size is not None and block_size < 1:
         raise ValueError(f"block_size must be at least 1, got {block_size}.")
 
 
@@ -153,7 +158,7 @@ def _blocks(
     device: torch.device,
 ) -> Iterator[_Block]:
     """Yield blocks of rows on the device, checked, and scaled to unit length if wanted."""
-    for start, end in _bounds(len(vectors), size):
+    for start, end in _bounds(len(vectors), size, split_off=is_checked):
         if is_checked:
             rows = torch.from_numpy(vectors[start:end]).to(device)
         else:
@@ -164,10 +169,10 @@ def _blocks(
         yield _Block(start, end - start, _filled(rows, _TILE) if kind == "chunk" else rows)
 
 
-def _bounds(num_rows: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield the bounds of blocks of whole tiles, and those of what is left: only that is copied to be filled up."""
-    size = -(-size // _TILE) * _TILE
-    whole = num_rows // _TILE * _TILE
+def _bounds(num_rows: int, size: int, *, split_off: bool) -> Iterator[tuple[int, int]]:
+    """Yield the bounds of blocks; what does not fill a tile may be split off, so that only that is copied to be filled up."""
+    whole = num_rows // _TILE * _TILE if split_off else num_rows
+    size = -(-size // _TILE) * _TILE if split_off else size
     yield from ((start, min(start + size, whole)) for start in range(0, whole, size))
     if whole < num_rows:
         yield whole, num_rows

@@ -158,14 +158,14 @@ def choose_multiple(
     gains: dict[float, list[float]] = {multiple: [] for multiple in MULTIPLES}
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
-        weights = WordWeights.learn([questions[row] for row in np.flatnonzero(folds != fold)])
+        weights = WordWeights.learn([questions[row] for row in np.flatnonzero(folds != fold).tolist()])
         for block in question_blocks(len(rows), len(index)):
             some = rows[block]
-            words = index.words.scores([questions[row] for row in some], weights)
+            words = index.words.scores([questions[row] for row in some.tolist()], weights)
             similarities = _similarities(index, vectors[some])
             for multiple, found in gains.items():
                 scores = words if math.isinf(multiple) else similarities + np.float32(multiple * unit) * words
-                found += [_ndcg(row, relevant[i]) for row, i in zip(scores, some, strict=True)]
+                found += [_ndcg(row, relevant[i]) for row, i in zip(scores, some.tolist(), strict=True)]
     return {multiple: float(np.mean(found)) for multiple, found in gains.items()}
 
 
