@@ -2,7 +2,6 @@
 
     python benchmarks/encoding.py                    # MiniLM on a CPU; all-MiniLM-L6-v2 comes with embedtune[minilm]
     python benchmarks/encoding.py --precision bf16   # embedtune in bfloat16 against sentence-transformers in both precisions
-    python benchmarks/encoding.py --precision onednn   # embedtune with and without oneDNN's linear layers
     python benchmarks/encoding.py --device cuda
 
 The contenders take turns, and the ratios are those of medians. On one thread the time is the process's own CPU time, else the
@@ -13,7 +12,6 @@ import argparse
 import random
 import statistics
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -45,8 +43,6 @@ def measure(args: argparse.Namespace, num_tokens: int) -> None:
         "sentence-transformers": lambda texts: model.encode_document(texts, batch_size=args.batch_size),
         "embedtune": encoder.encode_documents,
     }
-    if args.precision == "onednn":
-        contenders["embedtune, oneDNN"] = replace(encoder, onednn_linear=True).encode_documents
     if args.precision == "bf16":
         half = load_model("minilm", device=args.device, max_seq_length=512, dtype="bfloat16")
         halved = ModelEncoder(half, batch_size=args.batch_size)
@@ -79,7 +75,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--texts", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--precision", choices=("fp32", "onednn", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     return parser.parse_args()
 
 

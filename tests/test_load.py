@@ -22,8 +22,8 @@ from embedtune.errors import OptionalDependencyError
 from embedtune.models import repository
 from embedtune.models.export import TunableModel
 from embedtune.models.families import minilm
-from embedtune.models.families.prompts import fill_prompts
 from embedtune.models.load import load_model
+from embedtune.models.prompts import fill_prompts
 
 
 def test_a_folder_loads_in_float32_whatever_it_was_saved_in(tiny_model, tmp_path):

@@ -12,8 +12,8 @@ from embedtune.models.export import TunableModel, as_tunable
 from embedtune.models.families.gte_qwen2 import Attention, is_gte_qwen2, load_gte_qwen2
 from embedtune.models.families.jina_v3 import LICENCE, Mode, Train, is_jina_v3, load_jina_v3
 from embedtune.models.families.minilm import MINILM_ID, minilm_folder
-from embedtune.models.families.prompts import fill_prompts, set_task
 from embedtune.models.lora import add_lora
+from embedtune.models.prompts import fill_prompts, set_task
 from embedtune.models.repository import (
     check_modules,
     check_trust,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from embedtune.models.families.prompts import prompt_of
-from embedtune.models.onednn import OneDnnLinear, usable
 from embedtune.models.packing.encoder import can_pack, encode_packed
+from embedtune.models.prompts import prompt_of
 from embedtune.retrieval.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:
@@ -35,8 +33,6 @@ class ModelEncoder:
         show_progress_bar: Show the progress of encoding.
         devices: For a large corpus: such as ``("cuda:0", "cuda:1")`` or ``("cpu",) * 4``, with a process for each while it
             lasts. They are sentence-transformers' own, which pads.
-        onednn_linear: On a CPU, let oneDNN compute the linear layers in float32, if a trial shows that it does not round to
-            less. Faster on some processors and not on others; the last bits of a vector may differ. Not with ``devices``.
 
     Example:
         >>> import embedtune as et
@@ -49,7 +45,6 @@ class ModelEncoder:
     batch_size: int = 32
     show_progress_bar: bool = False
     devices: tuple[str, ...] = ()
-    onednn_linear: bool = False
 
     @property
     def fingerprint(self) -> str:
@@ -72,8 +67,7 @@ class ModelEncoder:
         if self.devices and role == "document":
             options["device"] = list(self.devices)
         if distinct and "device" not in options and _encodes_as_usual(self.model) and can_pack(self.model, role):
-            with OneDnnLinear() if usable(self.onednn_linear) else nullcontext():
-                vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
+            vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
         else:
             encode: Callable[..., Any] = self.model.encode_query if role == "query" else self.model.encode_document
             vectors = np.asarray(encode(distinct, **options), dtype=np.float32)
