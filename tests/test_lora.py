@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from model_repositories import gte_qwen2_repository, jina_hf_repository, randomize
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
 from peft import LoraConfig
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
@@ -52,7 +52,7 @@ def load(folders, way, **options):
     torch.manual_seed(0)  # lora_A is drawn
     folder = folders[way.partition("-")[0]]
     length = 64 if way.startswith("bert") else 160
-    return load_model(folder, device="cpu", max_seq_length=length, **WAYS[way], **options)
+    return load_family(folder, device="cpu", max_seq_length=length, **WAYS[way], **options)
 
 
 def trainer_for(model, data, output, **options):
@@ -158,7 +158,7 @@ def test_the_adapters_beside_a_saved_model_can_be_trained_on(folders, tmp_path, 
         randomize(model, 1, only=".tuned.")
     model.save_pretrained(str(tmp_path))
     options = {name: value for name, value in WAYS[way].items() if name != "lora"}
-    again = load_model(folders[way.partition("-")[0]], lora=tmp_path / "adapters", device="cpu", **options)
+    again = load_family(folders[way.partition("-")[0]], lora=tmp_path / "adapters", device="cpu", **options)
     again.max_seq_length = model.max_seq_length
     assert same_vectors(model, again) < 1e-6
     assert {n for n, p in again.named_parameters() if p.requires_grad} == {
@@ -265,7 +265,7 @@ def test_an_absent_peft_is_named_with_the_command_that_installs_it(folders, monk
     monkeypatch.setattr(lora_module, "find_spec", lambda name: None)
     for name, options in (("bert", {"lora": True}), ("jina", {})):
         with pytest.raises(OptionalDependencyError, match=r"pip install 'embedtune\[lora\]'"):
-            load_model(folders[name], **options)
+            load_family(folders[name], **options)
 
 
 def test_a_run_without_a_lora_leaves_no_weights_of_one_that_stood_in_its_folder(tiny_model, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from model_repositories import gte_qwen2_repository, jina_hf_repository
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import MistralConfig, MistralModel, RobertaConfig, RobertaModel
@@ -120,7 +120,7 @@ def model(request, tiny_model, tmp_path):
         return from_backbone(RobertaModel(config), tiny_model.tokenizer, tmp_path)
     if name.startswith("gte"):
         gte_qwen2_repository(tmp_path)
-        return load_model(tmp_path, device="cpu", attention=name.split()[1], max_seq_length=100)
+        return load_family(tmp_path, device="cpu", attention=name.split()[1], max_seq_length=100)
     if name == "jina":
         jina_hf_repository(tmp_path)
         return load_model(tmp_path, device="cpu", max_seq_length=100)

@@ -12,7 +12,7 @@ import torch
 from hub_server import serving
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
-from model_repositories import gte_qwen2_repository, jina_hf_repository, randomize
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
 from sentence_transformers import SentenceTransformer
 from test_trainer import make_data
 
@@ -87,7 +87,7 @@ def lora(folders):
 
 
 def jina(folders, **options):
-    model = et.load_model(folders / "jina", max_seq_length=128, device="cpu", **options)
+    model = load_family(folders / "jina", max_seq_length=128, device="cpu", **options)
     randomize(model, 1, only="lora_")
     return model
 

@@ -8,12 +8,11 @@ import logging
 import numpy as np
 import pytest
 import torch
-from model_repositories import gte_qwen2_repository, jina_hf_repository, randomize
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
 from sentence_transformers import SentenceTransformer
 from tokenizers.processors import TemplateProcessing
 
-from embedtune.models import selfcheck
-from embedtune.models.families import reference
+from embedtune.models import card_scores, selfcheck
 from embedtune.models.load import load_model
 from embedtune.models.selfcheck import check_model
 
@@ -54,7 +53,7 @@ def failures(model, **options):
     ],
 )
 def test_what_load_model_builds_passes(folders, repository, options):
-    model = load_model(folders / repository, max_seq_length=128, device="cpu", **options)
+    model = load_family(folders / repository, max_seq_length=128, device="cpu", **options)
     randomize(model, 1, only="lora_")
     report = check_model(model)
     assert report.ok, str(report)
@@ -214,10 +213,10 @@ def test_a_failure_can_be_raised_with_its_remedy(gte):
 def test_the_scores_of_the_card_are_compared(gte, monkeypatch):
     gte.model_card_data.base_model = "Alibaba-NLP/gte-Qwen2-1.5B-instruct"
     assert "attention='causal'" in failures(gte, card=True)["scores of the card"].remedy
-    queries, documents, published = reference.reference_scores("Alibaba-NLP/gte-Qwen2-1.5B-instruct")
+    queries, documents, published = card_scores.reference_scores("Alibaba-NLP/gte-Qwen2-1.5B-instruct")
     assert np.round(published, 3).tolist() == [[70.007, 8.185], [14.624, 77.714]]
     scores = 100 * gte.encode_query(queries) @ gte.encode_document(documents).T
-    known = reference.Reference(queries, documents, scores)
+    known = card_scores.Reference(queries, documents, scores)
     monkeypatch.setattr(selfcheck, "reference_scores", lambda name: known)
     assert check_model(gte, card=True).ok
     gte.config.is_causal = True

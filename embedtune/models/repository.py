@@ -64,6 +64,49 @@ def find_file(name: str, file: str, *, revision: str | None = None) -> Path | No
         raise ConnectionError(f"The Hub refused {file} of {name!r}: {error}") from error
 
 
+def resolve_name(model: object) -> str:
+    """Return a folder or a name on the Hub as ``SentenceTransformer`` accepts it.
+
+    Raises:
+        TypeError: If it is neither.
+        FileNotFoundError: If it is a path that does not exist, or a folder without a model.
+    """
+    if not isinstance(model, (str, Path)):
+        raise TypeError(
+            f"model is a {type(model).__name__}. Pass a name on the Hub, a folder or, to load_model, a SentenceTransformer."
+        )
+    name = str(model)
+    if Path(name).is_dir():
+        _check_folder(Path(name))
+        return name
+    looks_like_a_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    if looks_like_a_path or Path(name).is_file():
+        raise FileNotFoundError(
+            f"There is no folder {name!r}. Pass the folder of a saved model, a name on the Hub ('org/name'), or 'minilm'."
+        )
+    return name if "/" in name else f"sentence-transformers/{name}"  # as SentenceTransformer completes it
+
+
+def _check_folder(folder: Path) -> None:
+    signs = ("modules.json", "config.json", "adapter_config.json")
+    if any((folder / sign).is_file() for sign in signs):
+        return
+    models = sorted({path.parent.name for sign in signs for path in folder.glob(f"*/{sign}")})
+    raise FileNotFoundError(
+        f"The folder {str(folder)!r} contains no model: neither modules.json nor config.json. Pass the folder of a saved model."
+        + (f" Its subfolders contain models: {', '.join(models)}." if models else "")
+    )
+
+
+def check_family(name: str, config: dict[str, Any], family: str, *, recognised: bool) -> None:
+    """Raise a ``ValueError`` if a family's loader is called for another model."""
+    if not recognised:
+        raise ValueError(
+            f"{name!r} is not the original {family}: its config.json has model_type={config.get('model_type')!r} and "
+            f"architectures={config.get('architectures')!r}. Use load_model, also for a {family} that you saved."
+        )
+
+
 def read_json(name: str, file: str, *, revision: str | None = None) -> dict[str, Any]:
     """Read a JSON file of a repository; an empty dictionary if it has none."""
     path = find_file(name, file, revision=revision)

@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedtune.errors import refuse_name
-from embedtune.models.families.reference import reference_scores
+from embedtune.models.card_scores import reference_scores
 from embedtune.models.lora import transformers_of
 from embedtune.models.repository import quiet_transformers
 from embedtune.tables import html_table
