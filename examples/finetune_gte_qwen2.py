@@ -73,5 +73,7 @@ if __name__ == "__main__":
     parser.add_argument("--full", action="store_true", help="train all weights instead of a LoRA")
     parser.add_argument("--epochs", type=float, default=2, help="passes over the training questions")
     parser.add_argument("--batch-size", type=int, default=16)
-    parser.add_argument("--max-seq-length", type=int, default=1024, help="longer chunks are truncated to this number of tokens")
+    parser.add_argument(
+        "--max-seq-length", type=int, default=1024, help="longer chunks are truncated to this number of tokens"
+    )
     main(**vars(parser.parse_args()))

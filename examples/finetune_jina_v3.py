@@ -77,5 +77,7 @@ if __name__ == "__main__":
     parser.add_argument("--matryoshka", type=int, nargs="*", help="dimensions to truncate embeddings to: 1024 256 64")
     parser.add_argument("--epochs", type=float, default=3, help="passes over the training questions")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-seq-length", type=int, default=1024, help="longer chunks are truncated to this number of tokens")
+    parser.add_argument(
+        "--max-seq-length", type=int, default=1024, help="longer chunks are truncated to this number of tokens"
+    )
     main(**vars(parser.parse_args()))

@@ -23,7 +23,7 @@ from transformers import TrainerCallback
 
 import embedtune as et
 from embedtune.models.lora import transformers_of
-from embedtune.models.packing.encoder import encode_packed
+from embedtune.models.packing.pack import encode_packed
 from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.search import top_k
 from embedtune.training.frozen_index import FrozenIndexTrainer

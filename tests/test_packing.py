@@ -18,7 +18,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from embedtune.models.load import load_model
 from embedtune.models.packing.attention import PACKED, TEXT_LENGTHS, packed_attention, packed_attention_forward, runs_of
-from embedtune.models.packing.encoder import can_pack, encode_packed, pack, packs, tokens_per_pass
+from embedtune.models.packing.pack import can_pack, encode_packed, pack, pack_in_parts, tokens_per_pass
 from embedtune.retrieval.encoders import ModelEncoder
 
 TEXTS = ["a", "the pump of the ship " * 5, "who", "", "check the valve", "check the valve and wait", "door " * 40] * 2
@@ -172,7 +172,7 @@ def test_parts_have_at_most_so_many_tokens_or_one_text(max_tokens, sizes):
     lengths = torch.tensor([3, 1, 20, 2, 4])
     mask = (torch.arange(20) < lengths[:, None]).long()
     features = {"input_ids": torch.arange(100).view(5, 20), "attention_mask": mask, "task": "query"}
-    parts = list(packs(features, max_tokens=max_tokens, position_offset=2))
+    parts = list(pack_in_parts(features, max_tokens=max_tokens, position_offset=2))
     assert [len(rows) for rows, _ in parts] == sizes
     assert torch.cat([rows for rows, _ in parts]).tolist() == [1, 3, 0, 4, 2]
     for rows, part in parts:
@@ -197,7 +197,7 @@ PACKABLE = ["bert", "roberta", "gte bidirectional", "gte causal", "jina", "full 
 @pytest.mark.parametrize("passes", ["one", "many"])
 def test_encoding_without_padding_gives_the_vectors_of_sentence_transformers(model, passes, monkeypatch):
     if passes == "many":
-        monkeypatch.setattr("embedtune.models.packing.encoder.tokens_per_pass", lambda *_: 30)
+        monkeypatch.setattr("embedtune.models.packing.pack.tokens_per_pass", lambda *_: 30)
     assert can_pack(model, "query")
     assert can_pack(model, "document")
     model.prompts = {"query": "ask: ", "passage": "chunk: "}

@@ -21,7 +21,7 @@ from sentence_transformers.sentence_transformer.losses import (
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 
 from embedtune.models.packing.attention import packed_attention
-from embedtune.models.packing.encoder import tokens_per_pass
+from embedtune.models.packing.pack import tokens_per_pass
 from embedtune.training.encode_once.batches import TEXT_ROWS, GroupedBatchSampler, UniqueTextCollator
 from embedtune.training.encode_once.losses import GradientCachedLoss, embed_texts, loss_of_columns, takes_embeddings
 from embedtune.training.losses import RetrievalLoss
