@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.utils import filter_repo_objects
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,10 @@ def upload_folder(
     api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     check_access(api, repo_id, repo_type=repo_type, private=private)
     files = list_files(folder)
-    stale = filter_repo_objects(api.list_repo_files(repo_id, repo_type=repo_type), allow_patterns=list(delete_patterns))
+    older = set(api.list_repo_files(repo_id, repo_type=repo_type)) - files.keys()
+    stale = sorted(file for file in older if any(fnmatch(file, pattern) for pattern in delete_patterns))
     operations = [
-        *(CommitOperationDelete(file) for file in stale if file not in files),
         *(CommitOperationAdd(file, folder / file) for file in files),
+        *(CommitOperationDelete(file) for file in stale),
     ]
     return str(api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type).oid)

@@ -224,7 +224,7 @@ def test_missing_or_unknown_tensors_are_refused(tmp_path, lost, renamed):
     if renamed:
         tensors[renamed] = tensor
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 tensors are missing \(.*random\s+numbers"):
+    with pytest.raises(ValueError, match=r"1 tensors are missing \(.*at random"):
         load_model(tmp_path)
 
 
@@ -306,7 +306,7 @@ def test_a_shard_that_was_cut_short_is_refused(tmp_path):
     gte_qwen2_repository(tmp_path)
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"is half written: .*Download or save it again"):
+    with pytest.raises(ValueError, match=r"is incomplete: .*Download or save it again"):
         load_model(tmp_path)
 
 

@@ -180,7 +180,7 @@ def test_an_original_without_safetensors_or_with_other_adapters_is_refused(tmp_p
     write_json(
         tmp_path, "config.json", json.loads((tmp_path / "config.json").read_text()) | {"lora_adaptations": ["a"]}
     )
-    with pytest.raises(ValueError, match=r"holds 5 adapters, but config\.json names 1"):
+    with pytest.raises(ValueError, match=r"contains 5 adapters, but config\.json lists 1"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="only safetensors are read"):
@@ -347,7 +347,7 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(tmp_path):
     tensors = load_file(path)
     tensors.pop(next(name for name in tensors if "fc1.lora_B" in name))
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 of its tensors, such as '.*fc1\.lora_B"):
+    with pytest.raises(ValueError, match=r"lacks 1 tensors, such as '.*fc1\.lora_B"):
         load_jina_v3(tmp_path, mode="shared")
 
 
@@ -356,7 +356,7 @@ def test_custom_code_over_a_native_model_without_adapters_is_refused(native, tmp
     config = json.loads((tmp_path / "config.json").read_text())
     del config["lora_adaptations"]
     write_json(tmp_path, "config.json", config)
-    with pytest.raises(ValueError, match=r"brings code of its own \(custom_st\.Transformer\), and none of it is run"):
+    with pytest.raises(ValueError, match=r"needs its own code \(custom_st\.Transformer\), which is not run"):
         load_model(tmp_path)
 
 

@@ -110,7 +110,7 @@ def test_missing_weights_are_refused_also_in_a_route(tiny_model, tmp_path):
         tensors = load_file(tmp_path / file)
         tensors.pop(next(name for name in tensors if name.endswith(("LayerNorm.weight", "emb_ln.weight"))))
         save_file(tensors, tmp_path / file, metadata={"format": "pt"})
-        with pytest.raises(ValueError, match=r"1 tensors are missing .* would be random numbers"):
+        with pytest.raises(ValueError, match=r"1 tensors are missing .* initialised at random"):
             load_model(tmp_path / Path(file).parts[0])
 
 
@@ -183,15 +183,17 @@ def test_a_length_that_vectors_do_not_have_is_refused(tiny_model, truncate_dim):
 def test_a_half_written_folder_is_refused(tiny_model, tmp_path):
     tiny_model.save_pretrained(str(tmp_path))
     (tmp_path / "modules.json").unlink()
-    with pytest.raises(ValueError, match=r"is half written: modules\.json, which is saved last, is missing"):
+    with pytest.raises(ValueError, match=r"is incomplete: modules\.json, which is saved last, is missing"):
         load_model(tmp_path)
 
 
 def test_a_name_that_is_neither_here_nor_reachable_is_explained():
     """The tests have no network."""
-    with pytest.raises(ConnectionError, match=r"(?s)'my-org/model' is no folder here.*hf download my-org/model"):
+    with pytest.raises(
+        ConnectionError, match=r"(?s)'my-org/model' is neither a local folder.*hf download my-org/model"
+    ):
         load_model("my-org/model")
-    with pytest.raises(ConnectionError, match="'sentence-transformers/no-such-folder' is no folder"):
+    with pytest.raises(ConnectionError, match="'sentence-transformers/no-such-folder' is neither a local folder"):
         load_model("no-such-folder")
 
 
@@ -202,7 +204,7 @@ def test_a_name_that_is_neither_here_nor_reachable_is_explained():
             RevisionNotFoundError,
             r"revision='v9' does not exist in 'my-org/model'.*huggingface\.co/my-org/model/commits",
         ),
-        (RepositoryNotFoundError, r"'my-org/model' is neither a folder here nor a repository.*hf auth login"),
+        (RepositoryNotFoundError, r"'my-org/model' is neither a local folder nor a repository.*hf auth login"),
     ],
 )
 def test_a_revision_or_repository_that_does_not_exist_is_named(monkeypatch, error, message):
@@ -236,7 +238,7 @@ def test_modules_of_a_repositorys_own_are_refused(tiny_model, tmp_path):
     modules = json.loads((tmp_path / "modules.json").read_text())
     modules[0]["type"] = "modeling_own.OwnTransformer"
     write_json(tmp_path, "modules.json", modules)
-    with pytest.raises(ValueError, match=r"brings code of its own \(modeling_own\.OwnTransformer\)"):
+    with pytest.raises(ValueError, match=r"needs its own code \(modeling_own\.OwnTransformer\)"):
         load_model(tmp_path)
 
 
@@ -244,13 +246,13 @@ def test_modules_of_a_repositorys_own_are_refused(tiny_model, tmp_path):
 def test_trusting_code_needs_the_commit(monkeypatch, revision):
     monkeypatch.setattr(repository, "hf_hub_download", lambda *args, **kwargs: "/dev/null")
     monkeypatch.setattr(repository.json, "loads", lambda text: {})
-    with pytest.raises(ValueError, match=r"does not say which.*revision='<40 hexadecimal digits>'"):
+    with pytest.raises(ValueError, match=r"is not a commit hash.*revision='<40 hexadecimal digits>'"):
         load_model("my-org/model", revision=revision, trust_remote_code=True)
 
 
 def test_trusting_a_folder_is_refused(tiny_model, tmp_path):
     with_code(tiny_model, tmp_path)
-    with pytest.raises(ValueError, match=r"runs the code of .* does not say which"):
+    with pytest.raises(ValueError, match=r"runs the code of .* is not a commit hash"):
         load_model(tmp_path, revision="0" * 40, trust_remote_code=True)
 
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from test_trainer import make_data
@@ -216,6 +218,22 @@ def test_a_lora_over_a_bfloat16_base_is_trained_in_float32_and_saved_in_bfloat16
     assert same_vectors(model, plain) < 5e-2
 
 
+def test_a_lora_is_merged_in_float32_and_rounded_once(folders, tmp_path):
+    model = load(folders, "gte-lora", dtype="bfloat16")
+    randomize(model, 1, only="lora_", scale=0.05)
+    model.save_pretrained(str(tmp_path))
+    saved = load_file(tmp_path / "model.safetensors")
+    layers = [(name, layer) for name, layer in model[0].model.named_modules() if isinstance(layer, LoraLayer)]
+    assert len(layers) > 10
+    rounded_twice = []
+    for name, layer in layers:
+        weight, (down, up) = layer.get_base_layer().weight, (layer.lora_A["tuned"].weight, layer.lora_B["tuned"].weight)
+        change = layer.scaling["tuned"] * (up.float() @ down.float())
+        assert torch.equal(saved[f"{name}.weight"], (weight.float() + change).bfloat16()), name
+        rounded_twice.append(torch.equal(weight + change.bfloat16(), (weight.float() + change).bfloat16()))
+    assert not all(rounded_twice), "the test can tell the two apart"
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("way", ["gte-lora", "jina-adapters"])
 def test_mixed_precision_and_gradient_checkpointing_leave_a_model_that_passes_its_checks(folders, data, tmp_path, way):
@@ -250,8 +268,8 @@ def test_a_checkpoint_of_another_run_is_refused(folders, data, tmp_path):
 @pytest.mark.parametrize(
     ("lora", "error", "message"),
     [
-        ("no/such/folder", FileNotFoundError, "takes the folder 'adapters' that a LoRA model keeps"),
-        (16, TypeError, "lora=16 is neither True"),
+        ("no/such/folder", FileNotFoundError, "the folder 'adapters' of a saved LoRA model"),
+        (16, TypeError, "lora=16 must be True"),
         (LoraConfig(target_modules=["query"], modules_to_save=["pooler"]), ValueError, "cannot be merged"),
         (LoraConfig(target_modules=["query"], bias="all"), ValueError, "cannot be merged"),
     ],

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as some
 from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import MistralConfig, MistralModel, RobertaConfig, RobertaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -213,6 +214,27 @@ def test_encoding_without_padding_gives_the_vectors_of_sentence_transformers(mod
 def test_a_model_that_looks_only_so_far_is_encoded_with_padding(model):
     assert not can_pack(model)
     np.testing.assert_allclose(ModelEncoder(model).encode_queries(TEXTS), model.encode_query(TEXTS), atol=1e-6)
+
+
+class AddsTheMeanOfItsInput(Module):
+    """Right for padded texts; it would mix packed ones."""
+
+    def forward(self, features):
+        tokens = features["token_embeddings"]
+        mask = features.get("attention_mask", torch.ones(tokens.shape[:2]))[:, :, None]
+        mean = (tokens * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        return features | {"token_embeddings": tokens + mean}
+
+    def save(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+def test_a_module_that_would_mix_packed_texts_is_found_and_gets_padding(tiny_model):
+    transformer, pooling = tiny_model
+    mixing = SentenceTransformer(modules=[transformer, AddsTheMeanOfItsInput(), pooling], device="cpu")
+    assert can_pack(tiny_model)
+    assert not can_pack(mixing)
+    np.testing.assert_allclose(ModelEncoder(mixing).encode_queries(TEXTS), mixing.encode_query(TEXTS), atol=1e-6)
 
 
 def test_the_default_prompt_and_a_shorter_dimension_apply(tiny_model):

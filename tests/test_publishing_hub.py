@@ -125,6 +125,8 @@ def test_exactly_the_files_that_are_needed_arrive_in_one_private_commit(server, 
     assert server.files[REPO]["README.md"].decode() == publication.card
     assert server.private == {REPO: True}
     assert (server.num_commits, publication.revision) == (1, server.revision)
+    downloads = [path.partition("/resolve/")[2].partition("/")[0] for _, path in server.requests if "/resolve/" in path]
+    assert set(downloads) == {publication.revision}, "what is verified is this commit"
     everything = b"".join(server.files[REPO].values())
     assert b"hf_secret" not in everything
     assert str(folders.parent).encode() not in everything, "no path of this machine"

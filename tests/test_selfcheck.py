@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers.processors import TemplateProcessing
 
@@ -180,6 +181,33 @@ def test_swapped_sides_fail(jina, tmp_path):
     structure["query"], structure["document"] = structure["document"], structure["query"]
     path.write_text(json.dumps(config))
     assert set(failures(jina, folder=tmp_path)) == {"saved = in memory"}
+
+
+@pytest.mark.parametrize("route", ["query", "document"])
+def test_one_slightly_damaged_side_of_the_saved_folder_fails(jina, tmp_path, route):
+    jina.save_pretrained(str(tmp_path))
+    path = tmp_path / f"{route}_0_Transformer" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "word_embeddings" in name)
+    for scale, fails in ((1e-7, False), (3e-4, True)):
+        noise = scale * torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(0))
+        save_file(tensors | {name: tensors[name] + noise}, path, metadata={"format": "pt"})
+        assert set(failures(jina, folder=tmp_path)) == ({"saved = in memory"} if fails else set())
+
+
+@pytest.mark.parametrize(("scale", "fails"), [(1e-6, False), (1e-3, True)])
+def test_a_small_influence_of_the_batch_fails(gte, monkeypatch, scale, fails):
+    forward = type(gte[1]).forward
+
+    def depends_on_the_batch(self, features, **kwargs):
+        features = forward(self, features, **kwargs)
+        vectors = features["sentence_embedding"]
+        step = torch.zeros_like(vectors)
+        step[:, 0] = scale * len(vectors) * vectors.norm(dim=1)
+        return features | {"sentence_embedding": vectors + step}
+
+    monkeypatch.setattr(type(gte[1]), "forward", depends_on_the_batch)
+    assert ("batch = single" in failures(gte, reload=False)) == fails
 
 
 def test_a_folder_that_cannot_be_loaded_fails_and_says_why(gte, tmp_path):
