@@ -1,11 +1,11 @@
-"""Encoding a corpus: embedtune without padding, and sentence-transformers' encode, with the same model and texts.
+"""Encoding a corpus: embedtune without padding against sentence-transformers' encode, with the same model and texts.
 
     python benchmarks/encoding.py                    # MiniLM on a CPU; all-MiniLM-L6-v2 comes with embedtune[minilm]
     python benchmarks/encoding.py --precision bf16   # embedtune in bfloat16 against sentence-transformers in both precisions
     python benchmarks/encoding.py --device cuda
 
-The contenders take turns, and the ratios are those of medians. On one thread the time is the process's own CPU time, else the
-clock's. Texts are made of random words, with lengths spread evenly around the given one.
+The contenders take turns, and ratios are of medians. Time is the process's CPU time on one thread, else wall-clock time. Texts are
+random words, with lengths spread evenly around the given one.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from embedtune import ModelEncoder, load_model
 
 
 def make_texts(model: SentenceTransformer, num_texts: int, num_tokens: int) -> list[str]:
-    """Texts of words that are one token each, of a half to one and a half times the number of tokens."""
+    """Return texts of one-token words, with 0.5 to 1.5 times the number of tokens."""
     rng = random.Random(0)
     words = sorted(t for t in model.tokenizer.get_vocab() if t.isalpha() and t.isascii() and len(t) > 3)[:3000]
     return [" ".join(rng.choices(words, k=rng.randint(num_tokens // 2, num_tokens * 3 // 2))) for _ in range(num_texts)]
@@ -71,7 +71,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 256], help="of a text, on average")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 256], help="average tokens per text")
     parser.add_argument("--texts", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
@@ -85,7 +85,7 @@ def main() -> None:
     print(
         f"{args.texts} texts on {args.device}, {args.threads} threads, batches of {args.batch_size}, {args.repeats} repeats\n"
     )
-    print("| tokens a text | | texts/s | ratio | largest difference of a number |")
+    print("| tokens per text | | texts/s | ratio | largest difference |")
     print("|---|---|---|---|---|")
     for num_tokens in args.tokens:
         measure(args, num_tokens)

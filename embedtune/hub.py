@@ -84,8 +84,13 @@ def upload_folder(
     files = list_files(folder)
     older = set(api.list_repo_files(repo_id, repo_type=repo_type)) - files.keys()
     stale = sorted(file for file in older if any(fnmatch(file, pattern) for pattern in delete_patterns))
-    operations = [
-        *(CommitOperationAdd(file, folder / file) for file in files),
-        *(CommitOperationDelete(file) for file in stale),
-    ]
-    return str(api.create_commit(repo_id, operations, commit_message=message, repo_type=repo_type).oid)
+    commit = api.create_commit(
+        repo_id,
+        [
+            *(CommitOperationAdd(file, folder / file) for file in files),
+            *(CommitOperationDelete(file) for file in stale),
+        ],
+        commit_message=message,
+        repo_type=repo_type,
+    )
+    return str(commit.oid)
