@@ -1,19 +1,17 @@
-"""Encoding a corpus: embedtune without padding, and sentence-transformers' encode, with the same model and texts.
+"""Encoding a corpus: embedtune without padding against sentence-transformers' encode, with the same model and texts.
 
     python benchmarks/encoding.py                    # MiniLM on a CPU; all-MiniLM-L6-v2 comes with embedtune[minilm]
     python benchmarks/encoding.py --precision bf16   # embedtune in bfloat16 against sentence-transformers in both precisions
-    python benchmarks/encoding.py --precision onednn   # embedtune with and without oneDNN's linear layers
     python benchmarks/encoding.py --device cuda
 
-The contenders take turns, and the ratios are those of medians. On one thread the time is the process's own CPU time, else the
-clock's. Texts are made of random words, with lengths spread evenly around the given one.
+The contenders take turns, and ratios are of medians. Time is the process's CPU time on one thread, else wall-clock time. Texts are
+random words, with lengths spread evenly around the given one.
 """
 
 import argparse
 import random
 import statistics
 import time
-from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,7 +21,7 @@ from embedtune import ModelEncoder, load_model
 
 
 def make_texts(model: SentenceTransformer, num_texts: int, num_tokens: int) -> list[str]:
-    """Texts of words that are one token each, of a half to one and a half times the number of tokens."""
+    """Return texts of one-token words, with 0.5 to 1.5 times the number of tokens."""
     rng = random.Random(0)
     words = sorted(t for t in model.tokenizer.get_vocab() if t.isalpha() and t.isascii() and len(t) > 3)[:3000]
     return [" ".join(rng.choices(words, k=rng.randint(num_tokens // 2, num_tokens * 3 // 2))) for _ in range(num_texts)]
@@ -45,8 +43,6 @@ def measure(args: argparse.Namespace, num_tokens: int) -> None:
         "sentence-transformers": lambda texts: model.encode_document(texts, batch_size=args.batch_size),
         "embedtune": encoder.encode_documents,
     }
-    if args.precision == "onednn":
-        contenders["embedtune, oneDNN"] = replace(encoder, onednn_linear=True).encode_documents
     if args.precision == "bf16":
         half = load_model("minilm", device=args.device, max_seq_length=512, dtype="bfloat16")
         halved = ModelEncoder(half, batch_size=args.batch_size)
@@ -75,11 +71,11 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 256], help="of a text, on average")
+    parser.add_argument("--tokens", type=int, nargs="+", default=[128, 256], help="average tokens per text")
     parser.add_argument("--texts", type=int, default=320)
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--precision", choices=("fp32", "onednn", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     return parser.parse_args()
 
 
@@ -89,7 +85,7 @@ def main() -> None:
     print(
         f"{args.texts} texts on {args.device}, {args.threads} threads, batches of {args.batch_size}, {args.repeats} repeats\n"
     )
-    print("| tokens a text | | texts/s | ratio | largest difference of a number |")
+    print("| tokens per text | | texts/s | ratio | largest difference |")
     print("|---|---|---|---|---|")
     for num_tokens in args.tokens:
         measure(args, num_tokens)

@@ -84,6 +84,8 @@ __all__ = [
     "label_misses",
     "learn_words",
     "learning_curve",
+    "load_gte_qwen2",
+    "load_jina_v3",
     "load_model",
     "load_nanobeir",
     "load_sample",
@@ -158,6 +160,8 @@ _HOME = {
     "improve": "embedtune.improvement.improve",
     "label_misses": "embedtune.serving.suggest",
     "learning_curve": "embedtune.training.experiments.learning_curve",
+    "load_gte_qwen2": "embedtune.models.families.gte_qwen2",
+    "load_jina_v3": "embedtune.models.families.jina_v3",
     "load_model": "embedtune.models.load",
     "load_nanobeir": "embedtune.evaluation.forgetting",
     "load_sample": "embedtune.sample",
@@ -193,6 +197,8 @@ if TYPE_CHECKING:
     from embedtune.llms.protocol import Completion as Completion
     from embedtune.llms.protocol import Price as Price
     from embedtune.llms.protocol import Prompt as Prompt
+    from embedtune.models.families.gte_qwen2 import load_gte_qwen2 as load_gte_qwen2
+    from embedtune.models.families.jina_v3 import load_jina_v3 as load_jina_v3
     from embedtune.models.load import load_model as load_model
     from embedtune.models.query_side import freeze_index as freeze_index
     from embedtune.models.selfcheck import ModelReport as ModelReport

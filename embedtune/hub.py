@@ -1,26 +1,26 @@
-"""Uploading to the Hub: what goes there is listed first, private unless told otherwise, and committed as a whole."""
+"""Uploads to the Hub: private by default, listed by a dry run, one commit for the whole folder."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from huggingface_hub import HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub.errors import RepositoryNotFoundError
 
 
 @dataclass(frozen=True)
 class Publication:
-    """What was uploaded or, in a dry run, would be. Printing it lists every file and shows the whole card.
+    """What was uploaded or, after a dry run, would be. Prints every file and the whole card.
 
     Attributes:
         repo_id: The repository on the Hub.
-        private: Whether only its owners may read it.
-        files: The size in bytes of each file.
+        private: Whether the repository is private.
+        files: The size of each file in bytes.
         card: The text of ``README.md``.
-        revision: The commit, 40 hexadecimal digits; None in a dry run.
+        revision: The commit hash; None after a dry run.
     """
 
     repo_id: str
@@ -38,21 +38,21 @@ class Publication:
 
 
 def list_files(folder: Path) -> dict[str, int]:
-    """Return the size in bytes of each file below a folder, by its path with slashes, sorted."""
+    """Return the size in bytes of each file in a folder, by its POSIX path, sorted."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): path.stat().st_size for path in paths}
 
 
 def check_access(api: HfApi, repo_id: str, *, repo_type: str, private: bool) -> None:
-    """Raise a ``ValueError`` if a repository that exists is public, and publishing was not asked for."""
-    from huggingface_hub.errors import RepositoryNotFoundError
-
+    """Raise a ``ValueError`` if a public repository exists and ``private`` is True."""
     try:
         info = api.repo_info(repo_id, repo_type=repo_type)
     except RepositoryNotFoundError:
         return
-    if private and not info.private:  # it would stay as public as it was
-        raise ValueError(f"{repo_id} is public. Choose another repository, or publish for everyone with private=False.")
+    if private and not info.private:  # uploading would not make it private
+        raise ValueError(
+            f"{repo_id} is public. Choose another repository, or pass private=False to publish for everyone."
+        )
 
 
 def upload_folder(
@@ -63,32 +63,32 @@ def upload_folder(
     repo_type: str,
     private: bool,
     message: str,
-    replaces: Callable[[str], bool],
+    delete_patterns: Sequence[str],
 ) -> str:
-    """Upload a folder in one commit and return its revision.
+    """Upload a folder in one commit and return the commit's hash.
 
-    Readers see the old content or the new one. After a failure call it again: large files that arrived are not sent twice.
+    Readers see the old files or the new ones. After a failure call it again: large files that arrived are not sent twice.
+    ``HfApi.upload_folder`` splits a folder into several commits when there are many files or a commit fails.
 
     Args:
         api: With the user's token.
         repo_id: Created if it does not exist.
-        folder: Everything in it is uploaded.
+        folder: All its files are uploaded.
         repo_type: ``"model"`` or ``"dataset"``.
-        private: Of a new repository; one that is public already is refused.
+        private: Of a new repository. An existing public one is refused if True.
         message: Of the commit.
-        replaces: Which files of an older upload are deleted, where the new one does not have them.
+        delete_patterns: Delete matching files of an older upload in the same commit, unless they are replaced.
     """
-    from huggingface_hub import CommitOperationAdd, CommitOperationDelete
-
     api.create_repo(repo_id, repo_type=repo_type, private=private, exist_ok=True)
     check_access(api, repo_id, repo_type=repo_type, private=private)
     files = list_files(folder)
-    there: Iterable[str] = api.list_repo_files(repo_id, repo_type=repo_type)
+    older = set(api.list_repo_files(repo_id, repo_type=repo_type)) - files.keys()
+    stale = sorted(file for file in older if any(fnmatch(file, pattern) for pattern in delete_patterns))
     commit = api.create_commit(
         repo_id,
         [
             *(CommitOperationAdd(file, folder / file) for file in files),
-            *(CommitOperationDelete(file) for file in there if file not in files and replaces(file)),
+            *(CommitOperationDelete(file) for file in stale),
         ],
         commit_message=message,
         repo_type=repo_type,

@@ -3,8 +3,8 @@
     python examples/finetune_jina_v3.py my-dataset --loss triplet --train adapters
 
 `my-dataset` is a folder that `build_dataset(...).save_to_disk(...)` wrote. Of GPU memory the model takes 2.5 GB when its own two
-adapters are trained and 9 GB when all of it is (weights, gradients, AdamW's moments); what batches need comes on top, and grows
-with their size and length. Needs `pip install 'embedtune[lora]'`. The model and everything derived from it are licensed under
+adapters are trained and 9 GB when all of it is (weights, gradients, AdamW's moments); activations come on top and grow
+with the batch and the length of the texts. Needs `pip install 'embedtune[lora]'`. The model and everything derived from it are licensed under
 CC BY-NC 4.0: not for commercial use.
 """
 
@@ -22,7 +22,7 @@ def main(
     data: str | et.RetrievalDataset,
     *,
     model_name: str = "jinaai/jina-embeddings-v3",
-    output: str = "out/jina-v3",
+    output_dir: str = "out/jina-v3",
     loss: str = "triplet",
     train: str = "adapters",
     mode: str = "asymmetric",
@@ -35,17 +35,17 @@ def main(
     # Computed in bfloat16, with float32 weights; gradient checkpointing trades time for memory, and is needed at such lengths
     memory = {"bf16": True, "gradient_checkpointing": True} if torch.cuda.is_available() else {}
 
-    # 1. One base in memory with a query adapter and a document adapter on it
-    model = et.load_model(model_name, mode=mode, train=train, max_seq_length=max_seq_length)
+    # 1. One base in memory, with a query adapter and a document adapter
+    model = et.load_jina_v3(model_name, mode=mode, train=train, max_seq_length=max_seq_length)
     et.check_model(model).raise_if_failed()
 
     # 2. Before
     evaluator = et.TopKEvaluator(data, "test", batch_size=batch_size)
     base = evaluator.evaluate(model, name="base")
 
-    # 3. Train: the losses of the article are "triplet" and "cosine"; "in-batch" is the safest on unseen documents
+    # 3. Train. "in-batch" is the safest loss on unseen documents
     args = et.TuningArguments(
-        output,
+        output_dir,
         num_train_epochs=epochs,
         learning_rate=1e-5 if train == "full" else 2e-4,
         per_device_train_batch_size=batch_size,
@@ -53,15 +53,15 @@ def main(
         save_total_limit=1,
     )
     objective = LOSSES[loss](model)
-    if matryoshka:  # the first so many numbers of a vector are a vector as well
+    if matryoshka:  # the first dimensions of an embedding are an embedding as well
         objective = MatryoshkaLoss(model, objective, matryoshka_dims=matryoshka)
     trainer = et.EmbeddingTrainer(model, args, data=data, loss=objective)
     trainer.train()
 
-    # 4. After; what is saved is a plain Router of two merged models, and is checked against the model in memory
+    # 4. After. The saved model is a plain Router of two merged models and is compared with the model in memory
     verdict = et.compare(base, evaluator.evaluate(trainer.model, name="tuned"))
-    trainer.save_model(f"{output}/model")
-    et.check_model(trainer.model, folder=f"{output}/model").raise_if_failed()
+    trainer.save_model(f"{output_dir}/model")
+    et.check_model(trainer.model, folder=f"{output_dir}/model").raise_if_failed()
     print(verdict)
     return verdict
 
@@ -70,12 +70,14 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", help="a folder that save_to_disk wrote")
     parser.add_argument("--model-name", default="jinaai/jina-embeddings-v3", help="on the Hub, or a folder")
-    parser.add_argument("--output", default="out/jina-v3", help="where checkpoints and the model go")
+    parser.add_argument("--output-dir", default="out/jina-v3", help="where checkpoints and the model go")
     parser.add_argument("--loss", default="triplet", choices=list(LOSSES))
     parser.add_argument("--train", default="adapters", choices=["adapters", "lora", "full"])
     parser.add_argument("--mode", default="asymmetric", choices=["asymmetric", "shared"])
-    parser.add_argument("--matryoshka", type=int, nargs="*", help="lengths at which a vector can be cut: 1024 256 64")
-    parser.add_argument("--epochs", type=float, default=3, help="how often to go through the training questions")
+    parser.add_argument("--matryoshka", type=int, nargs="*", help="dimensions to truncate embeddings to: 1024 256 64")
+    parser.add_argument("--epochs", type=float, default=3, help="passes over the training questions")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--max-seq-length", type=int, default=1024, help="tokens after which a chunk is cut")
+    parser.add_argument(
+        "--max-seq-length", type=int, default=1024, help="longer chunks are truncated to this number of tokens"
+    )
     main(**vars(parser.parse_args()))

@@ -13,7 +13,7 @@ import pytest
 import test_improve
 import torch
 from accelerate.state import AcceleratorState
-from model_repositories import gte_qwen2_repository, jina_hf_repository
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family
 from pretend_device import NAME, PretendDevice, dtypes, waits
 from sentence_transformers import SentenceTransformer
 from test_encode_once import CACHED, LOSSES, MODELS
@@ -22,9 +22,8 @@ from torch import nn
 from transformers import TrainerCallback
 
 import embedtune as et
-from embedtune.models.load import load_model
 from embedtune.models.lora import transformers_of
-from embedtune.models.packing.encoder import encode_packed
+from embedtune.models.packing.pack import encode_packed
 from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.search import top_k
 from embedtune.training.frozen_index import FrozenIndexTrainer
@@ -114,7 +113,7 @@ def folders(tmp_path_factory):
 
 def load(folder, name):
     torch.manual_seed(0)
-    model = load_model(folder / name.split()[0], device="cpu", max_seq_length=160, **MODELS[name])
+    model = load_family(folder / name.split()[0], device="cpu", max_seq_length=160, **MODELS[name])
     for parameter_name, parameter in model.named_parameters():
         if "lora_B" in parameter_name:
             nn.init.normal_(parameter, std=0.1)

@@ -425,3 +425,12 @@ def randomize(model, seed, *, only="", scale=0.3):
         for name, parameter in model.named_parameters():
             if only in name:
                 parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)
+
+
+def load_family(folder, **options):
+    """Load with the loader that takes these options: a family's own, or load_model."""
+    import embedtune as et
+
+    if {"mode", "train"} & options.keys():
+        return et.load_jina_v3(folder, **options)
+    return (et.load_gte_qwen2 if {"attention", "task"} & options.keys() else et.load_model)(folder, **options)

@@ -21,8 +21,8 @@ import torch.distributed as dist
 
 root = Path(sys.argv[1])
 sys.path.insert(0, sys.argv[2])
+from model_repositories import load_family
 from test_trainer import make_data
-from embedtune.models.load import load_model
 from embedtune.training.encode_once import trainer as encode_once_trainer
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.trainer import EmbeddingTrainer
@@ -31,7 +31,7 @@ data, moved = make_data(), {}
 for name, options in json.loads(sys.argv[3]).items():
     encode_once_trainer.tokens_per_pass = lambda *_: 20 if "passes" in name else None
     torch.manual_seed(0)
-    model = load_model(root / name.split("-")[0], max_seq_length=160, device="cpu", **options)
+    model = load_family(root / name.split("-")[0], max_seq_length=160, device="cpu", **options)
     before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
     args = TuningArguments(
         str(root / "out" / name), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-3, use_cpu=True,

@@ -8,13 +8,12 @@ import logging
 import pytest
 import torch
 from datasets import Dataset
-from model_repositories import gte_qwen2_repository, jina_hf_repository
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer import losses as st
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
-from embedtune.models.load import load_model
 from embedtune.models.lora import transformers_of
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.encode_once.batches import TEXT_ROWS, UniqueTextCollator
@@ -171,7 +170,7 @@ def models(tmp_path_factory):
 
     def load(name, **options):
         torch.manual_seed(0)
-        model = load_model(folder / name, device="cpu", max_seq_length=160, **options)
+        model = load_family(folder / name, device="cpu", max_seq_length=160, **options)
         for parameter_name, parameter in model.named_parameters():
             if "lora_B" in parameter_name:  # a new LoRA is zero, and has no gradient on one side
                 nn.init.normal_(parameter, std=0.1)

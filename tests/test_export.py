@@ -11,7 +11,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from model_repositories import gte_qwen2_repository, jina_hf_repository, jina_original_repository, randomize
+from model_repositories import (
+    gte_qwen2_repository,
+    jina_hf_repository,
+    jina_original_repository,
+    load_family,
+    randomize,
+)
 from sentence_transformers import SentenceTransformer
 from test_trainer import make_data
 from transformers import TrainerCallback
@@ -101,7 +107,7 @@ def test_every_way_to_train_gives_a_plain_model(folders, data, tmp_path, ways):
     expected = {}
     for number, (name, losses, options) in enumerate(ways):
         for loss in losses if ways is WAYS else losses[:1]:
-            model = load_model(folders / name, max_seq_length=160, device="cpu", **options)
+            model = load_family(folders / name, max_seq_length=160, device="cpu", **options)
             before = vectors(model)
             path = tmp_path / f"{number}-{loss}"
             train(model, data, tmp_path / "out", loss=loss).save_model(str(path))
@@ -128,7 +134,7 @@ def test_every_checkpoint_the_best_model_and_other_types_load_as_well(folders, d
     expected = {}
     for number, (name, _, options) in enumerate(WAYS[:4]):
         for resumed in (False, True):
-            model = load_model(folders / name, max_seq_length=160, device="cpu", **options)
+            model = load_family(folders / name, max_seq_length=160, device="cpu", **options)
             remember = Remember()
             output = tmp_path / f"{name}-{number}-{resumed}"
             trainer = trainer_for(
@@ -149,7 +155,7 @@ def test_every_checkpoint_the_best_model_and_other_types_load_as_well(folders, d
 def test_half_precision_is_kept(folders, tmp_path, dtype):
     rounding = {"bfloat16": 5e-2, "float16": 5e-3}[dtype]  # of merging into weights with so few digits
     for name, options, limit in (("gte", {}, 1e-6), ("jina", {}, rounding), ("gte", {"lora": True}, rounding)):
-        model = load_model(folders / name, max_seq_length=160, device="cpu", dtype=dtype, **options)
+        model = load_family(folders / name, max_seq_length=160, device="cpu", dtype=dtype, **options)
         randomize(model, 1, only=".tuned.", scale=0.05)
         model.save_pretrained(str(tmp_path))
         plain = SentenceTransformer(str(tmp_path), device="cpu")

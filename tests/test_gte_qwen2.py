@@ -21,6 +21,7 @@ from test_examples import load as load_example
 from test_trainer import make_data
 
 from embedtune.models import repository
+from embedtune.models.families.gte_qwen2 import load_gte_qwen2
 from embedtune.models.load import load_model
 from embedtune.models.repository import check_weights
 
@@ -92,7 +93,7 @@ def assert_same(vectors, expected, atol=2e-6):
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_vectors_are_those_of_a_forward_written_by_hand(repo, attention, implementation):
     folder, weights = repo
-    model = load_model(folder, attention=attention, device="cpu")
+    model = load_gte_qwen2(folder, attention=attention, device="cpu")
     model[0].model.set_attn_implementation(implementation)
     expected = [vector_by_hand(weights, text, causal=attention == "causal") for text in TEXTS]
     for side in ("left", "right"):
@@ -159,7 +160,7 @@ def test_nothing_of_the_repository_is_run_and_no_pointer_to_its_code_is_saved(re
 
 @pytest.mark.parametrize("attention", ["bidirectional", "causal"])
 def test_a_saved_model_keeps_its_attention_and_its_one_end_token(repo, tmp_path, attention):
-    first = load_model(repo[0], attention=attention, max_seq_length=40, device="cpu")
+    first = load_gte_qwen2(repo[0], attention=attention, max_seq_length=40, device="cpu")
     first.save_pretrained(str(tmp_path))
     again = load_model(tmp_path, device="cpu")
     assert abs(first.encode_query(TEXTS) - again.encode_query(TEXTS)).max() < 1e-6
@@ -168,7 +169,7 @@ def test_a_saved_model_keeps_its_attention_and_its_one_end_token(repo, tmp_path,
 
 
 def test_the_task_goes_into_the_query_prompt_alone(repo):
-    model = load_model(repo[0], task="Find the page of the manual", device="cpu")
+    model = load_gte_qwen2(repo[0], task="Find the page of the manual", device="cpu")
     assert model.prompts == {"query": "Instruct: Find the page of the manual\nQuery: ", "document": ""}
 
 
@@ -192,7 +193,7 @@ def test_a_model_is_recognised_by_its_name_where_its_code_was_removed(tmp_path):
 def test_what_the_hub_says_about_the_direction_does_not_matter(tmp_path, is_causal):
     gte_qwen2_repository(tmp_path, is_causal=is_causal)
     assert load_model(tmp_path, device="cpu").config.is_causal is False
-    assert load_model(tmp_path, attention="causal", device="cpu").config.is_causal is True
+    assert load_gte_qwen2(tmp_path, attention="causal", device="cpu").config.is_causal is True
 
 
 # The full-size model, without its weights
@@ -223,7 +224,7 @@ def test_missing_or_unknown_tensors_are_refused(tmp_path, lost, renamed):
     if renamed:
         tensors[renamed] = tensor
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"1 tensors are missing \(.*random\s+numbers"):
+    with pytest.raises(ValueError, match=r"1 tensors are missing \(.*at random"):
         load_model(tmp_path)
 
 
@@ -233,17 +234,56 @@ def test_missing_or_unknown_tensors_are_refused(tmp_path, lost, renamed):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attention": "both"}, r"attention='both' is none of \('bidirectional', 'causal'\)"),
-        ({"mode": "shared"}, "mode='shared' does not apply to gte-Qwen2"),
-        ({"train": "full"}, "train='full' does not apply to gte-Qwen2"),
-        ({"trust_remote_code": True}, "trust_remote_code=True does not apply"),
-        ({"truncate_dim": 33}, "truncate_dim=33: this model's vectors have 32 numbers"),
-        ({"max_seq_length": 513}, "positions for 1 to 512 tokens"),
+        ({"attention": "both"}, r"attention='both' must be one of \('bidirectional', 'causal'\)"),
+        ({"truncate_dim": 33}, "truncate_dim=33 must be between 1 and 32, the model's dimensions"),
+        ({"max_seq_length": 513}, "must be between 1 and 512, the model's positions"),
     ],
 )
-def test_options_that_do_not_apply_are_refused(repo, options, message):
+def test_options_that_do_not_fit_are_refused(repo, options, message):
     with pytest.raises(ValueError, match=message):
-        load_model(repo[0], **options)
+        load_gte_qwen2(repo[0], **options)
+
+
+def test_its_code_is_not_needed_so_trusting_it_is_refused(repo):
+    with pytest.raises(ValueError, match="trust_remote_code=True does not apply to gte-Qwen2"):
+        load_model(repo[0], trust_remote_code=True)
+
+
+def test_both_loaders_give_the_same_model_by_default(repo):
+    ours, general = load_gte_qwen2(repo[0], device="cpu"), load_model(repo[0], device="cpu")
+    assert abs(ours.encode_query(TEXTS) - general.encode_query(TEXTS)).max() == 0
+    assert ours.declared == general.declared
+    assert ours.prompts == general.prompts
+
+
+def test_a_copy_without_its_name_code_and_prompts_loads_with_all_of_them(tmp_path):
+    weights = gte_qwen2_repository(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    del config["auto_map"]
+    write_json(tmp_path, "config.json", config)
+    (tmp_path / "config_sentence_transformers.json").unlink()
+    model = load_gte_qwen2(tmp_path, device="cpu")
+    double = {name: tensor.double() for name, tensor in weights.items()}
+    assert_same(model.encode_query(TEXTS), [vector_by_hand(double, GTE_PROMPT + text) for text in TEXTS])
+
+
+def test_a_model_that_embedtune_saved_is_refused_by_the_loader_of_the_original(repo, tmp_path):
+    load_gte_qwen2(repo[0], attention="causal", device="cpu").save_pretrained(str(tmp_path))
+    with pytest.raises(ValueError, match=r"is not the original gte-Qwen2.*Qwen2Model.*Use load_model"):
+        load_gte_qwen2(tmp_path)
+
+
+def test_another_model_is_refused_by_name(tiny_model_folder):
+    with pytest.raises(ValueError, match=r"is not the original gte-Qwen2: its config\.json has model_type='bert'"):
+        load_gte_qwen2(tiny_model_folder)
+
+
+def test_a_task_without_an_instruction_to_replace_is_refused(tmp_path):
+    gte_qwen2_repository(tmp_path)
+    path = tmp_path / "config_sentence_transformers.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"prompts": {"query": "ask: "}}))
+    with pytest.raises(ValueError, match="task='find' does not fit the query prompt 'ask: '"):
+        load_gte_qwen2(tmp_path, task="find")
 
 
 def test_an_older_transformers_is_refused(repo, monkeypatch):
@@ -258,7 +298,7 @@ def test_another_model_on_the_same_code_is_refused(tmp_path):
     write_json(
         tmp_path, "1_Pooling/config.json", pooling | {"pooling_mode_lasttoken": False, "pooling_mode_mean_tokens": True}
     )
-    with pytest.raises(ValueError, match=r"pools by \['mean'\], but gte-Qwen2 is read from the last token"):
+    with pytest.raises(ValueError, match=r"uses pooling \['mean'\], but gte-Qwen2 uses \['lasttoken'\]"):
         load_model(tmp_path)
 
 
@@ -266,7 +306,7 @@ def test_a_shard_that_was_cut_short_is_refused(tmp_path):
     gte_qwen2_repository(tmp_path)
     shard = tmp_path / "model-00002-of-00002.safetensors"
     shard.write_bytes(shard.read_bytes()[:-1000])
-    with pytest.raises(ValueError, match=r"is half written: .*Download or save it again"):
+    with pytest.raises(ValueError, match=r"is incomplete: .*Download or save it again"):
         load_model(tmp_path)
 
 
@@ -305,7 +345,7 @@ def test_the_saved_files_can_be_read_by_other_programs(repo, tmp_path):
 @pytest.mark.parametrize("options", [{"loss": "triplet"}, {"loss": "cosine", "full": True}])
 def test_the_example_trains_saves_and_compares(tmp_path, options, capsys):
     gte_qwen2_repository(tmp_path / "model")
-    settings = {"model_name": str(tmp_path / "model"), "output": str(tmp_path / "out"), "max_seq_length": 256}
+    settings = {"model_name": str(tmp_path / "model"), "output_dir": str(tmp_path / "out"), "max_seq_length": 256}
     verdict = load_example("finetune_gte_qwen2").main(make_data(), epochs=1, batch_size=8, **settings, **options)
     assert verdict.decision in ("better", "worse", "cannot tell")
     assert SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu").encode_query("pump").shape[0] == 32

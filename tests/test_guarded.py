@@ -13,14 +13,13 @@ from pathlib import Path
 import pytest
 import torch
 from datasets import Dataset
-from model_repositories import gte_qwen2_repository, jina_hf_repository
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family
 from sentence_transformers import SentenceTransformer
 from test_trainer import make_data
 from torch import nn
 from transformers import TrainerCallback
 
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.models.load import load_model
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.losses import InBatchNegativesLoss
 from embedtune.training.resilience.checkpoints import complete_checkpoints, fault_of
@@ -152,7 +151,7 @@ def test_a_lora_and_tied_weights_are_resumed_with_the_same_bits(tmp_path, data, 
 
     def run(name, checkpoint=None):
         torch.manual_seed(0)
-        model = load_model(folder, device="cpu", max_seq_length=160, **WAYS[way])
+        model = load_family(folder, device="cpu", max_seq_length=160, **WAYS[way])
         args = arguments(name, num_train_epochs=2, eval_strategy="no", load_best_model_at_end=False)
         EmbeddingTrainer(model, args, data=data).train(resume_from_checkpoint=checkpoint)
         return weights(model)

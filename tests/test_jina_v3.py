@@ -29,6 +29,7 @@ from test_trainer import make_data
 from transformers import JinaEmbeddingsV3Model
 
 from embedtune.models import repository
+from embedtune.models.families.jina_v3 import load_jina_v3
 from embedtune.models.families.jina_v3_original import convert_jina_v3
 from embedtune.models.load import load_model
 from embedtune.models.repository import check_weights
@@ -179,7 +180,7 @@ def test_an_original_without_safetensors_or_with_other_adapters_is_refused(tmp_p
     write_json(
         tmp_path, "config.json", json.loads((tmp_path / "config.json").read_text()) | {"lora_adaptations": ["a"]}
     )
-    with pytest.raises(ValueError, match=r"holds 5 adapters, but config\.json names 1"):
+    with pytest.raises(ValueError, match=r"contains 5 adapters, but config\.json lists 1"):
         load_model(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match="only safetensors are read"):
@@ -217,7 +218,7 @@ def test_there_is_one_base_in_memory(native):
 
 
 def test_shared_is_one_transformer_with_the_passage_adapter_and_a_prompt_for_each_side(native, tmp_path):
-    model = load_model(native, mode="shared", device="cpu")
+    model = load_jina_v3(native, mode="shared", device="cpu")
     assert isinstance(model[0], Transformer)
     asymmetric = load_model(native, device="cpu")
     assert abs(model.encode_document(TEXTS) - asymmetric.encode_document(TEXTS)).max() < 1e-6
@@ -238,7 +239,7 @@ def test_shared_is_one_transformer_with_the_passage_adapter_and_a_prompt_for_eac
     ],
 )
 def test_train_says_what_is_trained(native, mode, train, trained, frozen):
-    model = load_model(native, mode=mode, train=train, device="cpu")
+    model = load_jina_v3(native, mode=mode, train=train, device="cpu")
     requires = {name: p.requires_grad for name, p in model.named_parameters()}
     assert all(on for name, on in requires.items() if trained in name and "pooler" not in name)
     assert not any(on for name, on in requires.items() if frozen in name)
@@ -246,7 +247,7 @@ def test_train_says_what_is_trained(native, mode, train, trained, frozen):
 
 
 def test_a_further_lora_begins_at_the_models_own_vectors(native):
-    vectors = [load_model(native, train=train, device="cpu").encode_query(TEXTS) for train in ("adapters", "lora")]
+    vectors = [load_jina_v3(native, train=train, device="cpu").encode_query(TEXTS) for train in ("adapters", "lora")]
     assert abs(vectors[0] - vectors[1]).max() < 1e-6
 
 
@@ -299,24 +300,43 @@ def test_the_licence_is_shown_and_lands_in_every_card(native, tmp_path, caplog):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"mode": "both"}, r"mode='both' is none of \('asymmetric', 'shared'\)"),
-        ({"train": "heads"}, r"train='heads' is none of \('adapters', 'lora', 'full'\)"),
-        ({"attention": "causal"}, "attention='causal' does not apply to jina-embeddings-v3"),
-        ({"task": "search"}, "has no instruction to put it into"),
-        ({"trust_remote_code": True, "revision": "0" * 40}, "trust_remote_code=True does not apply"),
-        ({"train": "full", "lora": True}, r"lora=True adds an adapter, but train='full'"),
-        ({"train": "adapters", "lora": True}, r"lora=True adds an adapter, but train='adapters'"),
-        ({"truncate_dim": 64}, "this model's vectors have 32 numbers"),
+        ({"mode": "both"}, r"mode='both' must be one of \('asymmetric', 'shared'\)"),
+        ({"train": "heads"}, r"train='heads' must be one of \('adapters', 'lora', 'full'\)"),
+        ({"train": "full", "lora": True}, r"lora=True adds an adapter, which train='full' does not use"),
+        ({"train": "adapters", "lora": True}, r"lora=True adds an adapter, which train='adapters' does not use"),
+        ({"truncate_dim": 64}, "must be between 1 and 32, the model's dimensions"),
     ],
 )
 def test_options_that_do_not_apply_are_refused(native, options, message):
     with pytest.raises(ValueError, match=message):
-        load_model(native, **options)
+        load_jina_v3(native, **options)
+
+
+def test_its_code_is_not_needed_so_trusting_it_is_refused(native):
+    with pytest.raises(ValueError, match="trust_remote_code=True does not apply to jina-embeddings-v3"):
+        load_model(native, revision="0" * 40, trust_remote_code=True)
+
+
+def test_another_model_or_a_saved_one_is_refused_by_the_loader_of_the_original(native, tiny_model_folder, tmp_path):
+    load_jina_v3(native, mode="shared", device="cpu").save_pretrained(str(tmp_path))
+    for folder, kind in ((tiny_model_folder, "bert"), (tmp_path, "jina_embeddings_v3")):
+        with pytest.raises(
+            ValueError, match=f"is not the original jina-embeddings-v3: .*model_type='{kind}'.*load_model"
+        ):
+            load_jina_v3(folder)
+
+
+def test_both_loaders_give_the_same_model_by_default(native):
+    ours, general = load_jina_v3(native, device="cpu"), load_model(native, device="cpu")
+    for way in ("encode_query", "encode_document"):
+        assert abs(getattr(ours, way)(TEXTS) - getattr(general, way)(TEXTS)).max() == 0
+    trained = [[name for name, p in model.named_parameters() if p.requires_grad] for model in (ours, general)]
+    assert trained[0] == trained[1]
 
 
 def test_a_missing_adapter_is_named(tmp_path):
     jina_hf_repository(tmp_path, tasks=[PASSAGE])
-    load_model(tmp_path, mode="shared", device="cpu")
+    load_jina_v3(tmp_path, mode="shared", device="cpu")
     with pytest.raises(ValueError, match=r"The adapter 'retrieval_query' is missing from the repository.*v3-hf"):
         load_model(tmp_path)
 
@@ -327,8 +347,8 @@ def test_an_adapter_that_lacks_a_tensor_is_refused(tmp_path):
     tensors = load_file(path)
     tensors.pop(next(name for name in tensors if "fc1.lora_B" in name))
     save_file(tensors, path, metadata={"format": "pt"})
-    with pytest.raises(ValueError, match=r"lacks 1 of its tensors, such as '.*fc1\.lora_B"):
-        load_model(tmp_path, mode="shared")
+    with pytest.raises(ValueError, match=r"lacks 1 tensors, such as '.*fc1\.lora_B"):
+        load_jina_v3(tmp_path, mode="shared")
 
 
 def test_custom_code_over_a_native_model_without_adapters_is_refused(native, tmp_path):
@@ -336,7 +356,7 @@ def test_custom_code_over_a_native_model_without_adapters_is_refused(native, tmp
     config = json.loads((tmp_path / "config.json").read_text())
     del config["lora_adaptations"]
     write_json(tmp_path, "config.json", config)
-    with pytest.raises(ValueError, match=r"brings code of its own \(custom_st\.Transformer\), and none of it is run"):
+    with pytest.raises(ValueError, match=r"needs its own code \(custom_st\.Transformer\), which is not run"):
         load_model(tmp_path)
 
 
@@ -358,7 +378,7 @@ def test_a_lora_configuration_of_ones_own_is_used(native):
 @pytest.mark.parametrize("options", [{"loss": "triplet"}, {"loss": "cosine", "train": "full", "matryoshka": [32, 16]}])
 def test_the_example_trains_saves_and_compares(tmp_path, options, capsys):
     jina_hf_repository(tmp_path / "model")
-    settings = {"model_name": str(tmp_path / "model"), "output": str(tmp_path / "out"), "max_seq_length": 256}
+    settings = {"model_name": str(tmp_path / "model"), "output_dir": str(tmp_path / "out"), "max_seq_length": 256}
     verdict = load_example("finetune_jina_v3").main(make_data(), epochs=1, batch_size=8, **settings, **options)
     assert verdict.decision in ("better", "worse", "cannot tell")
     assert SentenceTransformer(str(tmp_path / "out" / "model"), device="cpu").encode_query("pump").shape[0] == 32

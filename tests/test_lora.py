@@ -6,8 +6,10 @@ import copy
 
 import pytest
 import torch
-from model_repositories import gte_qwen2_repository, jina_hf_repository, randomize
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
 from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
 from test_trainer import make_data
@@ -52,7 +54,7 @@ def load(folders, way, **options):
     torch.manual_seed(0)  # lora_A is drawn
     folder = folders[way.partition("-")[0]]
     length = 64 if way.startswith("bert") else 160
-    return load_model(folder, device="cpu", max_seq_length=length, **WAYS[way], **options)
+    return load_family(folder, device="cpu", max_seq_length=length, **WAYS[way], **options)
 
 
 def trainer_for(model, data, output, **options):
@@ -158,7 +160,7 @@ def test_the_adapters_beside_a_saved_model_can_be_trained_on(folders, tmp_path, 
         randomize(model, 1, only=".tuned.")
     model.save_pretrained(str(tmp_path))
     options = {name: value for name, value in WAYS[way].items() if name != "lora"}
-    again = load_model(folders[way.partition("-")[0]], lora=tmp_path / "adapters", device="cpu", **options)
+    again = load_family(folders[way.partition("-")[0]], lora=tmp_path / "adapters", device="cpu", **options)
     again.max_seq_length = model.max_seq_length
     assert same_vectors(model, again) < 1e-6
     assert {n for n, p in again.named_parameters() if p.requires_grad} == {
@@ -216,6 +218,22 @@ def test_a_lora_over_a_bfloat16_base_is_trained_in_float32_and_saved_in_bfloat16
     assert same_vectors(model, plain) < 5e-2
 
 
+def test_a_lora_is_merged_in_float32_and_rounded_once(folders, tmp_path):
+    model = load(folders, "gte-lora", dtype="bfloat16")
+    randomize(model, 1, only="lora_", scale=0.05)
+    model.save_pretrained(str(tmp_path))
+    saved = load_file(tmp_path / "model.safetensors")
+    layers = [(name, layer) for name, layer in model[0].model.named_modules() if isinstance(layer, LoraLayer)]
+    assert len(layers) > 10
+    rounded_twice = []
+    for name, layer in layers:
+        weight, (down, up) = layer.get_base_layer().weight, (layer.lora_A["tuned"].weight, layer.lora_B["tuned"].weight)
+        change = layer.scaling["tuned"] * (up.float() @ down.float())
+        assert torch.equal(saved[f"{name}.weight"], (weight.float() + change).bfloat16()), name
+        rounded_twice.append(torch.equal(weight + change.bfloat16(), (weight.float() + change).bfloat16()))
+    assert not all(rounded_twice), "the test can tell the two apart"
+
+
 @pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning")
 @pytest.mark.parametrize("way", ["gte-lora", "jina-adapters"])
 def test_mixed_precision_and_gradient_checkpointing_leave_a_model_that_passes_its_checks(folders, data, tmp_path, way):
@@ -250,8 +268,8 @@ def test_a_checkpoint_of_another_run_is_refused(folders, data, tmp_path):
 @pytest.mark.parametrize(
     ("lora", "error", "message"),
     [
-        ("no/such/folder", FileNotFoundError, "takes the folder 'adapters' that a LoRA model keeps"),
-        (16, TypeError, "lora=16 is neither True"),
+        ("no/such/folder", FileNotFoundError, "the folder 'adapters' of a saved LoRA model"),
+        (16, TypeError, "lora=16 must be True"),
         (LoraConfig(target_modules=["query"], modules_to_save=["pooler"]), ValueError, "cannot be merged"),
         (LoraConfig(target_modules=["query"], bias="all"), ValueError, "cannot be merged"),
     ],
@@ -265,7 +283,7 @@ def test_an_absent_peft_is_named_with_the_command_that_installs_it(folders, monk
     monkeypatch.setattr(lora_module, "find_spec", lambda name: None)
     for name, options in (("bert", {"lora": True}), ("jina", {})):
         with pytest.raises(OptionalDependencyError, match=r"pip install 'embedtune\[lora\]'"):
-            load_model(folders[name], **options)
+            load_family(folders[name], **options)
 
 
 def test_a_run_without_a_lora_leaves_no_weights_of_one_that_stood_in_its_folder(tiny_model, tmp_path):

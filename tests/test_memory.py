@@ -14,7 +14,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from embedtune.dataset import RetrievalDataset
 from embedtune.models.load import load_model
-from embedtune.models.packing.encoder import tokens_per_pass
+from embedtune.models.packing.pack import tokens_per_pass
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.memory.advice import memory_advice
 from embedtune.training.memory.estimate import _passes, estimate_memory

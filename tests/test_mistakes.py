@@ -52,9 +52,7 @@ def test_a_size_that_is_no_whole_number(options):
     "name", ["./out/model", "/nowhere/model", "~/model", "out/handbook/model", "C:\\model", "../model"]
 )
 def test_a_model_folder_that_is_not_there_is_not_looked_for_on_the_hub(name):
-    with pytest.raises(
-        FileNotFoundError, match=re.escape(f"no folder {name!r}. Give the folder that a model was saved to")
-    ):
+    with pytest.raises(FileNotFoundError, match=re.escape(f"no folder {name!r}. Pass the folder of a saved model")):
         et.load_model(name)
 
 
@@ -65,7 +63,7 @@ def test_a_file_of_a_model_in_the_place_of_its_folder(tmp_path):
 
 
 def test_no_model_at_all():
-    with pytest.raises(TypeError, match=r"model is a NoneType. Give a name on the Hub"):
+    with pytest.raises(TypeError, match=r"model is a NoneType. Pass a name on the Hub"):
         et.load_model(None)
 
 
@@ -200,7 +198,7 @@ def test_a_models_name_where_a_model_is_used(use, name):
 
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"holds no model: neither modules.json nor config.json. Give the folder"
+        FileNotFoundError, match=r"contains no model: neither modules.json nor config.json. Pass the folder"
     ):
         et.load_model(tmp_path)
 
@@ -209,7 +207,9 @@ def test_the_folder_of_a_run_in_the_place_of_its_model(tmp_path, tiny_model):
     for name in ("model", "checkpoint-10"):
         tiny_model.save_pretrained(str(tmp_path / name))
     (tmp_path / "runs").mkdir()
-    with pytest.raises(FileNotFoundError, match=r"holds no model.* There are some in it: checkpoint-10, model"):
+    with pytest.raises(
+        FileNotFoundError, match=r"contains no model.* Its subfolders contain models: checkpoint-10, model"
+    ):
         et.load_model(tmp_path)
 
 

@@ -10,15 +10,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as some
-from model_repositories import gte_qwen2_repository, jina_hf_repository
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
 from transformers import MistralConfig, MistralModel, RobertaConfig, RobertaModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from embedtune.models.load import load_model
 from embedtune.models.packing.attention import PACKED, TEXT_LENGTHS, packed_attention, packed_attention_forward, runs_of
-from embedtune.models.packing.encoder import can_pack, encode_packed, pack, packs, tokens_per_pass
+from embedtune.models.packing.pack import can_pack, encode_packed, pack, pack_in_parts, tokens_per_pass
 from embedtune.retrieval.encoders import ModelEncoder
 
 TEXTS = ["a", "the pump of the ship " * 5, "who", "", "check the valve", "check the valve and wait", "door " * 40] * 2
@@ -120,7 +121,7 @@ def model(request, tiny_model, tmp_path):
         return from_backbone(RobertaModel(config), tiny_model.tokenizer, tmp_path)
     if name.startswith("gte"):
         gte_qwen2_repository(tmp_path)
-        return load_model(tmp_path, device="cpu", attention=name.split()[1], max_seq_length=100)
+        return load_family(tmp_path, device="cpu", attention=name.split()[1], max_seq_length=100)
     if name == "jina":
         jina_hf_repository(tmp_path)
         return load_model(tmp_path, device="cpu", max_seq_length=100)
@@ -172,7 +173,7 @@ def test_parts_have_at_most_so_many_tokens_or_one_text(max_tokens, sizes):
     lengths = torch.tensor([3, 1, 20, 2, 4])
     mask = (torch.arange(20) < lengths[:, None]).long()
     features = {"input_ids": torch.arange(100).view(5, 20), "attention_mask": mask, "task": "query"}
-    parts = list(packs(features, max_tokens=max_tokens, position_offset=2))
+    parts = list(pack_in_parts(features, max_tokens=max_tokens, position_offset=2))
     assert [len(rows) for rows, _ in parts] == sizes
     assert torch.cat([rows for rows, _ in parts]).tolist() == [1, 3, 0, 4, 2]
     for rows, part in parts:
@@ -197,7 +198,7 @@ PACKABLE = ["bert", "roberta", "gte bidirectional", "gte causal", "jina", "full 
 @pytest.mark.parametrize("passes", ["one", "many"])
 def test_encoding_without_padding_gives_the_vectors_of_sentence_transformers(model, passes, monkeypatch):
     if passes == "many":
-        monkeypatch.setattr("embedtune.models.packing.encoder.tokens_per_pass", lambda *_: 30)
+        monkeypatch.setattr("embedtune.models.packing.pack.tokens_per_pass", lambda *_: 30)
     assert can_pack(model, "query")
     assert can_pack(model, "document")
     model.prompts = {"query": "ask: ", "passage": "chunk: "}
@@ -213,6 +214,27 @@ def test_encoding_without_padding_gives_the_vectors_of_sentence_transformers(mod
 def test_a_model_that_looks_only_so_far_is_encoded_with_padding(model):
     assert not can_pack(model)
     np.testing.assert_allclose(ModelEncoder(model).encode_queries(TEXTS), model.encode_query(TEXTS), atol=1e-6)
+
+
+class AddsTheMeanOfItsInput(Module):
+    """Right for padded texts; it would mix packed ones."""
+
+    def forward(self, features):
+        tokens = features["token_embeddings"]
+        mask = features.get("attention_mask", torch.ones(tokens.shape[:2]))[:, :, None]
+        mean = (tokens * mask).sum(1, keepdim=True) / mask.sum(1, keepdim=True)
+        return features | {"token_embeddings": tokens + mean}
+
+    def save(self, *args, **kwargs):
+        raise NotImplementedError
+
+
+def test_a_module_that_would_mix_packed_texts_is_found_and_gets_padding(tiny_model):
+    transformer, pooling = tiny_model
+    mixing = SentenceTransformer(modules=[transformer, AddsTheMeanOfItsInput(), pooling], device="cpu")
+    assert can_pack(tiny_model)
+    assert not can_pack(mixing)
+    np.testing.assert_allclose(ModelEncoder(mixing).encode_queries(TEXTS), mixing.encode_query(TEXTS), atol=1e-6)
 
 
 def test_the_default_prompt_and_a_shorter_dimension_apply(tiny_model):

@@ -134,7 +134,7 @@ def test_evidence_is_replaced_not_repeated(tiny_model, verdict, tmp_path):
 def test_training_is_told_with_its_time_and_machine(trained, data, tmp_path):
     text = card_of(trained.model, tmp_path, data=data)
     run = trained.model.model_card_data.training_run
-    assert f"{run.seconds / 60:.1f} minutes, evaluations included, on 1 x cpu" in text
+    assert f"{run.seconds / 60:.1f} minutes, including evaluations, on 1 x cpu" in text
     assert f"the checkpoint of step {run.best_step} was kept" in text
     assert "in-batch" in text.lower() or "InBatchNegativesLoss" in text
 

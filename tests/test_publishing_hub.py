@@ -12,7 +12,7 @@ import torch
 from hub_server import serving
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
-from model_repositories import gte_qwen2_repository, jina_hf_repository, randomize
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
 from sentence_transformers import SentenceTransformer
 from test_trainer import make_data
 
@@ -87,7 +87,7 @@ def lora(folders):
 
 
 def jina(folders, **options):
-    model = et.load_model(folders / "jina", max_seq_length=128, device="cpu", **options)
+    model = load_family(folders / "jina", max_seq_length=128, device="cpu", **options)
     randomize(model, 1, only="lora_")
     return model
 
@@ -125,6 +125,8 @@ def test_exactly_the_files_that_are_needed_arrive_in_one_private_commit(server, 
     assert server.files[REPO]["README.md"].decode() == publication.card
     assert server.private == {REPO: True}
     assert (server.num_commits, publication.revision) == (1, server.revision)
+    downloads = [path.partition("/resolve/")[2].partition("/")[0] for _, path in server.requests if "/resolve/" in path]
+    assert set(downloads) == {publication.revision}, "what is verified is this commit"
     everything = b"".join(server.files[REPO].values())
     assert b"hf_secret" not in everything
     assert str(folders.parent).encode() not in everything, "no path of this machine"
@@ -205,7 +207,7 @@ def test_what_arrived_is_compared(server, tiny_model, monkeypatch):
         return same_vectors(name, model, uploaded)
 
     monkeypatch.setattr(publishing_hub, "same_vectors", damaged)
-    with pytest.raises(RuntimeError, match="was uploaded, but is not the same model: differ by"):
+    with pytest.raises(RuntimeError, match="differs from the one in memory: differ by"):
         et.push_to_hub(tiny_model, "me/handbook")
 
 
@@ -233,16 +235,16 @@ def test_a_verdict_on_other_data_is_refused(tiny_model, data):
     evaluation = et.TopKEvaluator(data, k=(1, 3)).evaluate(et.BM25())
     verdict = et.compare(evaluation, evaluation, num_resamples=10)
     et.push_to_hub(tiny_model, "me/handbook", verdict=verdict, data=data, dry_run=True)
-    with pytest.raises(ValueError, match="is not about these data"):
+    with pytest.raises(ValueError, match="is about other data"):
         et.push_to_hub(tiny_model, "me/handbook", verdict=verdict, data=make_data(seed=9), dry_run=True)
 
 
 @pytest.mark.parametrize(
     ("repo_id", "options", "message"),
     [
-        ("handbook", {}, "repo_id='handbook' is no name on the Hub"),
-        ("me/handbook", {"adapters": True}, "adapters=True, but the model has none"),
-        ("me/handbook", {"num_examples": 3}, "num_examples=3 shows training questions: pass data="),
+        ("handbook", {}, "repo_id='handbook' must have the form 'organisation/name'"),
+        ("me/handbook", {"adapters": True}, "adapters=True, but the model has no adapters"),
+        ("me/handbook", {"num_examples": 3}, "num_examples=3 quotes training questions: pass data="),
     ],
 )
 def test_bad_arguments_are_named(tiny_model, repo_id, options, message):

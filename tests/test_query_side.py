@@ -113,17 +113,17 @@ def test_a_model_that_is_still_trained_is_not_frozen(tiny_model):
 
 
 def test_what_cannot_be_frozen_is_refused(tiny_model):
-    with pytest.raises(ValueError, match=r"query='adapter' is none of \('lora', 'linear', 'route'\)"):
+    with pytest.raises(ValueError, match=r"query='adapter' must be one of \('lora', 'linear', 'route'\)"):
         freeze_index(tiny_model, query="adapter")
     shared = list(tiny_model.children())
     twins = SentenceTransformer(modules=[Router.for_query_document(shared, shared)], device="cpu")
     with pytest.raises(ValueError, match="shares all its weights"):
         freeze_index(twins, query="route")
     named = SentenceTransformer(modules=[Router({"text": shared}, default_route="text")], device="cpu")
-    with pytest.raises(ValueError, match=r"has the routes \['text'\], and none for a document"):
+    with pytest.raises(ValueError, match=r"has the routes \['text'\], but needs 'document'"):
         freeze_index(named)
     with pytest.raises(ValueError, match="needs float32 weights"):
         freeze_index(tiny_model.bfloat16(), query="linear")
     tiny_model.similarity_fn_name = "dot"
-    with pytest.raises(ValueError, match="compares vectors by 'dot'"):
+    with pytest.raises(ValueError, match="similarity is 'dot'"):
         freeze_index(tiny_model)

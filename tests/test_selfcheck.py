@@ -8,12 +8,12 @@ import logging
 import numpy as np
 import pytest
 import torch
-from model_repositories import gte_qwen2_repository, jina_hf_repository, randomize
+from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
+from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers.processors import TemplateProcessing
 
-from embedtune.models import selfcheck
-from embedtune.models.families import reference
+from embedtune.models import card_scores, selfcheck
 from embedtune.models.load import load_model
 from embedtune.models.selfcheck import check_model
 
@@ -54,7 +54,7 @@ def failures(model, **options):
     ],
 )
 def test_what_load_model_builds_passes(folders, repository, options):
-    model = load_model(folders / repository, max_seq_length=128, device="cpu", **options)
+    model = load_family(folders / repository, max_seq_length=128, device="cpu", **options)
     randomize(model, 1, only="lora_")
     report = check_model(model)
     assert report.ok, str(report)
@@ -183,6 +183,33 @@ def test_swapped_sides_fail(jina, tmp_path):
     assert set(failures(jina, folder=tmp_path)) == {"saved = in memory"}
 
 
+@pytest.mark.parametrize("route", ["query", "document"])
+def test_one_slightly_damaged_side_of_the_saved_folder_fails(jina, tmp_path, route):
+    jina.save_pretrained(str(tmp_path))
+    path = tmp_path / f"{route}_0_Transformer" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if "word_embeddings" in name)
+    for scale, fails in ((1e-7, False), (3e-4, True)):
+        noise = scale * torch.randn(tensors[name].shape, generator=torch.Generator().manual_seed(0))
+        save_file(tensors | {name: tensors[name] + noise}, path, metadata={"format": "pt"})
+        assert set(failures(jina, folder=tmp_path)) == ({"saved = in memory"} if fails else set())
+
+
+@pytest.mark.parametrize(("scale", "fails"), [(1e-6, False), (1e-3, True)])
+def test_a_small_influence_of_the_batch_fails(gte, monkeypatch, scale, fails):
+    forward = type(gte[1]).forward
+
+    def depends_on_the_batch(self, features, **kwargs):
+        features = forward(self, features, **kwargs)
+        vectors = features["sentence_embedding"]
+        step = torch.zeros_like(vectors)
+        step[:, 0] = scale * len(vectors) * vectors.norm(dim=1)
+        return features | {"sentence_embedding": vectors + step}
+
+    monkeypatch.setattr(type(gte[1]), "forward", depends_on_the_batch)
+    assert ("batch = single" in failures(gte, reload=False)) == fails
+
+
 def test_a_folder_that_cannot_be_loaded_fails_and_says_why(gte, tmp_path):
     gte.save_pretrained(str(tmp_path))
     (tmp_path / "model.safetensors").unlink()
@@ -214,10 +241,10 @@ def test_a_failure_can_be_raised_with_its_remedy(gte):
 def test_the_scores_of_the_card_are_compared(gte, monkeypatch):
     gte.model_card_data.base_model = "Alibaba-NLP/gte-Qwen2-1.5B-instruct"
     assert "attention='causal'" in failures(gte, card=True)["scores of the card"].remedy
-    queries, documents, published = reference.reference_scores("Alibaba-NLP/gte-Qwen2-1.5B-instruct")
+    queries, documents, published = card_scores.reference_scores("Alibaba-NLP/gte-Qwen2-1.5B-instruct")
     assert np.round(published, 3).tolist() == [[70.007, 8.185], [14.624, 77.714]]
     scores = 100 * gte.encode_query(queries) @ gte.encode_document(documents).T
-    known = reference.Reference(queries, documents, scores)
+    known = card_scores.Reference(queries, documents, scores)
     monkeypatch.setattr(selfcheck, "reference_scores", lambda name: known)
     assert check_model(gte, card=True).ok
     gte.config.is_causal = True

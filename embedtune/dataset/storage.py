@@ -69,7 +69,7 @@ def push(
             repo_type="dataset",
             private=private,
             message=message,
-            replaces=lambda file: file.startswith("qrels/"),  # load_dataset would still find a removed split
+            delete_patterns=["qrels/*"],  # load_dataset would find a split that no longer exists
         )
     return replace(publication, revision=revision)
 

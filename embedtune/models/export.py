@@ -1,4 +1,4 @@
-"""TunableModel: a SentenceTransformer that is saved as a plain one, which other programs can read."""
+"""TunableModel: a SentenceTransformer that merges its LoRA when saved, in files that other programs can read."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedtune.models.lora import has_adapters, merged_copy, save_adapters
 
-# What a saved model needs to be loaded right. sentence-transformers >= 6.1 checks it before it loads anything.
+# The versions that load a saved model correctly. sentence-transformers >= 6.1 checks them before loading.
 _REQUIREMENTS = {
     "jina_embeddings_v3": {"transformers": {"specifier": ">=5.4", "reason": "5.4 brought JinaEmbeddingsV3Model."}},
     "bidirectional": {
-        "transformers": {"specifier": ">=5.2", "reason": "Older ones ignore is_causal and run causally."}
+        "transformers": {"specifier": ">=5.2", "reason": "Older versions ignore is_causal and run causally."}
     },
 }
 _CARD = """
 ## Requirements
 
-Load it with `SentenceTransformer(...)`, without `trust_remote_code`; it needs {needs}.
+Load the model with `SentenceTransformer(...)`, without `trust_remote_code`. It needs {needs}.
 """
 
 
 class TunableModel(SentenceTransformer):
-    """A SentenceTransformer whose LoRA is merged when it is saved or pushed, so that plain sentence-transformers loads it.
+    """A SentenceTransformer that merges its LoRA when saved or pushed, so that plain sentence-transformers loads it.
 
-    The adapters are kept in the folder ``adapters`` beside. Everything else is ``SentenceTransformer``'s.
+    The adapters are also saved, in the folder ``adapters``.
 
     Attributes:
-        declared: What `load_model` set up and `check_model` holds the model to.
+        declared: What `load_model` set up, for `check_model` to compare.
     """
 
     declared: dict[str, Any] = {}  # noqa: RUF012  # replaced, never changed
 
     def save(self, path: str, *args: Any, **kwargs: Any) -> None:
-        """Save a plain SentenceTransformer, and the adapters beside it."""
+        """Save a plain SentenceTransformer, and its adapters in the folder ``adapters``."""
         adapted = has_adapters(self)
         SentenceTransformer.save(merged_copy(self) if adapted else self, path, *args, **kwargs)
         if adapted:
@@ -47,19 +47,19 @@ class TunableModel(SentenceTransformer):
         add_compatibility_keys(Path(path), max_seq_length=self.max_seq_length)
 
 
-# Model cards, commit messages and usage tips name the class that will load the model. (pickle goes by __qualname__.)
+# Model cards and commit messages name the class that loads the model. (pickle uses __qualname__.)
 TunableModel.__name__ = SentenceTransformer.__name__
 
 
 def as_tunable(model: SentenceTransformer) -> TunableModel:
-    """Return the same modules and settings in a new model that merges its LoRA when it is saved."""
+    """Return a new model with the same modules and settings that merges its LoRA when saved."""
     tunable: Any = copy.copy(model)
     tunable.__class__ = TunableModel
     return cast("TunableModel", tunable)
 
 
 def add_compatibility_keys(folder: Path, *, max_seq_length: int | None) -> None:
-    """Add what sentence-transformers 5, text-embeddings-inference and vLLM look for; nothing is taken away."""
+    """Add the keys that sentence-transformers 5, text-embeddings-inference and vLLM read."""
     for name in ("modules.json", "router_config.json"):
         _edit(folder, name, _old_module_names)
     _edit(folder, "*Pooling/config.json", _pooling_flags)
@@ -73,7 +73,7 @@ def add_compatibility_keys(folder: Path, *, max_seq_length: int | None) -> None:
 
 
 def _edit(folder: Path, pattern: str, change: Callable[[Any], Any]) -> None:
-    """Change the JSON files of that name in the folder and in the folders of a Router's routes."""
+    """Edit the matching JSON files in the folder and in the folders of a Router's routes."""
     for path in sorted({*folder.glob(pattern), *folder.glob(f"*_*/{pattern}")}):
         content = json.loads(path.read_text(encoding="utf-8"))
         change(content)
@@ -81,7 +81,7 @@ def _edit(folder: Path, pattern: str, change: Callable[[Any], Any]) -> None:
 
 
 def _old_module_names(content: Any) -> None:
-    """Name the modules as sentence-transformers 5 does; 6 knows these names too."""
+    """Use the module names of sentence-transformers 5, which 6 also reads."""
     if isinstance(content, list):
         for module in content:
             module["type"] = _old_name(module["type"])
@@ -114,7 +114,7 @@ def _rope_theta(config: dict[str, Any]) -> None:
 
 
 def _stop_transformers_4(config: dict[str, Any]) -> None:
-    """Write the extra tokens as a list, even an empty one, which transformers 4 cannot read: it would ignore is_causal."""
+    """Write the extra tokens as a list, which transformers 4 cannot read: it would ignore is_causal."""
     config.setdefault("extra_special_tokens", [])
 
 

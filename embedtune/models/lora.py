@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) in a SentenceTransformer: added, merged, and kept beside."""
+"""LoRA (Hu et al. 2021, https://arxiv.org/abs/2106.09685) for a SentenceTransformer: add, merge, save."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from sentence_transformers import SentenceTransformer
 
-TUNED = "tuned"  # the adapter that load_model(lora=...) adds; a repository's own is peft's "default"
+TUNED = "tuned"  # peft's name for the adapter that load_model(lora=...) adds
 
 
 def require_peft(purpose: str) -> None:
@@ -30,7 +30,7 @@ def require_peft(purpose: str) -> None:
 
 
 def transformers_of(model: SentenceTransformer) -> Iterator[tuple[str, Any]]:
-    """Yield each ``Transformer`` module and its route, which is empty where there is no ``Router``."""
+    """Yield each ``Transformer`` module with its route, which is empty without a ``Router``."""
     for module in model.children():
         if isinstance(module, Transformer):
             yield "", module
@@ -40,7 +40,7 @@ def transformers_of(model: SentenceTransformer) -> Iterator[tuple[str, Any]]:
 
 
 def has_adapters(model: SentenceTransformer) -> bool:
-    """Say whether any part of the model has adapters attached."""
+    """Return whether the model has adapters."""
     return any(getattr(part.model, "_hf_peft_config_loaded", False) for _, part in transformers_of(model))
 
 
@@ -50,11 +50,11 @@ def add_lora(model: SentenceTransformer, lora: bool | LoraConfig | str | Path) -
     Args:
         model: Changed in place.
         lora: True for rank 16 on every linear layer of the blocks, a ``LoraConfig``, or the folder ``adapters`` of a
-            saved model, to train on.
+            saved model, to continue training it.
     """
     require_peft("lora=")
     for route, part in transformers_of(model):
-        with warnings.catch_warnings():  # jina-embeddings-v3 has an adapter already, and keeps it
+        with warnings.catch_warnings():  # jina-embeddings-v3 keeps its own adapter
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")
             if isinstance(lora, (str, Path)):
                 load_adapter(part.model, adapter_folder(lora, route, TUNED), name=TUNED)
@@ -66,56 +66,58 @@ def add_lora(model: SentenceTransformer, lora: bool | LoraConfig | str | Path) -
 
 
 def train_only(model: SentenceTransformer, marker: str) -> None:
-    """Train the parameters whose name contains ``marker``, and freeze the others, and poolers, which no vector depends on."""
+    """Train the parameters whose name contains ``marker``; freeze the rest and poolers, which no embedding uses."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(marker in name and ".pooler." not in name)
         if "lora_" in name:
-            parameter.data = parameter.data.float()  # the small steps of an adapter vanish in bfloat16
+            parameter.data = parameter.data.float()  # small updates are lost in bfloat16
 
 
 def adapter_folder(root: str | Path, route: str, name: str) -> Path:
-    """Return the folder of one adapter below the folder ``adapters`` of a saved model."""
+    """Return the folder of one adapter inside the folder ``adapters`` of a saved model."""
     folder = Path(root, route, name)
     if not (folder / "adapter_config.json").is_file():
         raise FileNotFoundError(
-            f"There is no adapter {str(folder)!r}. lora= takes the folder 'adapters' that a LoRA model keeps when it is saved, "
-            "and the model it was trained on."
+            f"There is no adapter in {str(folder)!r}. Pass lora= the folder 'adapters' of a saved LoRA model, and load the model "
+            "that it was trained on."
         )
     return folder
 
 
 def load_adapter(backbone: Any, source: str | Path, *, name: str, **options: Any) -> None:
-    """Load an adapter, trainable, and raise a ``ValueError`` if one of its tensors is missing."""
+    """Load a trainable adapter, and raise a ``ValueError`` if a tensor is missing."""
     info = backbone.load_adapter(str(source), adapter_name=name, is_trainable=True, **options)
     missing = sorted(key for key in info.missing_keys if f".{name}." in key)
     if missing:
-        raise ValueError(f"The adapter {str(source)!r} lacks {len(missing)} of its tensors, such as {missing[0]!r}.")
+        raise ValueError(
+            f"The adapter {str(source)!r} lacks {len(missing)} tensors, such as {missing[0]!r}. Download or save it again."
+        )
 
 
 def _config(backbone: Any, lora: bool | LoraConfig) -> LoraConfig:
-    """Return a private copy of the configuration, because peft fills it in."""
+    """Return a copy of the configuration, which peft will modify."""
     from peft import LoraConfig
 
     if lora is True:
         excluded = ".*pooler.*" if getattr(backbone, "pooler", None) is not None else None
         return LoraConfig(r=16, lora_alpha=32, target_modules=_linear_layers(backbone), exclude_modules=excluded)
     if not isinstance(lora, LoraConfig):
-        raise TypeError(f"lora={lora!r} is neither True, nor a peft.LoraConfig, nor the folder of a saved adapter.")
+        raise TypeError(f"lora={lora!r} must be True, a peft.LoraConfig or the folder of a saved adapter.")
     if lora.modules_to_save or lora.bias != "none":
-        raise ValueError("A LoraConfig with modules_to_save or bias cannot be merged. Leave them out.")
+        raise ValueError(f"lora={lora!r} cannot be merged: leave out modules_to_save and bias.")
     return copy.deepcopy(lora)
 
 
 def _linear_layers(backbone: nn.Module) -> list[str]:
-    """Return the names of the linear layers, as they are without the adapters that are already attached."""
+    """Return the names of the linear layers, ignoring existing adapters."""
     names = (name for name, module in backbone.named_modules() if isinstance(module, nn.Linear) and "lora_" not in name)
     return sorted({name.removesuffix(".base_layer").rpartition(".")[2] for name in names if "pooler" not in name})
 
 
 def merged_copy(model: SentenceTransformer) -> SentenceTransformer:
-    """Return a model in which each LoRA is part of the weights, un-tied; the given model is not changed.
+    """Return a copy of the model with each LoRA merged into the weights.
 
-    Tensors without a LoRA are shared with the given model.
+    Tensors without a LoRA are shared with the given model, which is not changed.
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
     merged = copy.copy(model)
@@ -131,16 +133,16 @@ def _merge(backbone: Any) -> None:
     for name, layer in list(backbone.named_modules()):
         if isinstance(layer, LoraLayer):
             private: Any = copy.deepcopy(layer)
-            private.float().merge(safe_merge=True)  # in float32, to round once
+            private.float().merge(safe_merge=True)  # in float32, so that bfloat16 rounds once
             backbone.set_submodule(name, private.get_base_layer().to(layer.get_base_layer().weight.dtype))
-    # What is left of the adapters would make save_pretrained write adapters, or write wrong names.
+    # With these attributes save_pretrained would write adapters, or wrong names.
     backbone._hf_peft_config_loaded = False
     for attribute in ("peft_config", "_weight_conversions"):
         backbone.__dict__.pop(attribute, None)
 
 
 def save_adapters(model: SentenceTransformer, folder: Path) -> None:
-    """Write every adapter to ``folder/<route>/<name>``, as peft does."""
+    """Write every adapter to ``folder/<route>/<name>`` in peft's format."""
     from peft import get_peft_model_state_dict
 
     for route, part in transformers_of(model):

@@ -1,4 +1,4 @@
-"""A query side that can be trained beside a document side that cannot: the index that exists stays valid."""
+"""freeze_index: train the query side alone, so that existing document embeddings stay valid."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ QuerySide = Literal["lora", "linear", "route"]
 
 
 def freeze_index(model: SentenceTransformer, *, query: QuerySide = "lora") -> SentenceTransformer:
-    """Return a model whose ``encode_document`` never changes, and whose ``encode_query`` can be trained.
+    """Return a model whose ``encode_query`` can be trained while ``encode_document`` never changes.
 
-    It is a ``Router`` with a route for queries and one for documents. Both give the given model's vectors until the query
-    route is trained, by `FrozenIndexTrainer`; the documents need no new vectors after that. Plain ``encode`` goes
-    through the document route. Saved, it is a plain SentenceTransformer.
+    The model is a ``Router`` with a query route and a document route. Both compute the given model's embeddings until
+    `FrozenIndexTrainer` trains the query route; document embeddings stay valid. ``encode`` uses the document route. It is
+    saved as a plain SentenceTransformer.
 
     Args:
-        model: What the index was made with. Its modules become the document route and are frozen, so train it no further.
-        query: What is trained. ``"lora"``: a LoRA of rank 16 on the query route; in memory the routes share the weights, on
-            disk each has its own. ``"linear"``: a linear layer behind the query's vector; the routes share everything
-            else, on disk too. ``"route"``: the whole query route: of a Router its own one, except for weights that it
-            shares with the document route, of any other model a copy.
+        model: The model that built the index. Its modules become the document route and are frozen.
+        query: What to train. ``"lora"``: a LoRA of rank 16 on the query route; the routes share their weights in memory but
+            not on disk. ``"linear"``: a linear layer after the query embedding; the routes share the rest, also on
+            disk. ``"route"``: the whole query route, either that of a Router without the weights it shares with
+            the document route, or a copy of any other model.
 
     Raises:
-        OptionalDependencyError: If ``"lora"`` is asked for and peft is not installed.
-        ValueError: If ``query`` is unknown, the model compares by something else than the cosine, or nothing of its query
-            route can be trained.
+        OptionalDependencyError: If ``query="lora"`` and peft is not installed.
+        ValueError: If ``query`` is unknown, the model's similarity is not the cosine, or the query route has no weights of
+            its own to train.
 
     Example:
         >>> import embedtune as et
@@ -48,11 +48,11 @@ def freeze_index(model: SentenceTransformer, *, query: QuerySide = "lora") -> Se
         True
     """
     if query not in get_args(QuerySide):
-        raise ValueError(f"query={query!r} is none of {get_args(QuerySide)}.")
+        raise ValueError(f"query={query!r} must be one of {get_args(QuerySide)}.")
     if model.similarity_fn_name != "cosine":
         raise ValueError(
-            f"The model compares vectors by {model.similarity_fn_name!r}, and a query side is trained by the cosine. If its "
-            "vectors have length 1, set model.similarity_fn_name = 'cosine': it ranks the same."
+            f"The model's similarity is {model.similarity_fn_name!r}, but query sides are trained with 'cosine'. If its embeddings "
+            "are normalized, set model.similarity_fn_name = 'cosine': the ranking is the same."
         )
     documents = _side(model, "document")
     for module in documents:
@@ -75,22 +75,24 @@ def freeze_index(model: SentenceTransformer, *, query: QuerySide = "lora") -> Se
 
 
 def is_index_frozen(model: SentenceTransformer) -> bool:
-    """Say whether nothing that ``encode_document`` uses is trained."""
+    """Return whether all weights that ``encode_document`` uses are frozen."""
     return not any(parameter.requires_grad for module in _side(model, "document") for parameter in module.parameters())
 
 
 def _side(model: SentenceTransformer, route: str) -> list[Any]:
-    """Return the modules that a text passes on one side, in order."""
+    """Return the modules of one side, in order."""
     modules: list[Any] = []
     for module in model.children():
         if isinstance(module, Router) and route not in module.sub_modules:
-            raise ValueError(f"The model's Router has the routes {list(module.sub_modules)}, and none for a {route}.")
+            raise ValueError(
+                f"The model's Router has the routes {list(module.sub_modules)}, but needs {route!r}. Name its routes 'query' and 'document'."
+            )
         modules += module.sub_modules[route] if isinstance(module, Router) else [module]
     return modules
 
 
 def _with_lora(model: SentenceTransformer) -> list[nn.Module]:
-    """Copy the modules, share their tensors, and attach a LoRA to the copy."""
+    """Add a LoRA to a copy of the modules that shares their tensors."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
     modules = [_copied(m, shared) if isinstance(m, Transformer) else m for m in _side(model, "query")]
@@ -100,7 +102,7 @@ def _with_lora(model: SentenceTransformer) -> list[nn.Module]:
 
 
 def _with_linear_layer(model: SentenceTransformer) -> list[nn.Module]:
-    """Put a linear layer, at first the identity, behind the vector, and freeze everything else."""
+    """Add a linear layer, initially the identity, after the embedding, and freeze the rest."""
     modules = _side(model, "query")
     for module in modules:
         module.requires_grad_(False)
@@ -109,7 +111,7 @@ def _with_linear_layer(model: SentenceTransformer) -> list[nn.Module]:
             "query='linear' needs float32 weights. Load the model with dtype='float32', or use query='lora'."
         )
     dim = Router({"query": modules}).get_embedding_dimension()
-    # Without a bias, so that it makes no difference whether the vector has length 1 already.
+    # No bias, so that it does not matter whether the embedding is already normalized.
     layer = Dense(dim, dim, bias=False, activation_function=None, init_weight=torch.eye(dim))
     end = len(modules) - isinstance(modules[-1], Normalize)
     return [*modules[:end], layer, *modules[end:]]
@@ -126,6 +128,6 @@ def _with_weights_of_its_own(model: SentenceTransformer) -> list[nn.Module]:
 
 
 def _copied(module: Any, shared: dict[int, Any]) -> Any:
-    """Copy a module, but neither the given tensors nor the tokenizer."""
+    """Copy a module except for the shared tensors and the tokenizer."""
     processor = getattr(module, "processor", None)
     return copy.deepcopy(module, shared | ({} if processor is None else {id(processor): processor}))

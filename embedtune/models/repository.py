@@ -1,4 +1,4 @@
-"""What is read from a repository before a model is built from it: its small files, and the names of its tensors."""
+"""Checks of a repository before its model is built: small files and the names of its tensors."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def find_file(name: str, file: str, *, revision: str | None = None) -> Path | None:
-    """Return where a file of a folder, or of a repository on the Hub, lies on this machine; None if it has no such file.
+    """Return the local path of a file of a folder or a repository on the Hub; None if the file does not exist.
 
     Raises:
-        FileNotFoundError: If there is no such folder or repository, or no such revision of it.
-        ConnectionError: If the Hub cannot be reached, and the file was not downloaded before.
+        FileNotFoundError: If the folder, repository or revision does not exist.
+        ConnectionError: If the Hub cannot be reached and the file is not in the cache.
     """
     if Path(name).is_dir():
         path = Path(name, file)
@@ -45,27 +45,70 @@ def find_file(name: str, file: str, *, revision: str | None = None) -> Path | No
         return Path(hf_hub_download(name, file, revision=revision))
     except RevisionNotFoundError as error:
         raise FileNotFoundError(
-            f"revision={revision!r} does not exist in {name!r}. Its branches, tags and commits are listed at "
-            f"https://huggingface.co/{name}/commits/main."
+            f"revision={revision!r} does not exist in {name!r}. See https://huggingface.co/{name}/commits/main for its branches, "
+            "tags and commits."
         ) from error
     except RepositoryNotFoundError as error:
         raise FileNotFoundError(
-            f"{name!r} is neither a folder here nor a repository on the Hub that you may read. Check the spelling; for a "
+            f"{name!r} is neither a local folder nor a repository on the Hub that you may read. Check the spelling; for a "
             "private or gated repository, log in with `hf auth login`."
         ) from error
     except (LocalEntryNotFoundError, OfflineModeIsEnabled) as error:
         raise ConnectionError(
-            f"{name!r} is no folder here, is not in the download cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is "
-            f"set). On a machine with access: `hf download {name}`; then copy the cache, or pass the folder's path."
+            f"{name!r} is neither a local folder nor in the download cache, and the Hub cannot be reached (or HF_HUB_OFFLINE is "
+            f"set). Run `hf download {name}` on a machine with access, then copy the cache or pass the folder."
         ) from error
     except EntryNotFoundError:
         return None
     except HfHubHTTPError as error:
-        raise ConnectionError(f"The Hub refused {file} of {name!r}: {error}") from error
+        raise ConnectionError(f"The Hub did not return {file} of {name!r}: {error}") from error
+
+
+def resolve_name(model: object) -> str:
+    """Return a folder or a name on the Hub as ``SentenceTransformer`` accepts it.
+
+    Raises:
+        TypeError: If it is neither.
+        FileNotFoundError: If it is a path that does not exist, or a folder without a model.
+    """
+    if not isinstance(model, (str, Path)):
+        raise TypeError(
+            f"model is a {type(model).__name__}. Pass a name on the Hub, a folder or, to load_model, a SentenceTransformer."
+        )
+    name = str(model)
+    if Path(name).is_dir():
+        _check_folder(Path(name))
+        return name
+    looks_like_a_path = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+    if looks_like_a_path or Path(name).is_file():
+        raise FileNotFoundError(
+            f"There is no folder {name!r}. Pass the folder of a saved model, a name on the Hub ('org/name'), or 'minilm'."
+        )
+    return name if "/" in name else f"sentence-transformers/{name}"  # as SentenceTransformer completes it
+
+
+def _check_folder(folder: Path) -> None:
+    signs = ("modules.json", "config.json", "adapter_config.json")
+    if any((folder / sign).is_file() for sign in signs):
+        return
+    models = sorted({path.parent.name for sign in signs for path in folder.glob(f"*/{sign}")})
+    raise FileNotFoundError(
+        f"The folder {str(folder)!r} contains no model: neither modules.json nor config.json. Pass the folder of a saved model."
+        + (f" Its subfolders contain models: {', '.join(models)}." if models else "")
+    )
+
+
+def check_family(name: str, config: dict[str, Any], family: str, *, recognised: bool) -> None:
+    """Raise a ``ValueError`` if a family's loader is called for another model."""
+    if not recognised:
+        raise ValueError(
+            f"{name!r} is not the original {family}: its config.json has model_type={config.get('model_type')!r} and "
+            f"architectures={config.get('architectures')!r}. Use load_model, also for a {family} that you saved."
+        )
 
 
 def read_json(name: str, file: str, *, revision: str | None = None) -> dict[str, Any]:
-    """Read a JSON file of a repository; an empty dictionary if it has none."""
+    """Read a JSON file of a repository; an empty dictionary if it does not exist."""
     path = find_file(name, file, revision=revision)
     if path is None:
         return {}
@@ -74,12 +117,12 @@ def read_json(name: str, file: str, *, revision: str | None = None) -> dict[str,
 
 
 def read_licence(name: str, *, revision: str | None = None) -> str | None:
-    """Return the licence that a repository's card names, which every model derived from it inherits."""
+    """Return the licence in a repository's model card, which derived models inherit."""
     try:
         card = find_file(name, "README.md", revision=revision)
         return (metadata_load(card) or {}).get("license") if card else None
-    except (ConnectionError, ValueError, yaml.YAMLError) as error:  # a card is no condition for a model
-        logger.info("The licence of %s is not known: %s", name, error)
+    except (ConnectionError, ValueError, yaml.YAMLError) as error:  # a model can be loaded without a card
+        logger.info("The licence of %s is unknown: %s", name, error)
         return None
 
 
@@ -92,26 +135,26 @@ def require_transformers(minimum: str, *, reason: str) -> None:
 
 
 def check_whole(folder: str) -> None:
-    """Raise a ``ValueError`` if a folder is a model whose saving was interrupted; the list of modules is written last."""
+    """Raise a ``ValueError`` if saving a model to the folder was interrupted: modules.json is written last."""
     if Path(folder, "config_sentence_transformers.json").is_file() and not Path(folder, "modules.json").is_file():
         raise ValueError(
-            f"{folder!r} is half written: modules.json, which is saved last, is missing. Save the model again, or load an "
-            "earlier checkpoint."
+            f"{folder!r} is incomplete: modules.json, which is saved last, is missing. Save the model again, or load an earlier "
+            "checkpoint."
         )
 
 
 def check_trust(name: str, revision: str | None) -> None:
-    """Raise a ``ValueError`` unless the code of a repository is pinned to one commit of one repository."""
+    """Raise a ``ValueError`` unless the code is pinned to one commit of one repository."""
     if Path(name).is_dir() or revision is None or not _COMMIT.fullmatch(revision):
         raise ValueError(
-            f"trust_remote_code=True runs the code of {name!r} on this machine, and revision={revision!r} does not say "
-            "which. Read the code, and name the commit on the Hub that you have read: revision='<40 hexadecimal digits>'."
+            f"trust_remote_code=True runs the code of {name!r} on this machine, but revision={revision!r} is not a commit hash. "
+            "Read the code on the Hub and pass the commit that you have read: revision='<40 hexadecimal digits>'."
         )
     elsewhere = {ref.split("--")[0] for ref in _code_references(name, revision) if "--" in ref} - {name}
     if elsewhere:
         raise ValueError(
-            f"{name!r} takes its code from {sorted(elsewhere)}, whose revision cannot be pinned here. Copy the code and the "
-            "weights into a repository of your own, and load that."
+            f"{name!r} takes its code from {sorted(elsewhere)}, whose revision cannot be pinned. Copy code and weights into a "
+            "repository of your own and load that."
         )
 
 
@@ -128,33 +171,32 @@ def _modules(name: str, revision: str | None) -> list[dict[str, Any]]:
 
 
 def check_modules(name: str, *, revision: str | None = None) -> None:
-    """Raise a ``ValueError`` if a repository's modules are Python code of its own."""
+    """Raise a ``ValueError`` if a repository has its own Python modules."""
     types = [module["type"] for module in _modules(name, revision)]
     own = [name for name in types if not name.startswith("sentence_transformers.")]
     if own:
         raise ValueError(
-            f"{name!r} brings code of its own ({', '.join(own)}), and none of it is run. If you have read it: "
-            "trust_remote_code=True with the commit as revision=... Otherwise load a repository without it, or save this "
-            "model's weights with the modules of sentence-transformers."
+            f"{name!r} needs its own code ({', '.join(own)}), which is not run. If you have read it, pass trust_remote_code=True "
+            "and the commit as revision=. Otherwise save the model's weights with the modules of sentence-transformers."
         )
 
 
 def check_weights(name: str, *, revision: str | None = None, allow_missing: str = r"(?!)") -> None:
-    """Raise a ``ValueError`` unless the checkpoint has every tensor of the model; only the names are read.
+    """Raise a ``ValueError`` unless the checkpoint has every tensor of the model. Only names are read.
 
-    transformers fills what is missing with random numbers and logs that.
+    transformers initialises missing tensors at random and only logs it.
 
     Args:
         name: A folder, or a repository on the Hub.
         revision: Of the repository.
-        allow_missing: A pattern of tensors that need not be there.
+        allow_missing: A pattern of tensors that may be missing.
     """
     for folder in _transformer_folders(name, revision):
         _check_tensors(name, folder, revision, allow_missing)
 
 
 def _transformer_folders(name: str, revision: str | None) -> list[str]:
-    """Return the folders with a transformer's weights: the root, or those of a ``Router``'s routes."""
+    """Return the folders with transformer weights: the root, or those of a ``Router``'s routes."""
     routes = read_json(name, "router_config.json", revision=revision).get("types", {})
     places = {module["path"]: module["type"] for module in _modules(name, revision)} | routes
     folders = [place for place, kind in places.items() if kind.endswith(".Transformer")] or [""]
@@ -167,16 +209,16 @@ def _check_tensors(name: str, subfolder: str, revision: str | None, allow_missin
         with quiet_transformers():
             model, info = AutoModel.from_pretrained(name, device_map="meta", output_loading_info=True, **options)
     except SafetensorError as error:
-        raise ValueError(f"A weights file of {name!r} is half written: {error}. Download or save it again.") from error
+        raise ValueError(f"A weights file of {name!r} is incomplete: {error}. Download or save it again.") from error
     missing = sorted(key for key in info["missing_keys"] if not re.search(allow_missing, key))
     children = {child for child, _ in model.named_children()}
     prefix = f"{model.base_model_prefix}."
     unexpected = sorted(k for k in info["unexpected_keys"] if k.removeprefix(prefix).partition(".")[0] in children)
     if missing or unexpected:
         raise ValueError(
-            f"The weights of {name!r} are not those of {type(model).__name__}: {len(missing)} tensors are missing "
-            f"({_few(missing)}) and {len(unexpected)} are unknown ({_few(unexpected)}). The missing ones would be random "
-            "numbers. Is the folder complete, and is config.json the one that belongs to the weights?"
+            f"The weights of {name!r} do not fit {type(model).__name__}: {len(missing)} tensors are missing ({_few(missing)}) and "
+            f"{len(unexpected)} are unknown ({_few(unexpected)}). Missing tensors would be initialised at random. Check that the "
+            "folder is complete and config.json belongs to the weights."
         )
 
 
@@ -186,7 +228,7 @@ def _few(names: list[str]) -> str:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence what transformers reports about tensors, because `check_weights` looks at them itself."""
+    """Silence transformers' reports about tensors, which `check_weights` covers."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""check_model: is this model what it says it is, and will the saved one be the same?"""
+"""check_model: compare what a model does with what it declares, and a saved model with the one in memory."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedtune.errors import refuse_name
-from embedtune.models.families.reference import reference_scores
+from embedtune.models.card_scores import reference_scores
 from embedtune.models.lora import transformers_of
 from embedtune.models.repository import quiet_transformers
 from embedtune.tables import html_table
@@ -26,18 +26,18 @@ logger = logging.getLogger(__name__)
 
 _TEXTS = ["The pump restarts after both buttons are held for five seconds.", "pump", "How long must it rest?"]
 
-# Two ways to compute one vector differ by rounding; a wrong mask or position differs by a tenth and more.
+# Relative differences: rounding stays below these, a wrong mask or position is above a tenth.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-6, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 _RELOAD_TOLERANCE = _TOLERANCE | {torch.float32: 1e-5}
 
-_ENDLESS = 1_000_000  # tokens; what a tokenizer without a limit says is larger than memory
+_ENDLESS = 1_000_000  # tokens; tokenizers without a limit report a huge number
 
 Vectors = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One property: whether it holds, what was found, and, where it fails, what to do."""
+    """One property: whether it holds, what was found, and how to fix it."""
 
     name: str
     ok: bool
@@ -47,10 +47,10 @@ class Check:
 
 @dataclass(frozen=True, repr=False)
 class ModelReport:
-    """What `check_model` found; prints as a table.
+    """The result of `check_model`; prints as a table.
 
     Attributes:
-        checks: One after the other.
+        checks: All checks, in order.
     """
 
     checks: tuple[Check, ...]
@@ -78,31 +78,29 @@ class ModelReport:
         return html_table(["", "check", "found", "remedy"], rows, texts=True)
 
     def raise_if_failed(self) -> None:
-        """Raise a ``ValueError`` that names what is wrong and what to do, if anything is."""
+        """Raise a ``ValueError`` with the report if a check failed."""
         if not self.ok:
-            raise ValueError(f"The model is not what it should be:\n{self}")
+            raise ValueError(f"The model fails its check:\n{self}")
 
 
 def check_model(
     model: SentenceTransformer, *, folder: str | Path | None = None, card: bool = False, reload: bool = True
 ) -> ModelReport:
-    """Check what goes wrong in silence.
+    """Check a model for faults that raise no error.
 
-    `load_model` does it without ``reload``, `EmbeddingTrainer.save_model` and `push_to_hub` with the folder that they wrote.
-
-    Attention as declared (does a change of the last token reach the first?), the same vector alone and in a batch, padded on
-    either side, one end token, pooling and prompts as declared, truncation, and that plain ``SentenceTransformer`` gives the
-    same vectors from the saved folder.
+    It checks attention as declared (causal or bidirectional), the same embedding alone, in a batch and with padding on either
+    side, one end token, pooling and prompts as declared, truncation, and that plain ``SentenceTransformer`` computes the same
+    embeddings from the saved folder. `load_model` runs it without ``reload``, `EmbeddingTrainer.save_model` and `push_to_hub`
+    with the folder they wrote.
 
     Args:
-        model: From `load_model` or trained; of a model that sentence-transformers loaded, what it declares itself is checked.
-        folder: Where the model was saved; where nothing is given it is saved to a temporary folder, which takes as much disk
-            as the model is large.
-        card: Compare with the scores that the model's card publishes. Only for an untrained model.
-        reload: Save the model, or take ``folder``, and compare. A second copy of the model is in memory meanwhile.
+        model: From `load_model`, trained, or any SentenceTransformer.
+        folder: Where the model was saved. By default it is saved to a temporary folder, which needs its size in disk space.
+        card: Compare with the scores published in the model card. Only for an untrained model.
+        reload: Compare the saved model with the one in memory, which takes memory for a second copy.
 
     Raises:
-        ValueError: If ``card`` is asked for and no scores are known for this model.
+        ValueError: If ``card`` is True and no published scores are known for this model.
 
     Example:
         >>> from embedtune import load_model
@@ -127,7 +125,7 @@ def check_model(
 
 
 def declare(model: SentenceTransformer) -> dict[str, Any]:
-    """Return what a model says about itself, for `check_model` to hold it to later."""
+    """Return what a model declares about itself, for `check_model` to compare later."""
     causal = getattr(model.config, "is_causal", None)
     return {
         "attention": None if causal is None else "causal" if causal else "bidirectional",
@@ -150,7 +148,7 @@ def _attention(model: SentenceTransformer, declared: dict[str, Any]) -> Iterator
 
 
 def _last_token_reaches_first(backbone: Any) -> bool:
-    """Say whether the first state changes when the last token does."""
+    """Return whether the first hidden state changes with the last token."""
     first = torch.tensor([[5, 6, 7, 8, 9]], device=backbone.device)
     second = first.clone()
     second[0, -1] = 10
@@ -166,14 +164,14 @@ def _batching(model: SentenceTransformer) -> Check:
         "batch = single",
         difference <= limit,
         f"differ by {difference:.1e}",
-        f"More than {limit:.0e}: padding changes the vectors. Try another attn_implementation ('sdpa' or 'eager').",
+        f"More than {limit:.0e}: padding changes the embeddings. Try another attn_implementation ('sdpa' or 'eager').",
     )
 
 
 def _padding(model: SentenceTransformer) -> Iterator[Check]:
     tokenizers = {id(part.tokenizer): part.tokenizer for _, part in transformers_of(model)}.values()
     if not tokenizers or not hasattr(model.config, "rope_parameters"):
-        return  # absolute positions are counted from the left: padding there is not meant to work
+        return  # absolute positions count from the left, so these models do not support left padding
     vectors = {}
     sides = [tokenizer.padding_side for tokenizer in tokenizers]
     try:
@@ -202,8 +200,8 @@ def _end_token(model: SentenceTransformer, declared: dict[str, Any]) -> Iterator
         "end token",
         count == wanted or (not declared["end_token"] and count <= 1),
         f"{count} at the end of a text",
-        "The last token is what is pooled, and must be one end-of-text token. Load the model again with load_model; do not "
-        "append it in your own code.",
+        "Pooling takes the last token, which must be the one end-of-text token. Load the model again with load_model, and do "
+        "not append the token yourself.",
     )
 
 
@@ -223,13 +221,13 @@ def _truncation(model: SentenceTransformer) -> Iterator[Check]:
         return
     longest = model.preprocess(["pump " * (limit + 10)])["input_ids"]
     last = model.preprocess(["pump"])["input_ids"][0, -1]
-    # Without an end token the last token is the text's, and differs from text to text.
+    # Without an end token the last token belongs to the text and differs.
     keeps_end = bool(longest[0, -1] == last) or int(last) not in model.tokenizer.all_special_ids
     yield Check(
         "truncation",
         longest.shape[1] <= limit and keeps_end,
         f"{longest.shape[1]} tokens of at most {limit}" + ("" if keeps_end else ", and the end token is cut off"),
-        "Set model.max_seq_length, and let the tokenizer itself append special tokens (a post-processor in tokenizer.json).",
+        "Set model.max_seq_length, and let a post-processor in tokenizer.json append the special tokens.",
     )
 
 
@@ -241,7 +239,7 @@ def _prompts(model: SentenceTransformer, declared: dict[str, Any]) -> Iterator[C
         f"lost: {lost}"
         if lost
         else ", ".join(f"{name}={text!r}" for name, text in model.prompts.items() if text) or "none",
-        f"Set model.prompts to {declared['prompts']!r}; without them encode_query gives other vectors than in training.",
+        f"Set model.prompts to {declared['prompts']!r}: without them embeddings differ from those in training.",
     )
 
 
@@ -257,26 +255,25 @@ def _reloading(model: SentenceTransformer, folder: str | Path | None) -> Check:
         try:
             with quiet_transformers():
                 saved = SentenceTransformer(str(place), device=str(model.device))
-        except Exception as error:  # whatever it is, it is the finding
+        except Exception as error:  # any error is a failed check
             return Check(name, False, f"cannot be loaded: {type(error).__name__}: {error}", _SAVE_AGAIN)
         return same_vectors(name, model, saved)
 
 
 _SAVE_AGAIN = (
-    "Save with model.save_pretrained of a model from load_model, or EmbeddingTrainer.save_model: they merge adapters and write "
-    "plain modules."
+    "Save with EmbeddingTrainer.save_model, or save_pretrained of a model from load_model: they merge adapters and write plain "
+    "modules."
 )
 
 
 def same_vectors(name: str, model: SentenceTransformer, saved: SentenceTransformer) -> Check:
-    """Compare the prompts of two models, and their vectors of three texts, as queries, as documents and as neither."""
+    """Compare the prompts of two models, and their embeddings of three texts by each encode method."""
     if {k: v for k, v in saved.prompts.items() if v} != {k: v for k, v in model.prompts.items() if v}:
         return Check(name, False, f"prompts {saved.prompts!r} instead of {model.prompts!r}", _SAVE_AGAIN)
-    saved.eval()
     ways = ("encode", "encode_query", "encode_document")
     shapes = {getattr(saved, way)(_TEXTS[0]).shape == getattr(model, way)(_TEXTS[0]).shape for way in ways}
     if shapes != {True}:
-        return Check(name, False, "vectors of another length", _SAVE_AGAIN)
+        return Check(name, False, "embeddings with other dimensions", _SAVE_AGAIN)
     difference = max(_distance(getattr(model, way)(_TEXTS), getattr(saved, way)(_TEXTS)) for way in ways)
     return Check(name, difference <= _limit(model, _RELOAD_TOLERANCE), f"differ by {difference:.1e}", _SAVE_AGAIN)
 
@@ -291,8 +288,8 @@ def _card(model: SentenceTransformer) -> Check:
         "scores of the card",
         difference <= limit,
         f"{np.round(scores, 3).tolist()}, published {np.round(published, 3).tolist()}",
-        "The weights, or how they are used, are not those of the card. For gte-Qwen2 try load_model(..., "
-        "attention='causal'), and tell the authors of embedtune which one agrees.",
+        "The weights or their settings are not those of the model card. For gte-Qwen2 try load_gte_qwen2(..., "
+        "attention='causal').",
     )
 
 
@@ -301,7 +298,7 @@ def _vectors(model: SentenceTransformer, texts: list[str]) -> Vectors:
 
 
 def _distance(first: Any, second: Any) -> float:
-    """Return the largest difference, relative to the length of the vectors."""
+    """Return the largest absolute difference, relative to the mean norm."""
     first, second = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     return float(np.abs(first - second).max() / max(float(np.linalg.norm(first, axis=-1).mean()), 1e-12))
 
@@ -316,7 +313,7 @@ def _pooling_modes(model: SentenceTransformer) -> list[str]:
 
 
 def _ends(model: SentenceTransformer, text: str) -> int:
-    """Return how often the end token stands at the end of a text."""
+    """Return the number of end tokens at the end of a text."""
     end = getattr(model.tokenizer, "eos_token_id", None)
     ids = model.tokenizer(text)["input_ids"]
     return next((n for n, token in enumerate(reversed(ids)) if token != end), len(ids))
@@ -324,7 +321,7 @@ def _ends(model: SentenceTransformer, text: str) -> int:
 
 @contextmanager
 def _evaluating(model: SentenceTransformer) -> Iterator[None]:
-    """Switch dropout off for a while, and the autocast that accelerate leaves around a model that it has trained."""
+    """Switch off dropout, and the autocast that accelerate leaves around a trained model's ``forward``."""
     training, autocast = model.training, model.__dict__.pop("forward", None)
     model.eval()
     try:

@@ -1,4 +1,4 @@
-"""The model card: sentence-transformers' own, with the evidence that embedtune has put before it."""
+"""The model card: the one sentence-transformers writes, with the evaluation and its data in front."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ _LICENCES = {
 
 
 class Evidence(NamedTuple):
-    """What a card can tell beyond the model itself.
+    """What a card reports beyond the model itself.
 
     Attributes:
-        verdicts: Each with its own split, or its own run.
+        verdicts: One for each split or run.
         data: The dataset that the model was trained and tested on.
-        num_examples: How many training questions are shown with their chunks.
+        num_examples: Training questions to quote, with their chunks.
     """
 
     verdicts: Sequence[Verdict] = ()
@@ -42,13 +42,13 @@ class Evidence(NamedTuple):
 
 
 def complete_card(folder: Path, repo_id: str, model: SentenceTransformer, evidence: Evidence) -> str:
-    """Put the evidence into the card of a saved model, in the place of older evidence, and return the text.
+    """Add the evidence to the card of a saved model, replacing older evidence, and return the card.
 
     Args:
-        folder: With the ``README.md`` that sentence-transformers wrote; charts go there too.
-        repo_id: Where the model will be.
+        folder: Contains the ``README.md`` by sentence-transformers; charts are saved here.
+        repo_id: The repository on the Hub.
         model: The model that was saved.
-        evidence: What is known of it.
+        evidence: What to report.
     """
     path = folder / "README.md"
     card = ModelCard(path.read_text(encoding="utf-8") if path.exists() else "---\n---\n", ignore_metadata_errors=True)
@@ -78,7 +78,7 @@ def _complete_metadata(data: Any, repo_id: str, model: SentenceTransformer, verd
 
 
 def _eval_results(verdict: Verdict, name: str) -> list[EvalResult]:
-    """Return the tuned model's metrics as the Hub's ``model-index`` has them, unrounded."""
+    """Return the tuned model's unrounded metrics for the Hub's ``model-index``."""
     return [
         EvalResult(
             task_type="information-retrieval",
@@ -95,7 +95,7 @@ def _eval_results(verdict: Verdict, name: str) -> list[EvalResult]:
 
 
 def _inserted(text: str, sections: str) -> str:
-    """Put the sections before the first heading below the title, or at the end."""
+    """Insert the sections before the first heading below the title, or at the end."""
     block = f"{_BEGIN}\n{sections}\n{_END}\n\n"
     text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", "", text, flags=re.DOTALL)
     heading = re.search(r"^## ", text, flags=re.MULTILINE)
@@ -131,9 +131,9 @@ def _verdict_section(verdict: Verdict, folder: Path, number: int) -> str:
         f"**{verdict.sentence}**",
         *verdict.notes,
         _table(header, rows),
-        f"{verdict.num_queries:,} questions, {verdict.num_chunks:,} chunks to choose from. The interval is of the difference "
-        f"between {verdict.after.name} and {verdict.before.name}, by a paired bootstrap over chunks. `accuracy@k`: a right "
-        "chunk is among the first k (hit rate).",
+        f"{verdict.num_queries:,} questions over {verdict.num_chunks:,} chunks. The interval is for the difference between "
+        f"{verdict.after.name} and {verdict.before.name}, from a paired bootstrap over chunks. `accuracy@k` is the hit rate: a "
+        "relevant chunk is among the first k results.",
         _chart(verdict, folder, number),
     ]
     return "\n\n".join(line for line in lines if line)
@@ -149,13 +149,13 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _chart(verdict: Verdict, folder: Path, number: int) -> str:
-    """Save the verdict's figure, where it can draw one, and return the line that shows it."""
+    """Save the verdict's figure and return the line that shows it; nothing without matplotlib."""
     plot = getattr(verdict, "plot", None)
     if plot is None:
         return ""
     try:
         figure = plot()
-    except OptionalDependencyError:  # the table says the same
+    except OptionalDependencyError:  # the table has the same numbers
         return ""
     path = folder / "assets" / f"verdict-{number}.png"
     path.parent.mkdir(exist_ok=True)
@@ -166,13 +166,15 @@ def _chart(verdict: Verdict, folder: Path, number: int) -> str:
 def _usage_section(model: SentenceTransformer) -> str:
     prompts = {name: text for name, text in model.prompts.items() if text}
     if prompts:
-        told = "\n".join(f"- `{name}`: `{text!r}`" for name, text in prompts.items())
-        told = f"`encode_query` and `encode_document` put a prompt before each text, `encode` only where it is told to:\n\n{told}"
+        listed = "\n".join(f"- `{name}`: `{text!r}`" for name, text in prompts.items())
+        usage = (
+            f"`encode_query` and `encode_document` add a prompt to each text, `encode` only if asked to:\n\n{listed}"
+        )
     else:
-        told = "Questions and chunks are encoded as they are, without a prompt."
+        usage = "Questions and chunks are encoded without a prompt."
     return (
-        f"## How it is to be used\n\n{told}\n\nA text is cut after {model.max_seq_length} tokens, and a vector has "
-        f"{model.get_embedding_dimension()} numbers. See *Usage* below for the lines to load it."
+        f"## How to use it\n\n{usage}\n\nTexts are truncated to {model.max_seq_length} tokens. Embeddings have "
+        f"{model.get_embedding_dimension()} dimensions. See *Usage* below for the code."
     )
 
 
@@ -189,7 +191,7 @@ def _data_section(evidence: Evidence) -> str:
 
 
 def _examples(data: RetrievalDataset, number: int) -> list[str]:
-    """Show some training questions with their chunks, because somebody asked for it."""
+    """Quote training questions with their chunks, if the user asked for it."""
     rows = [
         [data.query_texts[query], data.corpus_texts[chunks[0]]]
         for query, chunks in sorted(data.relevant("train").items())
@@ -204,22 +206,22 @@ def _training_section(model: SentenceTransformer) -> str:
         return ""
     kept = f"the checkpoint of step {run.best_step} was kept" if run.best_step else "the last step was kept"
     return (
-        f"## How it was trained\n\n{run.seconds / 60:.1f} minutes, evaluations included, on {run.num_devices} x {run.device}, "
+        f"## How it was trained\n\n{run.seconds / 60:.1f} minutes, including evaluations, on {run.num_devices} x {run.device}, "
         f"with embedtune {version('embedtune')}; {kept}. Settings, losses and versions are listed below."
     )
 
 
 def _limits_section(evidence: Evidence) -> str:
     lines = [
-        "The figures are for these documents and this kind of question. Other documents, other languages and longer texts were "
-        "not measured.",
+        "The metrics are for these documents and this kind of question. Other documents, other languages and longer texts were "
+        "not evaluated.",
     ]
     if evidence.data is not None and any(
         evidence.data.queries["model"][:] if "model" in evidence.data.queries.column_names else []
     ):
-        lines.append("Questions that a language model wrote resemble their chunks more than people's questions do.")
+        lines.append("Questions written by a language model resemble their chunks more than people's questions do.")
     if not evidence.verdicts:
-        lines.append("No evaluation was published with this model.")
+        lines.append("This model was published without an evaluation.")
     return "\n".join(["## Limits", "", *(f"- {line}" for line in lines)])
 
 

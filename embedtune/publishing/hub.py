@@ -1,4 +1,4 @@
-"""push_to_hub: a tuned model on the Hub, whole, checked, with its evidence, and nothing else."""
+"""push_to_hub: upload a checked model with its evidence, and nothing else."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# What plain sentence-transformers reads of a model, and the card with its charts.
+# The files that plain sentence-transformers reads, and the card with its charts.
 _ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "assets/*.png")
-# What a loader would read, or run, of an older upload: weights beside the new ones would win over them.
+# Files of an older upload that a loader would read or run: old weights could win over the new ones.
 _STALE = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.onnx", "*.py", "assets/verdict-*.png")
 
 
@@ -51,31 +51,31 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str = "Upload model",
 ) -> Publication:
-    """Upload a model that plain ``SentenceTransformer(repo_id)`` loads, with a card that says how good it is.
+    """Upload a model that plain ``SentenceTransformer(repo_id)`` loads, with its evaluation in the model card.
 
     The model is saved with its LoRA merged, checked by `check_model`, uploaded in one commit, loaded back and compared. If
-    that is interrupted, readers see what was there before; call it again, and large files that arrived are not sent twice.
+    the upload is interrupted, readers see the old files. Call it again: large files that arrived are not sent twice.
 
     Args:
-        model: From `load_model` or trained; it is not changed.
+        model: From `load_model` or trained. It is not changed.
         repo_id: ``"organisation/name"``; created if it does not exist.
-        verdict: What `compare` found; several for several splits.
-        data: The dataset it was trained on, for counts and origins of the questions. No text of it gets into the card.
-        private: False to publish for everyone. A repository that is public already is refused otherwise.
-        adapters: Upload the LoRA as well, in the folder ``adapters``, for later training.
-        num_examples: Show so many training questions with their chunks, in their words, in the card.
-        dry_run: Return what would be uploaded, without a word to the Hub. Print it to see every file and the whole card.
-        verify: Load the uploaded model and compare its vectors; False saves the download.
-        token: For the Hub; the one of ``hf auth login`` where nothing is given.
+        verdict: From `compare`; a list for several splits.
+        data: The dataset it was trained on. The card shows counts and origins of its questions, but none of its text.
+        private: Pass False to publish for everyone. An existing public repository is refused otherwise.
+        adapters: Also upload the LoRA, in the folder ``adapters``, for later training.
+        num_examples: Training questions to quote in the card, with their chunks.
+        dry_run: Return what would be uploaded, without contacting the Hub. Print it to see every file and the whole card.
+        verify: Download the uploaded model and compare its embeddings.
+        token: For the Hub; by default that of ``hf auth login``.
         commit_message: Of the commit.
 
     Returns:
         The files, the card and the ``revision``.
 
     Raises:
-        ValueError: If the model fails its check, would need files that are not to be uploaded, or does not go with
-            ``verdict`` or ``data``; or if the repository is public, and ``private`` is not False.
-        RuntimeError: If the uploaded model gives other vectors.
+        ValueError: If the model fails its check or needs files of other types, if ``verdict`` is not about ``data``, or if
+            the repository is public and ``private`` is not False.
+        RuntimeError: If the uploaded model computes other embeddings.
 
     Example:
         >>> import embedtune as et
@@ -86,7 +86,7 @@ def push_to_hub(
     verdicts = [verdict] if isinstance(verdict, Verdict) else list(verdict or [])
     _check_arguments(model, repo_id, verdicts, data, adapters=adapters, num_examples=num_examples)
     api = HfApi(token=token)
-    if not dry_run:  # before minutes are spent on saving
+    if not dry_run:  # before saving, which may take minutes
         check_access(api, repo_id, repo_type="model", private=private)
     with tempfile.TemporaryDirectory(prefix="embedtune-push-") as name:
         folder = Path(name)
@@ -101,7 +101,7 @@ def push_to_hub(
             repo_type="model",
             private=private,
             message=commit_message,
-            replaces=lambda file: any(fnmatch(file, pattern) for pattern in _STALE),
+            delete_patterns=_STALE,
         )
     if verify:
         _compare(model, repo_id, revision, token)
@@ -119,19 +119,21 @@ def _check_arguments(
 ) -> None:
     refuse_name(model)
     if repo_id.count("/") != 1:
-        raise ValueError(f"repo_id={repo_id!r} is no name on the Hub. Give 'organisation/name'.")
+        raise ValueError(f"repo_id={repo_id!r} must have the form 'organisation/name'.")
     if adapters and not has_adapters(model):
-        raise ValueError("adapters=True, but the model has none. Load it with lora=True, or leave adapters out.")
+        raise ValueError(
+            "adapters=True, but the model has no adapters. Load it with lora=True, or pass adapters=False."
+        )
     if num_examples and (data is None or "train" not in data.splits):
-        raise ValueError(f"num_examples={num_examples} shows training questions: pass data=, with a split 'train'.")
+        raise ValueError(f"num_examples={num_examples} quotes training questions: pass data= with a split 'train'.")
     for verdict in verdicts:
         if data is None:
             break
         expected = TopKEvaluator(data, verdict.before.split, k=verdict.before.k).fingerprint
         if verdict.before.fingerprint != expected:
             raise ValueError(
-                f"The verdict on {verdict.before.split!r} is not about these data: their questions, judgements or chunks differ. "
-                "Pass the dataset that it was evaluated on, or leave data out."
+                f"The verdict on the split {verdict.before.split!r} is about other data: its questions, qrels or chunks differ. Pass "
+                "the dataset it was evaluated on, or leave data out."
             )
 
 
@@ -144,20 +146,20 @@ def _prepare(model: SentenceTransformer, folder: Path, repo_id: str, evidence: E
     others = [file for file in list_files(folder) if not any(fnmatch(file, pattern) for pattern in _ALLOWED)]
     if others:
         raise ValueError(
-            f"The model needs {others}, and nothing but {', '.join(_ALLOWED)} is uploaded: neither pickles nor code. Build it "
-            "from modules of sentence-transformers."
+            f"The model needs {others}, but only {', '.join(_ALLOWED)} are uploaded, no pickles and no code. Build the model from "
+            "sentence-transformers' modules."
         )
     check_model(model, folder=folder).raise_if_failed()
     return card
 
 
 def _public_copy(model: SentenceTransformer, repo_id: str) -> SentenceTransformer:
-    """Return the model with a card of its own, which can name the repository, and does not count the time since training."""
+    """Return the model with its own card data, which names the repository and stops the clock at the end of training."""
     public = as_tunable(model)
     public.model_card_data = copy.copy(model.model_card_data)
     public.model_card_data.register_model(public)
     public.model_card_data.set_model_id(repo_id)
-    public.model_card_data.ir_model = True  # the example of use has encode_query and encode_document
+    public.model_card_data.ir_model = True  # the usage example has encode_query and encode_document
     run = getattr(model.model_card_data, "training_run", None)
     if run is not None:
         public.model_card_data._training_start_time = time.time() - run.seconds
@@ -176,5 +178,7 @@ def _compare(model: SentenceTransformer, repo_id: str, revision: str, token: str
         finally:
             model.train(training)
     if not check.ok:
-        raise RuntimeError(f"{repo_id} at {revision} was uploaded, but is not the same model: {check.found}.")
-    logger.info("%s at %s gives the same vectors as the model in memory", repo_id, revision)
+        raise RuntimeError(
+            f"The model uploaded to {repo_id} at {revision} differs from the one in memory: {check.found}. Upload it again."
+        )
+    logger.info("%s at %s computes the same embeddings as the model in memory", repo_id, revision)

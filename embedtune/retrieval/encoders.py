@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sentence_transformers import SentenceTransformer
 
-from embedtune.models.families.prompts import prompt_of
-from embedtune.models.packing.encoder import can_pack, encode_packed
+from embedtune.models.packing.pack import can_pack, encode_packed
+from embedtune.models.prompts import prompt_of
 from embedtune.retrieval.fingerprint import model_fingerprint
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import torch
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router, Transformer
 
-from embedtune.models.families.prompts import prompt_of
 from embedtune.models.lora import has_adapters, merged_copy
+from embedtune.models.prompts import prompt_of
 
 if TYPE_CHECKING:
     from torch import nn

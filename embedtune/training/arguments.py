@@ -36,8 +36,6 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             any size in the memory of so many tokens, for about a third more time.
         check_saved: Load what ``save_model`` wrote, and raise if it gives other vectors. Not for checkpoints, and not where
             the accelerator has no room for a second copy of the model.
-        onednn_linear: On a CPU, let oneDNN compute the linear layers in float32, if a trial shows that it does not round to
-            less. Faster on some processors and not on others; the last bits of a result may differ.
 
     These defaults differ from ``SentenceTransformerTrainingArguments``:
 
@@ -63,7 +61,6 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     group_rows: bool | None = None
     mini_batch_num_tokens: int | None = None
     check_saved: bool = True
-    onednn_linear: bool = False
     per_device_train_batch_size: int = 32
     warmup_steps: float = 0.1
     eval_strategy: str = "epoch"

@@ -10,7 +10,7 @@ from datasets import Dataset
 from sentence_transformers.base.modules import Router
 
 from embedtune.dataset.columns import LABEL_COLUMNS, role_of
-from embedtune.models.families.prompts import prompt_of
+from embedtune.models.prompts import prompt_of
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments

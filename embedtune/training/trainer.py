@@ -15,7 +15,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.models.families.prompts import prompt_of
+from embedtune.models.prompts import prompt_of
 from embedtune.models.selfcheck import check_model
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments

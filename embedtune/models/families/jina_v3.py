@@ -1,4 +1,4 @@
-"""jina-embeddings-v3 on transformers' own JinaEmbeddingsV3Model: one base in memory, one LoRA for each side."""
+"""jina-embeddings-v3 on transformers' JinaEmbeddingsV3Model: one base in memory with a LoRA for each side."""
 
 from __future__ import annotations
 
@@ -17,18 +17,26 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 
 from embedtune.models.export import TunableModel
 from embedtune.models.families.jina_v3_original import convert_jina_v3
+from embedtune.models.finish import complete, finish
 from embedtune.models.lora import adapter_folder, add_lora, load_adapter, require_peft, train_only, transformers_of
-from embedtune.models.repository import check_weights, quiet_transformers, read_json, require_transformers
+from embedtune.models.repository import (
+    check_family,
+    check_weights,
+    quiet_transformers,
+    read_json,
+    require_transformers,
+    resolve_name,
+)
 
 if TYPE_CHECKING:
     from peft import LoraConfig
+    from sentence_transformers import SentenceTransformer
 
 Mode = Literal["asymmetric", "shared"]
 Train = Literal["adapters", "lora", "full"]
 
-LICENCE = "cc-by-nc-4.0"
 BASE_MODEL = "jinaai/jina-embeddings-v3"
-TASK = "default"  # the name, in peft, of the adapter that comes with the repository
+TASK = "default"  # peft's name for the repository's own adapter
 _MAX_SEQ_LENGTH = 8192
 _SIDES = {"query": "retrieval.query", "document": "retrieval.passage"}
 _PROMPTS = {
@@ -39,9 +47,9 @@ _FILES = ["*.json", "*.safetensors", "*.model", "*.txt"]
 
 
 def is_jina_v3(name: str, config: dict[str, Any]) -> bool:
-    """Say whether a repository has jina-embeddings-v3 with its adapters, in the original or in the native layout.
+    """Return whether a repository is jina-embeddings-v3 with its adapters, in the original or the native layout.
 
-    A model saved by embedtune has no ``lora_adaptations`` left, and needs nothing special.
+    A model saved by embedtune has its adapters merged and is not: plain sentence-transformers loads it as it is.
     """
     code = (config.get("auto_map") or {}).get("AutoModel", "")
     named = re.fullmatch(r"jinaai/jina-embeddings-v3(-hf)?", name, re.IGNORECASE) is not None
@@ -49,62 +57,79 @@ def is_jina_v3(name: str, config: dict[str, Any]) -> bool:
 
 
 def load_jina_v3(
-    name: str,
+    model: str | Path,
     *,
-    mode: Mode | None,
-    train: Train | None,
-    lora: bool | LoraConfig | str | Path | None,
-    revision: str | None,
-    dtype: str,
-    device: str | None,
-) -> TunableModel:
+    mode: Mode = "asymmetric",
+    train: Train | None = None,
+    revision: str | None = None,
+    max_seq_length: int | None = None,
+    device: str | None = None,
+    dtype: str = "float32",
+    truncate_dim: int | None = None,
+    lora: bool | LoraConfig | str | Path = False,
+    check: bool = True,
+) -> SentenceTransformer:
     """Load jina-embeddings-v3 for retrieval, without running its code.
 
+    The licence is CC BY-NC 4.0, for this model and everything derived from it. Load what you saved afterwards for use with
+    `load_model`; to continue training, load the repository again with ``lora="<saved model>/adapters"``.
+
     Args:
-        name: A folder, or the name on the Hub.
-        mode: ``"asymmetric"``, the default: a query adapter and a document adapter on one base. ``"shared"``: the document
-            adapter for both sides, half the size when saved.
-        train: ``"adapters"``, the default: the repository's own adapters; ``"lora"``: a further one on top of them;
-            ``"full"``: the base as well.
-        lora: The further adapter's configuration with ``train="lora"``; or the folder ``adapters`` of a saved model.
-        revision: On the Hub.
-        dtype: Of the base.
-        device: For instance ``"cuda"``.
+        model: ``"jinaai/jina-embeddings-v3"``, ``"jinaai/jina-embeddings-v3-hf"``, or a folder with a copy.
+        mode: ``"asymmetric"``: a query adapter and a document adapter on one base. ``"shared"``: the document adapter for
+            both, half the size when saved.
+        train: ``"adapters"``: the repository's own adapters. ``"lora"``: a larger one on top of them. ``"full"``: all
+            weights. By default ``"lora"`` if ``lora`` is True or a ``LoraConfig``, else ``"adapters"``.
+        revision: As for `load_model`, like all further arguments.
+        max_seq_length: At most 8192 tokens, the default.
+        device: See `load_model`.
+        dtype: See `load_model`.
+        truncate_dim: See `load_model`.
+        lora: With ``train="lora"``, True or a ``peft.LoraConfig``. With either, the folder ``adapters`` of a saved model.
+        check: See `load_model`.
+
+    Raises:
+        OptionalDependencyError: If peft is not installed.
+        ImportError: If transformers is older than 5.4.
+        ValueError: If the repository is not jina-embeddings-v3, an adapter is missing, or the model fails the check.
+
+    Example:
+        >>> model = load_jina_v3("jinaai/jina-embeddings-v3", mode="shared", train="full")  # doctest: +SKIP
     """
-    mode, train = _check_options(mode, train, lora)
+    train = train or ("lora" if lora is not False and not isinstance(lora, (str, Path)) else "adapters")
+    _check_options(mode, train, lora)
     require_peft("jina-embeddings-v3")
-    require_transformers("5.4", reason="older ones have no JinaEmbeddingsV3Model")
+    require_transformers("5.4", reason="older versions have no JinaEmbeddingsV3Model")
+    name = resolve_name(model)
+    config = read_json(name, "config.json", revision=revision)
+    check_family(name, config, "jina-embeddings-v3", recognised=is_jina_v3(name, config))
     with _native_folder(name, revision) as folder:
         check_weights(str(folder))
         with quiet_transformers():
-            model = _build(folder, mode, dtype, device)
-            _load_task_adapters(model, folder, lora if train == "adapters" else None)
+            loaded = _build(folder, mode, dtype, device)
+            _load_task_adapters(loaded, folder, lora if train == "adapters" and lora is not False else None)
     if train == "lora":
-        add_lora(model, True if lora is None else lora)
+        add_lora(loaded, True if lora is False else lora)
     else:
-        train_only(model, ".lora_" if train == "adapters" else "")
-    model.model_card_data.base_model = BASE_MODEL
-    return model
+        train_only(loaded, ".lora_" if train == "adapters" else "")
+    loaded.model_card_data.base_model = BASE_MODEL
+    complete(loaded, name, revision=revision)
+    return finish(loaded, max_seq_length=max_seq_length, truncate_dim=truncate_dim, check=check)
 
 
-def _check_options(mode: Any, train: Any, lora: Any) -> tuple[Mode, Train]:
-    mode, train = (
-        mode or "asymmetric",
-        train or ("adapters" if lora is None or isinstance(lora, (str, Path)) else "lora"),
-    )
+def _check_options(mode: str, train: str, lora: Any) -> None:
     for option, value, known in (("mode", mode, get_args(Mode)), ("train", train, get_args(Train))):
         if value not in known:
-            raise ValueError(f"{option}={value!r} is none of {known}.")
-    if lora is not None and (train == "full" or (train == "adapters" and not isinstance(lora, (str, Path)))):
+            raise ValueError(f"{option}={value!r} must be one of {known}.")
+    if lora is not False and (train == "full" or (train == "adapters" and not isinstance(lora, (str, Path)))):
         raise ValueError(
-            f"lora={lora!r} adds an adapter, but train={train!r}. Use train='lora', or leave one of them out."
+            f"lora={lora!r} adds an adapter, which train={train!r} does not use. Pass only one of the two."
         )
-    return mode, train
 
 
 @contextmanager
 def _native_folder(name: str, revision: str | None) -> Iterator[Path]:
-    """Give a folder in the layout of jina-embeddings-v3-hf."""
+    """Yield a folder in the layout of jina-embeddings-v3-hf."""
     folder = (
         Path(name) if Path(name).is_dir() else Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     )
@@ -135,7 +160,7 @@ def _build(folder: Path, mode: Mode, dtype: str, device: str | None) -> TunableM
 
 
 def _tied(module: Transformer) -> Transformer:
-    """Copy the modules, and share every tensor and the tokenizer."""
+    """Copy the modules but share every tensor and the tokenizer."""
     shared: dict[int, Any] = {id(t): t for t in itertools.chain(module.parameters(), module.buffers())}
     return copy.deepcopy(module, shared | {id(module.processor): module.processor})
 
@@ -154,8 +179,8 @@ def _load_task_adapters(model: TunableModel, folder: Path, saved: Any) -> None:
             source = adapter_folder(saved, route, TASK)
         elif not (source / "adapter_config.json").is_file():
             raise ValueError(
-                f"The adapter {source.name!r} is missing from the repository, and without it these are not jina-embeddings-v3's "
-                "vectors. Take 'jinaai/jina-embeddings-v3-hf', or download the folder with its subfolders. For a model of "
-                "your own without adapters, remove lora_adaptations from its config.json."
+                f"The adapter {source.name!r} is missing from the repository, so the embeddings would not be jina-embeddings-v3's. "
+                "Load 'jinaai/jina-embeddings-v3-hf', or download the folder with its subfolders. If the model is yours and has no "
+                "adapters, remove lora_adaptations from its config.json and use load_model."
             )
         load_adapter(part.model, source, name=TASK)

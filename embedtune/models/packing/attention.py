@@ -1,4 +1,4 @@
-"""Attention over texts that lie end to end, without padding, as an attention implementation of transformers."""
+"""Attention over packed texts, without padding, as an attention implementation of transformers."""
 
 from __future__ import annotations
 
@@ -20,28 +20,28 @@ if TYPE_CHECKING:
 
 PACKED = "embedtune_packed"
 TEXT_LENGTHS = "text_lengths"
-"""The argument of a model's forward that says how many tokens each of the texts end to end has."""
+"""The argument of a model's forward with the number of tokens of each packed text."""
 
-# What the kernel takes longer for a call of its own, counted in pairs of tokens: below, padding is cheaper. On CPUs it was
-# measured; for accelerators it is arithmetic: in the tens of microseconds that a call takes, they attend to a million pairs.
+# The overhead of one kernel call, in pairs of tokens: padding that wastes fewer pairs is cheaper than another call. Measured on
+# CPUs; estimated for accelerators, which attend to a million pairs in the tens of microseconds that a call takes.
 _PAIRS_PER_CALL = 2**11
 _PAIRS_PER_LAUNCH = 2**20
 
-# On CPUs the kernel's backward pass takes longer in bfloat16 than in float32 for texts shorter than this: the shorter, the longer.
-# The forward pass does not, so it only matters in training: also without a graph, where layers are computed a second time for one.
+# On CPUs the kernel's backward pass is slower in bfloat16 than in float32 for texts shorter than this many tokens. The forward
+# pass is not. Outside of inference mode float32 is used even without a graph: gradient checkpointing recomputes such layers.
 _SHORT = 512
 
-# What some models add to their attention, and what has no meaning yet for texts end to end.
+# Attention arguments of some models that packing does not implement.
 _UNKNOWN = ("sliding_window", "position_bias", "softcap", "s_aux", "cache")
 
 
 Run = tuple[int, ...]
-"""Lengths of neighbouring texts that one call of the kernel handles, padded to the longest where they differ."""
+"""The lengths of neighbouring texts that share one kernel call, padded to the longest if they differ."""
 
 
 @functools.lru_cache(maxsize=64)
 def runs_of(lengths: tuple[int, ...], device: str = "cpu") -> tuple[Run, ...]:
-    """Cut texts, best sorted by length, into runs: as few as waste little on padding, for that kind of device."""
+    """Group texts, best sorted by length, into few runs with little padding, as suits the kind of device."""
     most_waste = _PAIRS_PER_CALL if device == "cpu" else _PAIRS_PER_LAUNCH
     runs: list[list[int]] = []
     waste = longest = 0
@@ -69,30 +69,32 @@ def packed_attention_forward(
     is_causal: bool | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Let each text attend to itself alone; without ``text_lengths``, do as transformers' ``sdpa`` does.
+    """Compute attention within each text; without ``text_lengths``, the same as transformers' ``sdpa``.
 
     Args:
         module: The attention layer.
         query: Of shape ``(1, num_heads, num_tokens, head_dim)``.
         key: Of shape ``(1, num_key_heads, num_tokens, head_dim)``.
         value: Like ``key``.
-        attention_mask: Of padded texts; None for texts end to end.
-        text_lengths: How many tokens each text has.
-        is_causal: Whether a token sees only those before it; the layer's own where nothing is given.
-        **kwargs: Dropout, scaling and whatever else the model passes on.
+        attention_mask: Of padded texts; None for packed texts.
+        text_lengths: The number of tokens of each text.
+        is_causal: Whether a token only attends to earlier ones; by default the layer's ``is_causal``.
+        **kwargs: Dropout, scaling and whatever else the model passes.
 
     Returns:
         A tensor of shape ``(1, num_tokens, num_heads, head_dim)``, and None for the weights.
 
     Raises:
-        NotImplementedError: If the layer's attention is of a kind that packing does not know.
+        NotImplementedError: If the layer passes an argument that packing does not implement.
     """
     output: Tensor
     if text_lengths is None:
         output, _ = sdpa_attention_forward(module, query, key, value, attention_mask, is_causal=is_causal, **kwargs)
         return output, None
     if unknown := [name for name in _UNKNOWN if kwargs.get(name) is not None]:
-        raise NotImplementedError(f"Attention with {unknown} is not implemented for texts end to end.")
+        raise NotImplementedError(
+            f"Attention with {unknown} is not implemented for packed texts. Encode this model with padding."
+        )
     causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
     runs = runs_of(tuple(text_lengths), query.device.type)
     sizes = [sum(run) for run in runs]
@@ -106,18 +108,13 @@ def packed_attention_forward(
 def _attend(module: nn.Module, run: Run, *states: Any, causal: bool, **kwargs: Any) -> Tensor:
     """Return the output of one run, of shape ``(1, num_tokens, num_heads, head_dim)``.
 
-    Args:
-        module: The attention layer.
-        run: The texts.
-        *states: Their queries, keys and values, of shape ``(1, num_heads, num_tokens, head_dim)``.
-        causal: Whether a token sees only those before it.
-        **kwargs: Passed on.
+    ``states`` are queries, keys and values, of shape ``(1, num_heads, num_tokens, head_dim)``.
     """
     shape = len(run), max(run)
     output: Tensor
     rounded = states[0].dtype == torch.bfloat16 and states[0].device.type == "cpu"
     if rounded and max(run) < _SHORT and not torch.is_inference_mode_enabled():
-        # Without autocast, which would round the states again.
+        # Autocast would round the states again.
         with torch.autocast("cpu", enabled=False):
             return _attend(module, run, *(part.float() for part in states), causal=causal, **kwargs).bfloat16()
     if min(run) == max(run):
@@ -126,16 +123,16 @@ def _attend(module: nn.Module, run: Run, *states: Any, causal: bool, **kwargs: A
         return output.reshape(1, -1, *output.shape[2:])
     inside, source, kept = _padding_of(run, states[0].device)
     batch = [part[0].index_select(1, source).unflatten(1, shape).transpose(0, 1) for part in states]
-    # The padding comes last, so no token of a causal model sees it.
+    # Padding comes last, so no token of a causal model attends to it.
     mask = None if causal else inside[:, None, None, :].expand(-1, 1, max(run), -1)
     output, _ = sdpa_attention_forward(module, *batch, mask, is_causal=causal, **kwargs)
     return output.flatten(0, 1).index_select(0, kept).unsqueeze(0)
 
 
 @functools.lru_cache(maxsize=64)
-@torch.inference_mode(mode=False)  # what is kept must serve in training, too
+@torch.inference_mode(mode=False)  # the cached tensors are used in training, too
 def _padding_of(run: Run, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return where a padded run has tokens, which token stands at each place, and which places have one."""
+    """Return the mask of a padded run, the token for each position, and the positions that hold a token."""
     lengths = torch.tensor(run)
     columns = torch.arange(max(run))
     inside = columns < lengths[:, None]  # (num_texts, longest)
@@ -145,7 +142,7 @@ def _padding_of(run: Run, device: torch.device) -> tuple[Tensor, Tensor, Tensor]
 
 
 def _mask(*, attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
-    """Make the mask of padded texts, and none where there is no padding: texts end to end are kept apart otherwise."""
+    """Return the mask of padded texts, and None for packed texts, which ``text_lengths`` separates."""
     if attention_mask is None:
         return None
     mask: Tensor | None = sdpa_mask(attention_mask=attention_mask, **kwargs)
@@ -158,9 +155,9 @@ AttentionMaskInterface.register(PACKED, _mask)
 
 @contextmanager
 def packed_attention(model: SentenceTransformer) -> Iterator[None]:
-    """Let the model understand texts end to end. Padded ones are encoded as always.
+    """Let the model accept packed texts beside padded ones.
 
-    It must last until the backward pass is over, because gradient checkpointing runs the layers again.
+    Keep the context open until the backward pass is over, because gradient checkpointing runs the layers again.
     """
     backbones = [part.model for _, part in transformers_of(model) if part.model.config._attn_implementation == "sdpa"]
     for backbone in backbones:

@@ -10,7 +10,7 @@ import torch
 from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 
-from embedtune.models.packing.encoder import can_pack, is_padded, packs, position_offset
+from embedtune.models.packing.pack import can_pack, is_padded, pack_in_parts, position_offset
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -123,7 +123,9 @@ class UniqueTextCollator(ViewCollator):
             texts.sort(key=len)
             features = self.preprocess_fn(texts, **reading.options())
             if is_padded(features):
-                for rows, part in packs(features, max_tokens=self.max_tokens, position_offset=self.position_offset):
+                for rows, part in pack_in_parts(
+                    features, max_tokens=self.max_tokens, position_offset=self.position_offset
+                ):
                     yield [texts[i] for i in rows], part | stamp
                 return
         for group in _alike(texts, self.max_tokens):

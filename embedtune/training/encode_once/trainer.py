@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,9 +20,8 @@ from sentence_transformers.sentence_transformer.losses import (
 )
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 
-from embedtune.models.onednn import OneDnnLinear, usable
 from embedtune.models.packing.attention import packed_attention
-from embedtune.models.packing.encoder import tokens_per_pass
+from embedtune.models.packing.pack import tokens_per_pass
 from embedtune.training.encode_once.batches import TEXT_ROWS, GroupedBatchSampler, UniqueTextCollator, ViewCollator
 from embedtune.training.encode_once.losses import GradientCachedLoss, embed_texts, loss_of_columns, takes_embeddings
 from embedtune.training.losses import RetrievalLoss
@@ -60,7 +58,6 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._onednn = usable(self.args.onednn_linear)
         self._group_rows = False
         if not self.args.encode_once and self.args.mini_batch_num_tokens is None:
             self._group_rows = bool(self.args.group_rows)
@@ -111,7 +108,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Do a forward and a backward pass, both with the attention that packed texts need."""
-        with packed_attention(self.model), OneDnnLinear() if self._onednn else nullcontext():
+        with packed_attention(self.model):
             loss: Tensor = super().training_step(*args, **kwargs)
         return loss
 

@@ -12,8 +12,8 @@ import numpy as np
 from sentence_transformers.base.modules import Router
 
 from embedtune.dataset.columns import VIEW_ROLES
-from embedtune.models.families.prompts import prompt_of
-from embedtune.models.packing.encoder import tokens_per_pass
+from embedtune.models.packing.pack import tokens_per_pass
+from embedtune.models.prompts import prompt_of
 from embedtune.training.encode_once.batches import longest_run
 from embedtune.training.encode_once.trainer import is_row_by_row
 from embedtune.training.memory.simulation import Column, peak_activations

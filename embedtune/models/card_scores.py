@@ -1,4 +1,4 @@
-"""Examples with scores from models' cards, to find out whether a model is computed as its authors computed it."""
+"""The example of a model card with its published scores, to compare a loaded model with."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SCORES = {"Alibaba-NLP/gte-Qwen2-1.5B-instruct": [[70.00666809, 8.18486786], [1
 
 
 class Reference(NamedTuple):
-    """The texts of a card's example and its scores, of shape ``(num_queries, num_documents)``."""
+    """An example's texts and scores, of shape ``(num_queries, num_documents)``."""
 
     queries: list[str]
     documents: list[str]
@@ -29,11 +29,13 @@ class Reference(NamedTuple):
 
 
 def reference_scores(base_model: str) -> Reference:
-    """Return the example of a model's card.
+    """Return the example of a model card.
 
     Raises:
-        ValueError: If none is known.
+        ValueError: If no scores are known for the model.
     """
     if base_model not in _SCORES:
-        raise ValueError(f"card=True: no published scores are known for {base_model!r}, only for {sorted(_SCORES)}.")
+        raise ValueError(
+            f"card=True: no published scores are known for {base_model!r}, only for {sorted(_SCORES)}. Pass card=False."
+        )
     return Reference(_QUERIES, _DOCUMENTS, np.array(_SCORES[base_model]))

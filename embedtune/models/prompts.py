@@ -1,4 +1,4 @@
-"""Prompts of well-known families whose repositories do not say theirs in a form that sentence-transformers applies."""
+"""The prompt a model puts before a text, and the prompts of known models whose configuration has none."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 _WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 
-# The first pattern that occurs in the name decides: query prompt, document prompt. Sources: the models' cards.
+# The first pattern found in the model's name gives its query prompt and document prompt. Source: the model cards.
 FAMILIES: dict[str, tuple[str, str]] = {
     r"e5-mistral|e5-.*-instruct|gte-qwen": (f"Instruct: {_WEB_SEARCH}\nQuery: ", ""),
     r"qwen3-embedding": (f"Instruct: {_WEB_SEARCH}\nQuery:", ""),
@@ -29,14 +29,12 @@ FAMILIES: dict[str, tuple[str, str]] = {
     r"snowflake-arctic-embed-[ml]-v2": ("query: ", ""),
 }
 
-# The names under which sentence-transformers looks for a prompt, in its order.
+# The names that sentence-transformers tries, in its order.
 _NAMES: dict[Role, tuple[str, ...]] = {"query": ("query",), "document": ("document", "passage", "corpus")}
-
-_INSTRUCTION = re.compile(r"Instruct: .*(?=\nQuery:)", flags=re.DOTALL)
 
 
 def fill_prompts(model: SentenceTransformer, name: str) -> None:
-    """Set the prompts of a known family, unless the model's own configuration has prompts for queries or documents."""
+    """Set the prompts of a known model, unless its configuration has a prompt for queries or documents."""
     if any(model.prompts.get(key) for key in ("query", "document", "passage", "corpus")):
         return
     base = name.rstrip("/").replace("\\", "/").rpartition("/")[2]
@@ -44,21 +42,6 @@ def fill_prompts(model: SentenceTransformer, name: str) -> None:
         if re.search(pattern, base, flags=re.IGNORECASE):
             model.prompts |= {"query": query, "document": document}
             return
-
-
-def set_task(model: SentenceTransformer, task: str) -> None:
-    r"""Put a task into a query prompt of the form ``Instruct: {task}\nQuery:``.
-
-    Raises:
-        ValueError: If the model's query prompt has no such form.
-    """
-    prompt = model.prompts.get("query") or ""
-    if not _INSTRUCTION.search(prompt):
-        raise ValueError(
-            f"task={task!r}: this model's query prompt, {prompt!r}, has no instruction to put it into. Leave task out, or set "
-            "model.prompts['query'] yourself."
-        )
-    model.prompts["query"] = _INSTRUCTION.sub(lambda _: f"Instruct: {task}", prompt)
 
 
 def prompt_of(model: SentenceTransformer, role: Role) -> str:

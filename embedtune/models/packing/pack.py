@@ -1,4 +1,4 @@
-"""Texts end to end instead of padded to the longest: no computing on padding, the same vectors."""
+"""Packing: a batch without padding, with the same embeddings."""
 
 from __future__ import annotations
 
@@ -25,29 +25,29 @@ logger = logging.getLogger(__name__)
 
 Features = dict[str, Any]
 
-# Of different lengths, so that texts that see each other, or wrong positions, change the vectors.
+# Texts of different lengths: attention across texts, or wrong positions, would change their embeddings.
 _PROBE = ["a", "Which of the two is older, and by how much?", "The old one. " * 8, "b c", "Is it?"]
 
-# A larger block of memory is mapped anew for each tensor, page by page, by the allocator of Linux (DEFAULT_MMAP_THRESHOLD_MAX
-# of glibc): with many tokens at once a fifth of a step goes there.
+# glibc maps larger blocks of memory anew for each tensor (DEFAULT_MMAP_THRESHOLD_MAX), which takes a fifth of a training step
+# with many tokens.
 _LARGEST_REUSED_BLOCK = 2**25
 
-# Each pass adds to the gradients of all weights. By arithmetic, not measured: that may cost what is saved where tokens are fewer.
+# Each pass adds to the gradients of all weights, which may cost more than it saves with fewer tokens (estimated, not measured).
 _FEWEST_TOKENS = 2048
 
 _verdicts: weakref.WeakKeyDictionary[nn.Module, dict[str | None, bool]] = weakref.WeakKeyDictionary()
 
 
 def pack(features: Mapping[str, Any], *, position_offset: int = 0) -> Features:
-    """Lay the texts of a padded batch end to end.
+    """Pack a padded batch.
 
     Args:
-        features: What ``SentenceTransformer.preprocess`` returns, with an ``attention_mask`` of shape
-            ``(num_texts, width)`` in which every text has a token.
-        position_offset: The position of a first token.
+        features: From ``SentenceTransformer.preprocess``, with an ``attention_mask`` of shape ``(num_texts, width)`` in
+            which every text has a token.
+        position_offset: The position id of a text's first token.
 
     Returns:
-        What ``SentenceTransformer.forward`` takes inside of `packed_attention`: tensors of shape ``(1, num_tokens)``.
+        Features for ``SentenceTransformer.forward`` inside `packed_attention`, with tensors of shape ``(1, num_tokens)``.
     """
     inside = features["attention_mask"].bool()
     packed = {
@@ -57,23 +57,23 @@ def pack(features: Mapping[str, Any], *, position_offset: int = 0) -> Features:
     }
     lengths = inside.sum(dim=1)
     packed["position_ids"] = (inside.cumsum(dim=1) - 1 + position_offset)[inside].unsqueeze(0)
-    packed["cu_seq_lens_q"] = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)  # what Pooling knows flat inputs by
+    packed["cu_seq_lens_q"] = F.pad(lengths.cumsum(0), (1, 0)).to(torch.int32)  # Pooling recognises packed inputs by it
     packed[TEXT_LENGTHS] = tuple(lengths.tolist())
     return packed
 
 
-def packs(
+def pack_in_parts(
     features: Mapping[str, Any], *, max_tokens: int | None = None, position_offset: int = 0
 ) -> Iterator[tuple[Tensor, Features]]:
-    """Lay the texts of a padded batch end to end, sorted by length and in parts of at most so many tokens.
+    """Pack a padded batch, sorted by length, in parts of at most ``max_tokens`` tokens.
 
     Args:
-        features: What `pack` takes.
-        max_tokens: How many tokens a part may have; a longer text stands alone. No limit if None.
-        position_offset: The position of a first token.
+        features: As for `pack`.
+        max_tokens: Tokens of a part; a longer text gets a part of its own. No limit if None.
+        position_offset: As for `pack`.
 
     Yields:
-        Which texts are in a part, and what `pack` makes of them.
+        The indices of a part's texts, and its packed features.
     """
     lengths = features["attention_mask"].sum(dim=1)
     order = torch.argsort(lengths, stable=True)
@@ -86,7 +86,7 @@ def packs(
 
 
 def _within(order: Tensor, lengths: Sequence[int], max_tokens: int | None) -> Iterator[Tensor]:
-    """Cut texts into parts of at most ``max_tokens`` tokens."""
+    """Split texts into parts of at most ``max_tokens`` tokens."""
     start = total = 0
     for end, length in enumerate(lengths):
         if max_tokens is not None and end > start and total + length > max_tokens:
@@ -97,9 +97,9 @@ def _within(order: Tensor, lengths: Sequence[int], max_tokens: int | None) -> It
 
 
 def tokens_per_pass(model: nn.Module, device: torch.device | str) -> int | None:
-    """Return how many tokens should go through a model at once on a CPU, where more are slower; None elsewhere.
+    """Return how many tokens to send through a model at once on a CPU, where more are slower; None elsewhere.
 
-    The widest tensor of so many tokens is one whose memory is used again.
+    With this many tokens the widest tensor fits into memory that the allocator reuses.
     """
     widths = [module.out_features for module in model.modules() if isinstance(module, nn.Linear)]
     if torch.device(device).type != "cpu" or not widths:
@@ -108,7 +108,7 @@ def tokens_per_pass(model: nn.Module, device: torch.device | str) -> int | None:
 
 
 def position_offset(model: SentenceTransformer) -> int:
-    """Return the position of a first token: after the padding's in the family of RoBERTa, else 0."""
+    """Return the position id of a first token: ``padding_idx + 1`` in models like RoBERTa, else 0."""
     for module in model.modules():
         padding = getattr(module, "padding_idx", None)
         if isinstance(padding, int) and isinstance(getattr(module, "position_embeddings", None), nn.Embedding):
@@ -117,7 +117,7 @@ def position_offset(model: SentenceTransformer) -> int:
 
 
 def is_padded(features: Mapping[str, Any]) -> bool:
-    """Say whether features are those of padded texts that each have a token, which is what `pack` takes."""
+    """Return whether features are a padded batch in which every text has a token, as `pack` needs it."""
     mask, ids = features.get("attention_mask"), features.get("input_ids")
     return (
         isinstance(mask, Tensor)
@@ -129,17 +129,16 @@ def is_padded(features: Mapping[str, Any]) -> bool:
 
 
 def can_pack(model: SentenceTransformer, task: str | None = None) -> bool:
-    """Say whether texts end to end get the vectors that padded texts get: it is tried out on a few short texts.
+    """Return whether packed texts get the same embeddings as padded ones, by comparing a few short texts.
 
-    Attention that looks only so far, positions counted otherwise, modules of one's own: many things can stand in the
-    way, and a wrong vector is worse than a slow one.
+    Sliding windows, other position ids or custom modules may change them, and a wrong embedding is worse than a slow one.
 
     Args:
-        model: The model, with whatever modules.
+        model: The model, with any modules.
         task: The route of a ``Router``.
     """
     parts = [part for _, part in transformers_of(model)]
-    compiled = getattr(model, "_compiled_call_impl", None) is not None  # and would be compiled for each batch
+    compiled = getattr(model, "_compiled_call_impl", None) is not None  # would be recompiled for each batch
     if (
         not parts
         or compiled
@@ -165,8 +164,8 @@ def _gives_the_same(model: SentenceTransformer, task: str | None) -> bool:
         with packed_attention(model):
             flat = model(pack(features, position_offset=position_offset(model)))["sentence_embedding"]
         padded = model(features)["sentence_embedding"]
-    except Exception as error:  # whatever a module of the user's own makes of it, it is a no
-        logger.debug("Texts cannot be packed for this model: %r", error)
+    except Exception as error:  # a custom module may raise anything
+        logger.debug("This model cannot encode packed texts: %r", error)
         return False
     tolerance = 3e-2 if padded.dtype in (torch.bfloat16, torch.float16) else 1e-4
     return flat.shape == padded.shape and bool((flat - padded).norm() <= tolerance * padded.norm())
@@ -182,18 +181,18 @@ def encode_packed(
     batch_size: int,
     show_progress_bar: bool = False,
 ) -> NDArray[np.float32]:
-    """Encode as ``SentenceTransformer.encode`` does, without padding.
+    """Encode like ``SentenceTransformer.encode``, without padding.
 
     Args:
-        model: One that `can_pack`.
-        texts: What to encode.
+        model: A model for which `can_pack` is True.
+        texts: The texts to encode.
         prompt: Put before each text.
         task: The route of a ``Router``.
-        batch_size: How many texts go through the model at once.
-        show_progress_bar: Show the progress.
+        batch_size: Texts per batch.
+        show_progress_bar: Show a progress bar.
 
     Returns:
-        Vectors of shape ``(num_texts, dim)``.
+        Embeddings of shape ``(num_texts, dim)``.
     """
     model.eval()
     order = np.argsort([-len(text) for text in texts], kind="stable")
@@ -208,8 +207,8 @@ def encode_packed(
             features = model.preprocess([texts[i] for i in batch], prompt=prompt, task=task)
             parts = [(torch.arange(len(batch)), features)]
             if is_padded(features):
-                parts = list(packs(features, max_tokens=limit, position_offset=offset))
-            # Only now ask for the batch before: a GPU has been computing it while the CPU tokenised this one.
+                parts = list(pack_in_parts(features, max_tokens=limit, position_offset=offset))
+            # Fetch the previous batch only now: the GPU computed it while the CPU tokenized this one.
             vectors += [part.cpu() for part in computing]
             computing = [_vectors(model, part, task) for _, part in parts]
             places += [batch[rows.numpy()] for rows, _ in parts]
