@@ -74,7 +74,7 @@ def test_a_set_smaller_than_ten_chunks_will_do(tiny_model):
 
 
 def test_a_margin_of_nothing_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="margin=0 must be more than 0"):
+    with pytest.raises(ValueError, match="margin=0 must be positive"):
         check_forgetting(tiny_model, tiny_model, margin=0)
 
 

@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset
 from test_evaluator import build, made_up
 
-from embedtune.evaluation.evaluator import Evaluation, TopKEvaluator
+from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.evaluation.result import Evaluation
 from embedtune.evaluation.verdict import compare
 from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
