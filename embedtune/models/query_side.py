@@ -108,11 +108,24 @@ def _with_linear_layer(model: SentenceTransformer) -> list[nn.Module]:
         raise ValueError(
             "query='linear' needs float32 weights. Load the model with dtype='float32', or use query='lora'."
         )
+    end = len(modules) - isinstance(modules[-1], Normalize)
+    if _is_linear_layer(modules[end - 1]) and all(modules[end - 1] is not one for one in _side(model, "document")):
+        modules[end - 1].requires_grad_(True)  # from an earlier call: a second layer would add nothing
+        return modules
     dim = Router({"query": modules}).get_embedding_dimension()
     # Without a bias, so that it makes no difference whether the vector has length 1 already.
     layer = Dense(dim, dim, bias=False, activation_function=None, init_weight=torch.eye(dim))
-    end = len(modules) - isinstance(modules[-1], Normalize)
     return [*modules[:end], layer, *modules[end:]]
+
+
+def _is_linear_layer(module: nn.Module) -> bool:
+    """Return whether a module is a square linear layer without bias and activation."""
+    return (
+        isinstance(module, Dense)
+        and module.in_features == module.out_features
+        and module.linear.bias is None
+        and isinstance(module.activation_function, nn.Identity)
+    )
 
 
 def _with_weights_of_its_own(model: SentenceTransformer) -> list[nn.Module]:
