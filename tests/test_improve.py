@@ -17,6 +17,7 @@ import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
 
 import embedtune as et
 from embedtune.evaluation.comparison import MetricChange
@@ -24,6 +25,7 @@ from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, build_round_data, hash_of_test
 from embedtune.improvement.rounds import Check, Rounds
+from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.encoders import ModelEncoder, RememberingEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Hit
@@ -547,6 +549,7 @@ KILLED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
 from test_improve import Check, FeedbackLog, arguments, gate, improve
 gate.forgetting_check = lambda old, new: Check("forgetting", True, "not looked at")
 print("ready", flush=True)
@@ -594,3 +597,14 @@ def test_a_round_that_another_one_overtook_does_not_serve(tiny_model, log, tmp_p
         improve(tiny_model, log, tmp_path / "rounds", args)
     assert rounds.current.number == 2
     assert rounds[1].accepted
+
+
+def test_a_linear_layer_that_documents_use_too_is_not_the_one_that_is_trained(tiny_model):
+    shared = Dense(32, 32, bias=False, activation_function=None, init_weight=torch.eye(32))
+    model = SentenceTransformer(modules=[*tiny_model.children(), shared], device="cpu")
+    frozen = freeze_index(model, query="linear")
+    trained = [parameter for parameter in frozen.parameters() if parameter.requires_grad]
+    assert len(trained) == 1
+    assert trained[0] is not shared.linear.weight
+    again = freeze_index(frozen, query="linear")
+    assert [parameter for parameter in again.parameters() if parameter.requires_grad] == trained

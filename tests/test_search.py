@@ -204,6 +204,23 @@ def test_where_half_of_the_digits_could_hide_a_chunk_the_query_is_searched_again
     np.testing.assert_allclose(scores, top_k(queries, corpus, 3)[0], atol=1e-6)
 
 
+def test_a_chunk_that_rounding_ranks_below_worse_ones_is_found_all_the_same():
+    """Scores near zero, where the rounding of the vectors matters and that of the score does not."""
+    query, many = (torch.nn.functional.normalize(torch.from_numpy(vectors(n, dim=64, seed=n))) for n in (1, 40_000))
+    exact = (many @ query[0]).numpy()
+    rough = (many.bfloat16() @ query[0].bfloat16()).float().numpy()
+    near = np.flatnonzero(np.abs(exact) < 5e-4)
+    best = near[np.argmax((exact - rough)[near])]
+    worse = [i for i in near if exact[i] < exact[best] - 2e-5 and rough[i] > rough[best] + 2e-5]
+    first = max(worse, key=lambda i: exact[i])
+    second = min(worse, key=lambda i: rough[i])
+    assert rough[second] < min(exact[first], rough[first]) - 2e-5  # so that the best candidate looks safe
+    corpus = many[[best, first, second, *np.flatnonzero(exact < -0.2)[:50]]].numpy()
+    scores, positions = top_k(query.numpy(), corpus, 1, precision="bfloat16")
+    assert positions.tolist() == [[0]]
+    assert scores[0, 0] == pytest.approx(exact[best], abs=1e-6)
+
+
 def test_half_of_the_digits_break_ties_by_position():
     corpus = np.tile(vectors(7), (30, 1))
     positions = top_k(vectors(5, seed=1), corpus, 20, precision="bfloat16")[1]
