@@ -474,7 +474,7 @@ def test_a_rejected_round_is_kept_and_cannot_serve(tiny_model, log, tmp_path, ar
 
 
 def test_an_empty_folder_serves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No model serves"):
+    with pytest.raises(FileNotFoundError, match="has no rounds yet"):
         _ = Rounds(tmp_path / "rounds").current
 
 

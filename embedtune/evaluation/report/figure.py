@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -21,13 +19,11 @@ if TYPE_CHECKING:
 _COLOURS = ("#6b747d", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 _MARKERS = "osD^vPX"
 
-# Height of a line of a label, as a share of the axis.
-_LINE_HEIGHT = 0.05
 _MAX_LABEL_WIDTH = 22
 
 
 def accuracy_figure(verdict: VerdictRecord) -> Figure:
-    """Draw accuracy@k over k, as a line with intervals and a label for each retriever.
+    """Draw accuracy@k over k, as a line with intervals for each retriever.
 
     Raises:
         OptionalDependencyError: If matplotlib is not installed.
@@ -49,17 +45,14 @@ def accuracy_figure(verdict: VerdictRecord) -> Figure:
             np.arange(len(ks)) + offsets[i],
             values,
             yerr=np.abs(errors),
+            label=" "
+            + fill(run.name.replace("$", r"\$"), _MAX_LABEL_WIDTH),  # matplotlib hides labels that start with "_"
             color=_COLOURS[i % 7],
             marker=_MARKERS[i % 7],
             linewidth=1.2,
             capsize=2.5,
         )
-    low, high = axes.get_ylim()
-    labels = [fill(run.name.replace("$", r"\$"), _MAX_LABEL_WIDTH) for run in runs]
-    sizes = [_LINE_HEIGHT * (high - low) * (label.count("\n") + 1) for label in labels]
-    heights = _spread([run.scores[f"accuracy@{ks[-1]}"].value for run in runs], sizes)
-    for i, (label, height) in enumerate(zip(labels, heights, strict=True)):
-        axes.text(len(ks) - 1 + offsets[-1] + 0.15, height, label, color=_COLOURS[i % 7], va="center")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set_xticks(range(len(ks)), [f"top {k}" for k in ks])
     axes.set_ylabel("relevant chunk found")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
@@ -68,21 +61,3 @@ def accuracy_figure(verdict: VerdictRecord) -> Figure:
     questions = f"{verdict.num_queries} questions, {verdict.num_chunks} chunks"
     axes.set_title(f"{questions}; bars: {100 * verdict.confidence_level:g}% intervals", fontsize="medium", loc="left")
     return figure
-
-
-def _spread(values: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    """Move overlapping labels apart, in the same order.
-
-    Example:
-        >>> [round(height, 3) for height in _spread([0.8, 0.8, 0.5], [0.1, 0.1, 0.1])]
-        [0.75, 0.85, 0.5]
-    """
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    heights = list(values)
-    for _ in range(50 * len(values)):
-        for low, high in pairwise(order):
-            overlap = (sizes[low] + sizes[high]) / 2 - (heights[high] - heights[low])
-            if overlap > 1e-9:
-                heights[low] -= overlap / 2
-                heights[high] += overlap / 2
-    return heights
