@@ -127,7 +127,9 @@ def nothing_forgotten(monkeypatch):
 
 def improve(model, log, folder, args, *, data=None, **options):
     # In this world no search can tell which labels are right.
-    return et.improve(model, data or problem(), log, folder=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options})
+    return et.improve(
+        model, data or problem(), log, output_dir=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options}
+    )
 
 
 def state(model):

@@ -43,7 +43,7 @@ def improve(
     data: RetrievalDataset,
     feedback: FeedbackLog,
     *,
-    folder: str | Path,
+    output_dir: str | Path,
     args: TuningArguments | None = None,
     keep_index: bool = False,
     held_out_size: float = 0.3,
@@ -66,14 +66,14 @@ def improve(
 
     Args:
         model: The model that serves; it is not changed. From the second round on it must be the one of
-            ``Rounds(folder).current``.
+            ``Rounds(output_dir).current``.
         data: Questions and chunks, with the splits ``train`` (to replay) and ``test`` (locked). The corpus may grow from
             round to round.
         feedback: The log. Questions whose relevant chunks are confirmed (a person or a language model named them, or a person
             liked the answer) are trained on or held out. Questions with cited but unconfirmed chunks are only held out, so
             that the evaluation does not consist of misses alone.
-        folder: The folder of all rounds, in which `Rounds` finds the model that serves.
-        args: Training arguments; ``output_dir`` is replaced. By default three epochs at a learning rate of 2e-5.
+        output_dir: The folder of all rounds, in which `Rounds` finds the model that serves.
+        args: Training arguments; their own ``output_dir`` is replaced. By default three epochs at a learning rate of 2e-5.
         keep_index: Train only the query side, so that the index stays valid (see `freeze_index`).
         held_out_size: Share of the log's questions to evaluate with.
         dev_size: Share of the log's questions to choose the checkpoint and the merge with, in addition to the dev split of
@@ -93,7 +93,7 @@ def improve(
             seems to be wrong.
         RuntimeError: If another round finished in the meantime.
     """
-    rounds = Rounds(folder)
+    rounds = Rounds(output_dir)
     parent = _parent(rounds, model, data)
     prepared = build_round_data(
         data,

@@ -161,7 +161,7 @@ class Rounds:
         pointer = self.folder / POINTER
         if not pointer.exists():
             raise FileNotFoundError(
-                f"{self.folder} has no rounds yet. Create the first one with improve(..., folder=...)."
+                f"{self.folder} has no rounds yet. Create the first one with improve(..., output_dir=...)."
             )
         return self[json.loads(pointer.read_text(encoding="utf-8"))["round"]]
 
