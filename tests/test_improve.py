@@ -26,7 +26,7 @@ from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, build_round_data, hash_of_test
 from embedtune.improvement.rounds import Check, Rounds
 from embedtune.models.query_side import freeze_index
-from embedtune.retrieval.encoders import ModelEncoder, RememberingEncoder
+from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Hit
 from embedtune.serving.feedback import FeedbackLog, same_question
@@ -212,15 +212,15 @@ def test_the_best_merge_is_tried_before_a_round_is_rejected(tiny_model, log, tmp
 
 def test_each_model_encodes_the_corpus_once(tiny_model, log, tmp_path, args, monkeypatch):
     encoded = []
-    encode = ModelEncoder._encode_distinct
+    encode = ModelEncoder.encode_documents
 
-    def counted(encoder, texts, role):
-        if role == "document" and isinstance(encoder, RememberingEncoder):  # the trainer's own evaluations are not
+    def counted(encoder, texts):
+        if isinstance(encoder, gate.RememberingEncoder):  # the trainer's own evaluations are not
             encoded.append(model_fingerprint(encoder.model))
-        return encode(encoder, texts, role)
+        return encode(encoder, texts)
 
     monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "gone"))
-    monkeypatch.setattr(ModelEncoder, "_encode_distinct", counted)
+    monkeypatch.setattr(ModelEncoder, "encode_documents", counted)
     fill(log)
     round_ = improve(tiny_model, log, tmp_path / "rounds", quick(args), max_loss=2.0)
     assert round_.status == "rejected"
