@@ -63,7 +63,7 @@ def check_labels(
         >>> corpus = {"key": "Turn the key.", "door": "Oil the hinge.", "cat": "Feed the cat.", "paint": "Paint the door."}
         >>> questions = ["What does the cat get?", "Which way does the key turn?"]
         >>> encoder = ModelEncoder(et.load_model("minilm", device="cpu"))
-        >>> check_labels(encoder, corpus, questions, [["cat"], ["cat"]]).doubtful
+        >>> check_labels(encoder, corpus, questions, [["cat"], ["paint"]]).doubtful
         (1,)
     """
     corpus = dict(sorted(corpus.items()))  # as in an evaluation, so that an encoder that remembers vectors reuses them
