@@ -1,11 +1,10 @@
-"""The evaluator against sentence-transformers' InformationRetrievalEvaluator, on the same vectors: time and memory.
+"""TopKEvaluator compared with InformationRetrievalEvaluator of sentence-transformers on the same vectors: time and memory.
 
     python benchmarks/evaluator.py --chunks 1000000 --queries 1000
 
-Each contender runs in a process of its own, one thread, and reads its vectors from files. Reported are the processor time of
-the evaluation itself (without loading), which other programs on the machine disturb least, and by how much the memory of the
-process grew: with ``mapped`` the corpus stays in its file, whose pages the system may drop at any time, so that growth is
-given without them.
+Each contender runs in its own process with one thread and reads its vectors from files. Reported are the processor time of the
+evaluation without loading, and the growth of the process's anonymous memory: with ``mapped`` the corpus stays in its file, whose
+pages the system may drop at any time and which are not counted.
 """
 
 import argparse
@@ -29,14 +28,14 @@ def write_vectors(folder: Path, chunks: int, queries: int, dim: int) -> None:
     for start in range(0, chunks, 50_000):
         rows = rng.standard_normal((min(50_000, chunks - start), dim), dtype=np.float32)
         corpus[start : start + len(rows)] = rows / np.linalg.norm(rows, axis=1, keepdims=True)
-    right = rng.choice(chunks, size=queries, replace=False)
-    noisy = corpus[right] + 0.22 * rng.standard_normal((queries, dim), dtype=np.float32)
+    relevant = rng.choice(chunks, size=queries, replace=False)
+    noisy = corpus[relevant] + 0.22 * rng.standard_normal((queries, dim), dtype=np.float32)
     np.save(folder / "queries.npy", noisy / np.linalg.norm(noisy, axis=1, keepdims=True))
-    np.save(folder / "right.npy", right)
+    np.save(folder / "relevant.npy", relevant)
 
 
 class Ready:
-    """A model whose vectors are there already."""
+    """An encoder with precomputed vectors."""
 
     similarity_fn_name = "cosine"
 
@@ -52,7 +51,7 @@ class Ready:
 
 
 def private_memory() -> float:
-    """Return how much memory this process holds without pages of files, in MB."""
+    """Return the anonymous memory of this process in MB."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("RssAnon:")[2].split()[0]) / 1024
 
@@ -66,10 +65,10 @@ def run(contender: str, folder: Path) -> dict[str, float]:
 
     torch.set_num_threads(1)
     ready = Ready(folder, mapped=contender.endswith("mapped"))
-    right = np.load(folder / "right.npy").tolist()
+    relevant = np.load(folder / "relevant.npy").tolist()
     corpus = {f"c{i:09}": str(i) for i in range(len(ready.corpus))}
-    queries = {f"q{i:09}": str(i) for i in range(len(right))}
-    pairs = {f"q{i:09}": f"c{chunk:09}" for i, chunk in enumerate(right)}
+    queries = {f"q{i:09}": str(i) for i in range(len(relevant))}
+    pairs = {f"q{i:09}": f"c{chunk:09}" for i, chunk in enumerate(relevant)}
     if contender == "sentence-transformers":
         options = {f"{name}_at_k": list(KS) for name in ("mrr", "ndcg", "accuracy", "precision_recall", "map")}
         vectors = torch.from_numpy(ready.corpus)
@@ -105,7 +104,7 @@ def run(contender: str, folder: Path) -> dict[str, float]:
 
 
 class Peak:
-    """Watches the memory of this process."""
+    """Records the peak memory of this process."""
 
     def __init__(self) -> None:
         import threading
@@ -151,7 +150,7 @@ if __name__ == "__main__":
     parser.add_argument("--queries", type=int, default=1_000)
     parser.add_argument("--dim", type=int, default=384)
     parser.add_argument("--repeats", type=int, default=1)
-    parser.add_argument("--only", default="", help="part of a contender's name")
+    parser.add_argument("--only", default="", help="substring of the names of the contenders to run")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     args = parser.parse_args()

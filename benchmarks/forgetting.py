@@ -1,9 +1,9 @@
-"""What fine-tuning forgets, and what merging with the base brings back.
+"""What fine-tuning forgets, and what merging with the base restores.
 
     python benchmarks/forgetting.py FOLDER --general FOLDER --epochs 2
 
-Both folders hold chunks.jsonl and questions.jsonl (see examples/benchmark_dataset.py). The model is tuned on the training
-questions of the first; of the second all questions are asked, and nothing is trained on.
+Both folders contain chunks.jsonl and questions.jsonl (see examples/benchmark_dataset.py). The model is tuned on the training
+questions of the first folder and evaluated on all questions of the second.
 """
 
 import argparse
@@ -20,19 +20,19 @@ from benchmark_dataset import read_dataset
 
 
 def general_of(folder: str) -> et.RetrievalDataset:
-    """Take all test questions of a folder as one split."""
+    """Combine all test questions of a folder in one split."""
     data = read_dataset(Path(folder), 0)
     judgements = [row for split in data.splits if split != "train" for row in data.qrels[split]]
     return et.RetrievalDataset(data.corpus, data.queries, {"test": type(data.corpus).from_list(judgements)})
 
 
-def main(folder: str, *, general: str, loss: str, epochs: float, learning_rate: float, output: str) -> None:
+def main(folder: str, *, general: str, loss: str, epochs: float, learning_rate: float, output_dir: str) -> None:
     torch.set_num_threads(1)
     data, other = read_dataset(Path(folder), 0.1), general_of(general)
     base = et.load_model("minilm", device="cpu")
     tuned = copy.deepcopy(base)
     args = et.TuningArguments(
-        output, loss=loss, num_train_epochs=epochs, learning_rate=learning_rate, dropout=0.0, seed=42, disable_tqdm=True,
+        output_dir, loss=loss, num_train_epochs=epochs, learning_rate=learning_rate, dropout=0.0, seed=42, disable_tqdm=True,
         per_device_train_batch_size=32,
     )  # fmt: skip
     et.EmbeddingTrainer(tuned, args, data=data).train()
@@ -51,10 +51,10 @@ def main(folder: str, *, general: str, loss: str, epochs: float, learning_rate: 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", help="the set to tune on")
-    parser.add_argument("--general", required=True, help="a set to ask about without training")
+    parser.add_argument("folder", help="dataset to tune on")
+    parser.add_argument("--general", required=True, help="dataset to evaluate forgetting on")
     parser.add_argument("--loss", default="in-batch", help="in-batch, triplet or cosine")
     parser.add_argument("--epochs", type=float, default=1)
     parser.add_argument("--learning-rate", type=float, default=5e-5)
-    parser.add_argument("--output", default="out/forgetting", help="where checkpoints go")
+    parser.add_argument("--output-dir", default="out/forgetting", help="folder for checkpoints")
     main(**vars(parser.parse_args()))

@@ -107,7 +107,7 @@ _HOME = {
     "Document": "embedtune.types",
     "EmbeddingTrainer": "embedtune.training.trainer",
     "Encoder": "embedtune.types",
-    "Evaluation": "embedtune.evaluation.evaluator",
+    "Evaluation": "embedtune.evaluation.result",
     "FeedbackLog": "embedtune.serving.feedback",
     "FrozenIndexLoss": "embedtune.training.frozen_index",
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
@@ -180,10 +180,10 @@ if TYPE_CHECKING:
     from embedtune.dataset import build_dataset as build_dataset
     from embedtune.errors import OptionalDependencyError as OptionalDependencyError
     from embedtune.evaluation.evaluate_all import evaluate_all as evaluate_all
-    from embedtune.evaluation.evaluator import Evaluation as Evaluation
     from embedtune.evaluation.evaluator import TopKEvaluator as TopKEvaluator
     from embedtune.evaluation.forgetting import check_forgetting as check_forgetting
     from embedtune.evaluation.forgetting import load_nanobeir as load_nanobeir
+    from embedtune.evaluation.result import Evaluation as Evaluation
     from embedtune.evaluation.verdict import Verdict as Verdict
     from embedtune.evaluation.verdict import compare as compare
     from embedtune.hub import Publication as Publication

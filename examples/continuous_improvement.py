@@ -93,7 +93,7 @@ def main(
 
     # 4. Learn from it, and let the new model serve only if it is better where it should be and worse nowhere
     args = et.TuningArguments("unused", num_train_epochs=epochs, learning_rate=learning_rate, dropout=0.0)
-    round_ = et.improve(model, data, log, folder=f"{output}/rounds", args=args)
+    round_ = et.improve(model, data, log, output_dir=f"{output}/rounds", args=args)
     print(f"\n{round_}\n")
 
     # 5. A new model needs a new index; the old one answers until that is whole

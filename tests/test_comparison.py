@@ -9,7 +9,7 @@ import pytest
 
 from embedtune.evaluation.comparison import compare_with_each
 
-OPTIONS = {"confidence": 0.95, "num_resamples": 500}
+OPTIONS = {"confidence_level": 0.95, "num_resamples": 500}
 
 
 def results(num, *, num_queries, num_per_chunk, rng, gains=None):

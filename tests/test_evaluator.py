@@ -11,7 +11,8 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.evaluation import InformationRetrievalEvaluator
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.evaluation.evaluator import Evaluation, TopKEvaluator
+from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.evaluation.result import Evaluation
 from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
@@ -132,8 +133,12 @@ class FromEncoder:
 
 
 def test_metrics_equal_those_of_sentence_transformers_with_repeated_texts(tiny_model):
-    case = made_up(num_copies=24, num_right=2)
-    expected = sentence_transformers_metrics(FromEncoder(tiny_model), *case)
+    corpus, queries, relevant = case = made_up(num_copies=24, num_right=2)
+    judged = {
+        query: [chunk for chunk in corpus if corpus[chunk] in {corpus[one] for one in chunks}]
+        for query, chunks in relevant.items()
+    }
+    expected = sentence_transformers_metrics(FromEncoder(tiny_model), corpus, queries, judged)
     assert TopKEvaluator(build(*case), k=KS).evaluate(tiny_model).metrics == pytest.approx(expected, abs=1e-12)
 
 
@@ -176,6 +181,26 @@ def test_metrics_and_rows_equal_a_hand_calculation():
     assert len(evaluation.misses(4)) == 0
 
 
+def test_a_copy_of_the_relevant_chunk_is_relevant_too():
+    corpus = {"a": "press both", "b": "turn left", "c": "press both", "d": "oil it"}
+    data = build(corpus, {"q1": "restart?", "q2": "reset?"}, {"q1": ["c"], "q2": ["a"]})
+    evaluation = TopKEvaluator(data, k=(1, 2)).evaluate(Fixed([[0, 1, 2, 3], [2, 0, 1, 3]]))
+    assert evaluation.per_query["relevant"][:] == [["a", "c"]] * 2
+    assert evaluation.per_query["rank"][:] == [1, 1]
+    assert evaluation.metrics["accuracy@1"] == 1
+    assert evaluation.metrics["recall@2"] == (1 / 2 + 1) / 2
+    assert len(evaluation.misses(1)) == 0
+    assert evaluation.clusters.tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("row", [[1, 1, 0, 2], [0, 1, 2, 0], [2, 0, -1, 0]])
+def test_a_ranking_with_a_chunk_twice_is_refused(row):
+    data = build({c: c for c in "abcd"}, {"q1": "first?", "q2": "second?"}, {"q1": ["a"], "q2": ["b"]})
+    evaluator = TopKEvaluator(data, k=(1, 2))
+    with pytest.raises(ValueError, match=r"'made up' ranks a chunk more than once for the question 'q2': position \d"):
+        evaluator.evaluate(Fixed([[0, 1, -1, -1], row]), name="made up")
+
+
 def test_ranks_are_known_to_a_hundred_and_none_beyond():
     corpus = {f"c{i:03}": str(i) for i in range(150)}
     data = build(corpus, {"q1": "", "q2": ""}, {"q1": ["c099"], "q2": ["c100"]})
@@ -210,11 +235,11 @@ def test_equal_texts_are_ranked_by_id(tiny_model):
     corpus = {f"c{i}": "the red door" for i in range(9)}
     evaluation = TopKEvaluator(build(corpus, {"q": "which door"}, {"q": ["c4"]}), k=(1, 9)).evaluate(tiny_model)
     assert evaluation.per_query["retrieved"][0] == sorted(corpus)
-    assert evaluation.per_query["rank"][0] == 5
+    assert evaluation.per_query["rank"][0] == 1
 
 
 def test_a_repeated_judgement_counts_once():
-    data = build({"a": "", "b": ""}, {"q": ""}, {"q": ["a", "a"]})
+    data = build({"a": "one", "b": "two"}, {"q": ""}, {"q": ["a", "a"]})
     assert TopKEvaluator(data, k=(1,)).evaluate(Fixed([[0, 1]])).metrics["recall@1"] == 1
 
 
@@ -311,7 +336,7 @@ def test_k_is_sorted_and_each_once():
 
 
 def test_k_beyond_the_corpus_is_refused():
-    with pytest.raises(ValueError, match="k=49 is more than the 48 chunks"):
+    with pytest.raises(ValueError, match="k=49 is larger than the corpus of 48 chunks"):
         TopKEvaluator(build(*made_up()), k=(3, 49))
 
 
@@ -410,7 +435,7 @@ def test_each_metric_has_an_interval_around_it():
     evaluation = TopKEvaluator(build(*made_up())).evaluate(BM25())
     for metric, (low, high) in evaluation.intervals().items():
         assert 0 <= low <= evaluation.metrics[metric] <= high <= 1
-        assert evaluation.intervals(confidence=0.8)[metric].high < high
+        assert evaluation.intervals(confidence_level=0.8)[metric].high < high
 
 
 def test_a_result_prints_as_a_table_and_escapes_html(tiny_model):
@@ -484,7 +509,8 @@ def test_a_position_of_minus_one_is_nothing_found():
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [('{"a', "no JSON file, or was cut off"), ('{"a": 1}', "holds no evaluation")]
+    ("content", "message"),
+    [('{"a', "is not valid JSON, or is truncated"), ('{"a": 1}', "does not contain an evaluation")],
 )
 def test_a_file_that_holds_no_result_is_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)

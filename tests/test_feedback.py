@@ -5,6 +5,7 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from datetime import timedelta
 
@@ -15,8 +16,8 @@ from scripted_llm import ScriptedLLM
 from test_retriever import QUESTIONS, TEXTS, chunks_of
 
 import embedtune as et
-from embedtune.retrieval.retriever import Retriever
-from embedtune.serving.feedback import FeedbackLog, LoggedQuestion
+from embedtune.retrieval.retriever import Hit, Retriever
+from embedtune.serving.feedback import FeedbackLog, LoggedQuestion, digest_of, distinct_questions
 
 torch.set_num_threads(1)
 
@@ -95,6 +96,82 @@ def test_questions_to_train_on_are_the_confirmed_ones_each_once(log):
     assert log.to_questions() == log.to_questions()
 
 
+def test_a_cut_off_beyond_what_was_logged_is_refused_unless_the_chunk_was_found(log):
+    log.record("where is it", FOUND, outcome="not in the documents")
+    log.name_chunks(log.record("what is it", FOUND), ["c4"], by="Ada")
+    assert [miss.text for miss in log.misses(k=20)] == ["where is it"]
+    log.name_chunks(log.record("who is it", FOUND), ["c19"], by="Ada")
+    assert [miss.text for miss in log.misses(k=12)] == ["where is it", "who is it"]
+    with pytest.raises(ValueError, match=r"Only 12 chunks were logged for question 3.*among the first 13"):
+        log.misses(k=13)
+
+
+def test_by_default_a_miss_is_judged_by_as_many_chunks_as_were_logged(log):
+    log.name_chunks(log.record("where is it", FOUND[:3]), ["c9"], by="Ada")
+    assert len(log.misses()) == 1
+
+
+@pytest.mark.parametrize("later", [None, True, False])
+def test_named_chunks_outlive_what_later_answers_to_the_same_question_cite(log, later):
+    log.name_chunks(log.record("How do I open it?", FOUND, outcome="answered", cited=["c1"]), ["c0"], by="Ada")
+    number = log.record("how do I open it", FOUND, outcome="answered", cited=["c1"])
+    if later is not None:
+        log.rate(number, thumbs_up=later)
+    assert [question.chunk_ids for question in log.to_questions()] == [("c0",)]
+
+
+def test_that_no_chunk_answers_a_question_outlives_later_citations(log):
+    log.name_chunks(log.record("How do I open it?", FOUND), ["c0"], by="Ada")
+    log.name_chunks(log.record("how do I open it", FOUND), [], by="Ada")
+    log.record("how do I open it", FOUND, outcome="answered", cited=["c1"])
+    assert distinct_questions(log.questions()) == []
+
+
+def test_the_last_rating_counts_and_a_citation_is_not_confirmed_by_another_answer(log):
+    log.rate(log.record("where", FOUND, outcome="answered", cited=["c1"]), thumbs_up=True)
+    log.record("where", FOUND, outcome="answered", cited=["c2"])
+    assert [question.chunk_ids for question in log.to_questions()] == [("c1",)]
+    log.rate(log.record("where", FOUND, outcome="answered", cited=["c1"]), thumbs_up=False)
+    assert log.to_questions() == []
+
+
+def test_a_string_in_the_place_of_a_list_of_chunks_is_refused(log):
+    with pytest.raises(TypeError, match=r"cited='c0' is a string. Pass a list: \['c0'\]"):
+        log.record("where is it", FOUND, cited="c0")
+    with pytest.raises(TypeError, match=r"chunks='c0' is a string"):
+        log.name_chunks(log.record("where is it", FOUND), "c0", by="Ada")
+    assert [question.named for question in log.questions()] == [None]
+
+
+def test_texts_are_recognised_by_their_hash_and_not_stored(log):
+    hits = [Hit("c0", 0.9, "press both"), Hit("c1", 0.8, "turn left")]
+    log.name_chunks(log.record("where is it", hits), [Hit("c7", 0.1, "turn left")], by="Ada")
+    (question,) = log.questions()
+    assert question.digests == {
+        "c0": digest_of("press both"),
+        "c1": digest_of("turn left"),
+        "c7": digest_of("turn left"),
+    }
+    assert not question.is_miss(2)
+    assert question.is_miss(1)
+    log.close()
+    assert b"turn left" not in log.path.read_bytes()
+
+
+def test_threads_that_record_at_once_lose_nothing(log):
+    def work(name):
+        for i in range(4):
+            log.rate(log.record(f"{name} {i}", FOUND), thumbs_up=bool(i % 2))
+
+    threads = [threading.Thread(target=work, args=[name]) for name in "abcd"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(q.text for q in log.questions()) == sorted(f"{name} {i}" for name in "abcd" for i in range(4))
+    assert all(question.thumbs_up == bool(int(question.text.split()[1]) % 2) for question in log.questions())
+
+
 def test_an_opinion_on_an_unknown_question_is_refused(log):
     with pytest.raises(ValueError, match="no question 7"):
         log.rate(7, thumbs_up=True)
@@ -152,7 +229,7 @@ def test_rows_cannot_be_changed(log):
 def test_a_file_that_is_something_else_is_refused_and_left_alone(tmp_path):
     path = tmp_path / "letter.txt"
     path.write_text("Dear Ada, " * 100)
-    with pytest.raises(ValueError, match="is no feedback log"):
+    with pytest.raises(ValueError, match="is not a feedback log"):
         FeedbackLog(path)
     assert path.read_text().startswith("Dear Ada")
 
@@ -160,7 +237,7 @@ def test_a_file_that_is_something_else_is_refused_and_left_alone(tmp_path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     tmp_path.chmod(0o500)
-    with pytest.raises(OSError, match="Cannot use"):
+    with pytest.raises(OSError, match="Cannot open"):
         FeedbackLog(tmp_path / "log.sqlite")
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,8 +11,9 @@ from test_evaluator import build, made_up
 from embedtune.dataset import RetrievalDataset
 from embedtune.dataset.groups import near_duplicate_pairs
 from embedtune.evaluation import forgetting
+from embedtune.evaluation.comparison import MetricChange
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.forgetting import check_forgetting, general_data, load_nanobeir
+from embedtune.evaluation.forgetting import Forgetting, check_forgetting, general_data, load_nanobeir
 from embedtune.models.load import load_model
 from embedtune.retrieval.bm25 import BM25
 from embedtune.sample.general import load_general
@@ -73,8 +75,23 @@ def test_a_set_smaller_than_ten_chunks_will_do(tiny_model):
     assert check_forgetting(tiny_model, tiny_model, data).verdict.before.k == (1, 3, 5)
 
 
+@pytest.mark.parametrize(
+    ("decision", "low", "expected"),
+    [
+        ("cannot tell", -0.05, "remembers"),
+        ("cannot tell", -0.051, "cannot tell"),
+        ("better", 0.01, "remembers"),
+        ("worse", -0.04, "forgets"),
+    ],
+)
+def test_a_model_remembers_if_the_interval_excludes_a_loss_beyond_the_margin(decision, low, expected):
+    change = MetricChange(before=0.9, after=0.89, difference=-0.01, low=low, high=0.02)
+    verdict = SimpleNamespace(decision=decision, metrics={"ndcg@10": change}, primary_metric="ndcg@10")
+    assert Forgetting(verdict, margin=0.05).decision == expected
+
+
 def test_a_margin_of_nothing_is_refused(tiny_model):
-    with pytest.raises(ValueError, match="margin=0 must be more than 0"):
+    with pytest.raises(ValueError, match="margin=0 must be positive"):
         check_forgetting(tiny_model, tiny_model, margin=0)
 
 

@@ -11,17 +11,24 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
 
 import embedtune as et
+from embedtune.evaluation.comparison import MetricChange
 from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, build_round_data, hash_of_test
 from embedtune.improvement.rounds import Check, Rounds
+from embedtune.models.query_side import freeze_index
+from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.retrieval.retriever import Hit
 from embedtune.serving.feedback import FeedbackLog
 from embedtune.text import same_question
 
@@ -121,7 +128,9 @@ def nothing_forgotten(monkeypatch):
 
 def improve(model, log, folder, args, *, data=None, **options):
     # In this world no search can tell which labels are right.
-    return et.improve(model, data or problem(), log, folder=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options})
+    return et.improve(
+        model, data or problem(), log, output_dir=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options}
+    )
 
 
 def state(model):
@@ -169,7 +178,7 @@ def test_a_log_whose_labels_look_random_is_refused_before_anything_is_trained(ti
         for thing in ASKED:
             number = log.record(f"{way} the {thing} please", [], outcome="not in the documents")
             log.name_chunks(number, [f"{rng.choice(THINGS)}#0"], by="nobody")
-    with pytest.raises(ValueError, match=r"The log looks wrong: .* name_chunks\(\)"):
+    with pytest.raises(ValueError, match=r"The labels of the log seem to be wrong: .* name_chunks\(\)"):
         improve(tiny_model, log, tmp_path / "rounds", args, max_wrong=0.1)
     assert [round_.number for round_ in Rounds(tmp_path / "rounds").all()] == [0]
 
@@ -193,13 +202,58 @@ def test_a_model_that_forgot_is_refused(tiny_model, log, tmp_path, args, monkeyp
 
 def test_the_best_merge_is_tried_before_a_round_is_rejected(tiny_model, log, tmp_path, args, monkeypatch):
     verdicts = iter([False, True])
-    monkeypatch.setattr(improve_module, "merge_with_base", lambda *models, data: et.merge_with_base(*models, alpha=0.5))
+    monkeypatch.setattr(improve_module, "smallest_within_one_error", lambda results: 0.5)
     monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", next(verdicts), "?"))
     fill(log)
     round_ = improve(tiny_model, log, tmp_path / "rounds", args)
     assert [candidate.name for candidate in round_.candidates] == ["tuned", "merged (alpha 0.5)"]
     saved = SentenceTransformer(str(round_.model_path), device="cpu")
     assert not same_state(saved, state(tiny_model))
+
+
+def test_each_model_encodes_the_corpus_once(tiny_model, log, tmp_path, args, monkeypatch):
+    encoded = []
+    encode = ModelEncoder.encode_documents
+
+    def counted(encoder, texts):
+        if isinstance(encoder, gate.RememberingEncoder):  # the trainer's own evaluations are not
+            encoded.append(model_fingerprint(encoder.model))
+        return encode(encoder, texts)
+
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "gone"))
+    monkeypatch.setattr(ModelEncoder, "encode_documents", counted)
+    fill(log)
+    round_ = improve(tiny_model, log, tmp_path / "rounds", quick(args), max_loss=2.0)
+    assert round_.status == "rejected"
+    assert len(encoded) == len(set(encoded)) == 11  # old, tuned and nine merges
+
+
+def test_rounds_with_a_frozen_index_train_one_layer(tiny_model, log, tmp_path, args):
+    fill(log)
+    args.max_steps, args.num_train_epochs = 2, 1
+    model = tiny_model
+    for number in (1, 2):
+        round_ = improve(model, log, tmp_path / str(number), args, keep_index=True)
+        model = round_.load_model(device="cpu")
+        kinds = [type(module).__name__ for module in next(model.children()).sub_modules["query"]]
+        assert kinds.count("Dense") == 1, number
+
+
+@pytest.mark.parametrize(("max_loss", "passed"), [(0.03, False), (0.05, False), (0.09, True)])
+def test_the_locked_test_is_judged_by_the_lower_bound_and_not_by_the_mean(max_loss, passed):
+    change = MetricChange(before=0.7, after=0.68, difference=-0.02, low=-0.08, high=0.04)
+    verdict = SimpleNamespace(metrics={"ndcg@3": change}, primary_metric="ndcg@3", sentence="Cannot tell.")
+    assert gate.locked_check(verdict, max_loss=max_loss).passed == passed
+
+
+@pytest.mark.parametrize(
+    ("decision", "misses", "passed"),
+    [("better", (9, 5), True), ("better", (5, 5), True), ("better", (5, 6), False), ("cannot tell", (9, 5), False)],
+)
+def test_held_out_questions_need_a_better_verdict_and_no_more_misses(decision, misses, passed):
+    before, after = (SimpleNamespace(misses=lambda k, n=n: range(n)) for n in misses)
+    verdict = SimpleNamespace(before=before, after=after, decision=decision, num_queries=20, sentence="")
+    assert gate.held_out_check(verdict, k=3).passed == passed
 
 
 def test_the_index_stays_valid_where_the_query_side_alone_is_trained(tiny_model, log, tmp_path, args):
@@ -273,6 +327,31 @@ def test_questions_about_chunks_that_are_gone_are_left_out_and_counted(log):
     assert rounded(log).counts["about unknown chunks"] == 1
 
 
+def test_a_confirmed_label_is_trained_on_whatever_a_later_answer_cites(log):
+    number = log.record("how do I open it", [("lamp#0", 0.9)], outcome="answered", cited=["lamp#0"])
+    log.name_chunks(number, ["stone#0"], by="Ada")
+    log.record("How do I open it?", [("lamp#0", 0.9)], outcome="answered", cited=["lamp#0"])
+    prepared = rounded(log, held_out_size=0.0, dev_size=0.0)
+    assert [prepared.data.relevant("train")[query] for query in prepared.new] == [["stone#0"]]
+
+
+def test_a_label_follows_its_text_when_ids_move(log):
+    moved = [Hit("pump#0", 0.9, "check the stone"), Hit("lamp#0", 0.8, "check the lamp"), Hit("bread#0", 0.7, "gone")]
+    for hit in moved:
+        log.name_chunks(log.record(f"what about {hit.id}", moved), [hit], by="Ada")
+    prepared = rounded(log, held_out_size=0.0, dev_size=0.0)
+    labels = {prepared.data.query_texts[query]: prepared.data.relevant("train")[query] for query in prepared.new}
+    assert labels == {"what about pump#0": ["stone#0"], "what about lamp#0": ["lamp#0"]}
+    assert prepared.counts["about unknown chunks"] == 1
+
+
+def test_the_lock_is_made_of_the_texts_that_answer_the_test():
+    data = problem()
+    corpus = data.corpus.to_list()
+    other = [row | {"text": row["text"].replace("island", "moon")} for row in corpus]
+    assert hash_of_test(data) != hash_of_test(replace(data, corpus=Dataset.from_list(other, data.corpus.features)))
+
+
 def test_a_question_keeps_its_side_when_others_come(log):
     fill(log, ways=WAYS[:6])
     before = rounded(log).data
@@ -318,7 +397,7 @@ def test_what_answers_cited_is_measured_with_and_not_trained_on(log):
     prepared = rounded(log)
     assert not texts_of(prepared.data, "train", "dev") & set(cited)
     assert texts_of(prepared.data, HELD_OUT) & set(cited)
-    assert prepared.counts["answered, and not held out"] > 0
+    assert prepared.counts["not confirmed, not held out"] > 0
 
 
 def test_old_questions_are_replayed_in_proportion(log):
@@ -361,11 +440,11 @@ def test_a_changed_test_and_another_model_are_refused(tiny_model, log, tmp_path,
     data = problem()
     fewer = replace(data, qrels={**data.qrels, "test": data.qrels["test"].select(range(10))})
     assert hash_of_test(fewer) != hash_of_test(data)
-    with pytest.raises(ValueError, match="is not the one that was locked"):
+    with pytest.raises(ValueError, match="has changed since it was locked"):
         improve(tiny_model, log, tmp_path / "rounds", args, data=fewer)
     with torch.no_grad():
         next(tiny_model.parameters()).add_(1.0)
-    with pytest.raises(ValueError, match="is not the one that serves"):
+    with pytest.raises(ValueError, match="is not the model that serves"):
         improve(tiny_model, log, tmp_path / "rounds", args)
 
 
@@ -398,7 +477,7 @@ def test_a_rejected_round_is_kept_and_cannot_serve(tiny_model, log, tmp_path, ar
 
 
 def test_an_empty_folder_serves_nothing(tmp_path):
-    with pytest.raises(FileNotFoundError, match="No model serves"):
+    with pytest.raises(FileNotFoundError, match="has no rounds yet"):
         _ = Rounds(tmp_path / "rounds").current
 
 
@@ -473,6 +552,7 @@ KILLED = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense
 from test_improve import Check, FeedbackLog, arguments, gate, improve
 gate.forgetting_check = lambda old, new: Check("forgetting", True, "not looked at")
 print("ready", flush=True)
@@ -520,3 +600,14 @@ def test_a_round_that_another_one_overtook_does_not_serve(tiny_model, log, tmp_p
         improve(tiny_model, log, tmp_path / "rounds", args)
     assert rounds.current.number == 2
     assert rounds[1].accepted
+
+
+def test_a_linear_layer_that_documents_use_too_is_not_the_one_that_is_trained(tiny_model):
+    shared = Dense(32, 32, bias=False, activation_function=None, init_weight=torch.eye(32))
+    model = SentenceTransformer(modules=[*tiny_model.children(), shared], device="cpu")
+    frozen = freeze_index(model, query="linear")
+    trained = [parameter for parameter in frozen.parameters() if parameter.requires_grad]
+    assert len(trained) == 1
+    assert trained[0] is not shared.linear.weight
+    again = freeze_index(frozen, query="linear")
+    assert [parameter for parameter in again.parameters() if parameter.requires_grad] == trained

@@ -4,10 +4,10 @@ import random
 
 import pytest
 import torch
-from test_retriever import TEXTS, chunks_of
+from test_retriever import TEXTS
 
 from embedtune.improvement.labels import LabelCheck, check_labels
-from embedtune.retrieval.retriever import Retriever
+from embedtune.retrieval.encoders import ModelEncoder
 
 torch.set_num_threads(1)
 
@@ -15,27 +15,27 @@ QUESTIONS = [f"who may {text}" for text in TEXTS.values()]
 
 
 @pytest.fixture
-def retriever(tiny_model):
-    return Retriever.from_chunks(tiny_model, chunks_of(TEXTS))
+def encoder(tiny_model):
+    return ModelEncoder(tiny_model)
 
 
-def test_right_labels_look_right(retriever):
-    found = check_labels(retriever, QUESTIONS, [[chunk] for chunk in TEXTS])
+def test_right_labels_look_right(encoder):
+    found = check_labels(encoder, TEXTS, QUESTIONS, [[chunk] for chunk in TEXTS])
     assert found == LabelCheck((), len(TEXTS))
     assert not found.exceeds(0.01)
 
 
-def test_random_labels_look_random(retriever):
+def test_random_labels_look_random(encoder):
     rng = random.Random(0)
-    found = check_labels(retriever, QUESTIONS * 5, [[rng.choice(list(TEXTS))] for _ in QUESTIONS * 5])
+    found = check_labels(encoder, TEXTS, QUESTIONS * 5, [[rng.choice(list(TEXTS))] for _ in QUESTIONS * 5])
     assert found.share_wrong > 0.6
     assert found.exceeds(0.5)
 
 
-def test_one_right_chunk_among_several_is_enough(retriever):
+def test_one_right_chunk_among_several_is_enough(encoder):
     rng = random.Random(0)
     labels = [[rng.choice(list(TEXTS)), chunk] for chunk in TEXTS]
-    assert check_labels(retriever, QUESTIONS, labels).doubtful == ()
+    assert check_labels(encoder, TEXTS, QUESTIONS, labels).doubtful == ()
 
 
 @pytest.mark.parametrize(("num_doubtful", "exceeds"), [(0, False), (13, False), (16, False), (25, True)])

@@ -10,7 +10,7 @@ from test_forgetting import shaken
 from test_verdict import evaluate
 
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.intervals import standard_error
+from embedtune.evaluation.statistics import standard_error
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.training.experiments.merging import ALPHAS, merge_with_base, smallest_within_one_error
 

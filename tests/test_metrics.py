@@ -90,3 +90,10 @@ def test_with_one_right_chunk_recall_is_accuracy_and_map_is_mrr():
     for k in KS:
         np.testing.assert_array_equal(recall_at_k(hits, one, k=k), accuracy_at_k(hits, k=k))
         np.testing.assert_array_equal(map_at_k(hits, one, k=k), mrr_at_k(hits, k=k))
+
+
+def test_more_hits_than_relevant_chunks_are_refused():
+    hits = np.array([[True, False, True], [True, True, True]])
+    assert max(values.max() for values in metrics_at_k(hits, np.array([2, 3]), k=3).values()) == 1
+    with pytest.raises(ValueError, match="Ranking 1 has 3 hits, but its question has 2 relevant chunks"):
+        metrics_at_k(hits, np.array([2, 2]), k=3)

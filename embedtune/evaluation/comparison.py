@@ -1,4 +1,4 @@
-"""One result held against others for the same questions: each metric's change, and whether it is more than chance."""
+"""One result compared with others on the same questions: the change of each metric, and whether it can be chance."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from embedtune.evaluation.bootstrap import paired_interval
-from embedtune.evaluation.permutation import holm, permutation_p_values
+from embedtune.evaluation.statistics import holm, paired_interval, permutation_p_values
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,13 +20,13 @@ Decision = Literal["better", "worse", "cannot tell"]
 
 @dataclass(frozen=True)
 class MetricChange:
-    """What became of one metric.
+    """The change of one metric.
 
     Attributes:
         before: Its mean before.
         after: Its mean after.
         difference: After minus before.
-        low: Lower bound of the difference's paired bootstrap interval.
+        low: Lower bound of the paired bootstrap interval of the difference.
         high: Upper bound.
     """
 
@@ -40,14 +39,13 @@ class MetricChange:
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
-    """The result to judge against another one.
+    """The judged result compared with another one.
 
     Attributes:
-        other: The other one.
-        decision: Whether the result to judge is ``"better"`` or ``"worse"`` than the other, or ``"cannot tell"``.
-        metrics: Each metric's change from the other to the result to judge.
-        p_value: Of the paired permutation test on the primary metric, adjusted for the number of comparisons in
-            its family (see `compare`).
+        other: The other result.
+        decision: ``"better"`` or ``"worse"`` than the other, or ``"cannot tell"``.
+        metrics: The change of each metric from the other result to the judged one.
+        p_value: Of the paired permutation test on the primary metric, adjusted for the number of comparisons in its family.
         num_changed: For how many chunks the primary metric differs.
     """
 
@@ -59,49 +57,42 @@ class Comparison:
 
 
 def compare_with_each(
-    after: Evaluation, others: Sequence[Evaluation], *, confidence: float, num_resamples: int, seed: int
+    after: Evaluation, others: Sequence[Evaluation], *, confidence_level: float, num_resamples: int, seed: int
 ) -> tuple[Comparison, ...]:
-    """Hold a result against each of the others: against the first as the question asked beforehand, then against the rest.
+    """Compare a result with the first of the others, as a question of its own, and with the rest as a family.
 
-    The first comparison is what the verdict is about, whatever else stands in the table, so it is made at the full level:
-    of retrievers that are alike it calls at most ``1 - confidence`` of the pairs better or worse. The rest are a family of
-    their own, in which at most that share of tables has any false finding.
+    The first comparison holds at the full level however many others there are: if two retrievers are equally good, it calls
+    one of them better in at most ``1 - confidence_level`` of the cases. The rest have that probability of any false finding
+    among all of them together.
     """
-    return (
-        *_family(after, others[:1], confidence=confidence, num_resamples=num_resamples, seed=seed),
-        *_family(after, others[1:], confidence=confidence, num_resamples=num_resamples, seed=seed),
+    families = [family for family in (others[:1], others[1:]) if family]
+    return tuple(
+        comparison
+        for family in families
+        for comparison in _family(
+            after, family, confidence_level=confidence_level, num_resamples=num_resamples, seed=seed
+        )
     )
 
 
 def _family(
-    after: Evaluation, others: Sequence[Evaluation], *, confidence: float, num_resamples: int, seed: int
+    after: Evaluation, others: Sequence[Evaluation], *, confidence_level: float, num_resamples: int, seed: int
 ) -> tuple[Comparison, ...]:
-    """Hold a result against each of the others, so that all intervals and decisions hold at once with ``confidence``.
-
-    The intervals are Bonferroni's, each at the level ``1 - (1 - confidence) / len(others)``; the p-values are Holm's.
-    """
-    if not others:
-        return ()
+    """Compare a result with each of the others: Bonferroni's intervals, each at a higher level, and Holm's p-values."""
     differences = [_differences(other, after) for other in others]
     low, high = paired_interval(
         np.concatenate(differences, axis=1),
         after.clusters,
-        confidence=1 - (1 - confidence) / len(others),
+        confidence_level=1 - (1 - confidence_level) / len(others),
         num_resamples=num_resamples,
         seed=seed,
     )
     primary = list(after.metrics).index(after.primary_metric)
-    p_values = holm(
-        permutation_p_values(
-            np.stack([columns[:, primary] for columns in differences], axis=1),
-            after.clusters,
-            num_permutations=num_resamples,
-            seed=seed,
-        )
-    )
+    of_primary = np.stack([columns[:, primary] for columns in differences], axis=1)
+    p_values = holm(permutation_p_values(of_primary, after.clusters, num_resamples=num_resamples, seed=seed))
     bounds = zip(np.split(low, len(others)), np.split(high, len(others)), strict=True)
     return tuple(
-        _comparison(after, other, columns, low_high, float(p), confidence)
+        _comparison(after, other, columns, low_high, float(p), confidence_level)
         for other, columns, low_high, p in zip(others, differences, bounds, p_values, strict=True)
     )
 
@@ -117,7 +108,7 @@ def _comparison(
     differences: NDArray[np.float64],
     bounds: tuple[NDArray[np.float64], NDArray[np.float64]],
     p_value: float,
-    confidence: float,
+    confidence_level: float,
 ) -> Comparison:
     means = differences.mean(axis=0)
     metrics = {
@@ -128,15 +119,15 @@ def _comparison(
     sums = np.bincount(after.clusters, weights=differences[:, primary])
     return Comparison(
         other=other,
-        decision=_decide(metrics[after.primary_metric], p_value, confidence),
+        decision=_decide(metrics[after.primary_metric], p_value, confidence_level),
         metrics=metrics,
         p_value=p_value,
         num_changed=int(np.count_nonzero(np.abs(sums) > 1e-12)),
     )
 
 
-def _decide(change: MetricChange, p_value: float, confidence: float) -> Decision:
-    # Both must agree: the bootstrap trusts few changed chunks too much, and the test alone says nothing of the size.
-    if p_value > 1 - confidence or change.low <= 0 <= change.high:
+def _decide(change: MetricChange, p_value: float, confidence_level: float) -> Decision:
+    # Both must agree: the bootstrap is too confident when few chunks changed, and the test says nothing about the size.
+    if p_value > 1 - confidence_level or change.low <= 0 <= change.high:
         return "cannot tell"
     return "better" if change.low > 0 else "worse"

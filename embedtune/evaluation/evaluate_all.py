@@ -1,4 +1,4 @@
-"""One call, one table: any number of retrievers on the same questions, and the verdict."""
+"""Evaluate any number of retrievers on the same questions in one call, with the verdict."""
 
 from __future__ import annotations
 
@@ -21,28 +21,27 @@ def evaluate_all(
     split: str = "test",
     k: Sequence[int] = (1, 3, 5, 10),
     batch_size: int = 32,
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
     seed: int = 0,
     show_progress_bar: bool = False,
 ) -> Verdict:
-    """Evaluate retrievers on the same questions and judge the second: is it better than the first, and than all others?
+    """Evaluate retrievers on the same questions, and compare the second with the first and with all others.
 
     Args:
-        data: The corpus, the questions and the judgements. Test questions that stand among its training questions are
-            warned of.
-        retrievers: What to evaluate, by the name to show. The first is what you have now, the base model as a rule; the
-            second is what you would use instead, the tuned one; the others stand beside them. Each is a SentenceTransformer,
-            an `Encoder` such as `OpenAIEncoder`, a `Ranker` such as `Retriever`, or the word ``"bm25"``.
-        split: Whose questions to ask.
+        data: The corpus, the questions and the judgements. A warning names test questions that are also training questions.
+        retrievers: What to evaluate, by name. The first is what you have now, usually the base model; the second is what
+            you would use instead, the tuned model; the others are for comparison. Each is a SentenceTransformer, an
+            `Encoder` such as `OpenAIEncoder`, a `Ranker` such as `Retriever`, or the string ``"bm25"``.
+        split: The split whose questions are asked.
         k: The cut-offs.
         batch_size: How many texts a SentenceTransformer encodes at once.
-        confidence: The level of the decision, and the level at which the decisions about all others hold together.
-        seed: Draws the resamples.
-        show_progress_bar: Show the progress of encoding and searching.
+        confidence_level: The level of the decision; the decisions about the others hold together at this level.
+        seed: Seed of the resamples.
+        show_progress_bar: Whether to show the progress of encoding and searching.
 
     Raises:
-        ValueError: If there are fewer than two retrievers, or a word is not ``"bm25"``.
-        TypeError: If something is no retriever.
+        ValueError: If there are fewer than two retrievers, or a string other than ``"bm25"``.
+        TypeError: If an object is not a retriever.
 
     Example:
         >>> import embedtune as et
@@ -58,20 +57,22 @@ def evaluate_all(
     """
     if not isinstance(retrievers, Mapping):
         raise TypeError(
-            f"retrievers must be named, {{'base': model, 'bm25': 'bm25'}} for instance, got a {type(retrievers).__name__}."
+            f"retrievers must be a dictionary such as {{'base': model, 'bm25': 'bm25'}}, got a {type(retrievers).__name__}."
         )
     if len(retrievers) < 2:
-        raise ValueError(f"{list(retrievers)} cannot be compared: give at least two, for instance base and bm25.")
+        raise ValueError(f"At least two retrievers are needed, for instance base and bm25, got {list(retrievers)}.")
     evaluator = TopKEvaluator(data, split, k=k, batch_size=batch_size, show_progress_bar=show_progress_bar)
     named = {name: _retriever(name, retriever) for name, retriever in retrievers.items()}
     before, after, *others = (evaluator.evaluate(retriever, name=name) for name, retriever in named.items())
     training = data if "train" in data.splits and split != "train" else None
-    return compare(before, after, *others, training=training, confidence=confidence, seed=seed)
+    return compare(before, after, *others, training=training, confidence_level=confidence_level, seed=seed)
 
 
 def _retriever(name: str, retriever: Retrieving | str) -> Retrieving:
     if not isinstance(retriever, str):
         return retriever
     if retriever.lower() != "bm25":
-        raise ValueError(f"{name!r} is {retriever!r}. Give the model itself, et.load_model({retriever!r}), or 'bm25'.")
+        raise ValueError(
+            f"{name!r} is the string {retriever!r}. Pass the model, et.load_model({retriever!r}), or 'bm25'."
+        )
     return BM25()

@@ -1,4 +1,4 @@
-"""TopKEvaluator: how often the right chunk is among the first k, for models, encoders and BM25 alike."""
+"""TopKEvaluator: how often a relevant chunk is among the first k, for models, encoders and BM25 alike."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from datasets import Dataset
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.evaluation.result import PER_QUERY_FEATURES, search_depth
-from embedtune.evaluation.result import Evaluation as Evaluation
+from embedtune.evaluation.result import PER_QUERY_FEATURES, Evaluation, search_depth
 from embedtune.retrieval.fingerprint import fingerprint_of
 from embedtune.retrieval.retrieve import Retrieving, check_retriever, is_approximate, name_of, retrieve
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
 
@@ -26,29 +26,29 @@ logger = logging.getLogger(__name__)
 
 
 class TopKEvaluator(BaseEvaluator):
-    """Ask every question of a split, and see how far up the right chunk stands among all chunks of the corpus.
+    """Rank all chunks of the corpus for every question of a split, and look for the relevant ones.
 
-    Call `evaluate` for the full result. In a trainer it is a sentence-transformers evaluator like any other, with the
-    metrics of ``InformationRetrievalEvaluator``, and writes no files. For every ``k`` there are accuracy (also called
-    hit rate, or top-k accuracy), recall, mrr, ndcg and map; where each question has one right chunk, recall equals
-    accuracy.
+    Call `evaluate` for the full result. In a trainer it is a sentence-transformers evaluator with the metrics of
+    ``InformationRetrievalEvaluator``, and writes no files. For every ``k`` there are accuracy (also called hit rate, or
+    top-k accuracy), recall, mrr, ndcg and map; if each question has one relevant chunk, recall equals accuracy. Chunks of
+    equal text are equally relevant: a copy of a relevant chunk is relevant too.
 
     Args:
         data: The corpus, the questions and the judgements.
-        split: Whose questions to ask.
+        split: The split whose questions are asked.
         k: The cut-offs.
         batch_size: How many texts a SentenceTransformer encodes at once.
-        name: What the metrics' names begin with in a trainer; the split's name if not given.
-        show_progress_bar: Show the progress of encoding and searching.
+        name: Prefix of the metric names in a trainer; by default the name of the split.
+        show_progress_bar: Whether to show the progress of encoding and searching.
 
     Attributes:
         primary_metric: ``"{name}_ndcg@{max(k)}"``; with ``load_best_model_at_end``, set ``metric_for_best_model`` to
             ``f"eval_{evaluator.primary_metric}"``.
 
     Raises:
-        TypeError: If the data are no dataset.
-        ValueError: If the split is unknown or has no questions, or ``k`` is no list of positive integers or goes beyond
-            the corpus.
+        TypeError: If ``data`` is not a `RetrievalDataset`.
+        ValueError: If the split is unknown or empty, or ``k`` is not a list of positive integers up to the size of the
+            corpus.
 
     Example:
         >>> import embedtune as et
@@ -89,20 +89,20 @@ class TopKEvaluator(BaseEvaluator):
         self.primary_metric: str = f"{self.name}_ndcg@{self.k[-1]}"
         self._corpus = dict(sorted(data.corpus_texts.items()))
         self._queries = {query: data.query_texts[query] for query in sorted(relevant)}
-        self._relevant = {query: list(dict.fromkeys(relevant[query])) for query in self._queries}
+        self._relevant = _with_copies({query: relevant[query] for query in self._queries}, self._corpus)
         self.fingerprint: str = _fingerprint(self._queries, self._relevant, self._corpus)
 
     def evaluate(self, retriever: Retrieving, *, name: str | None = None) -> Evaluation:
         """Search the whole corpus for every question.
 
         Args:
-            retriever: A SentenceTransformer, or anything with the methods of `Encoder` (its vectors are compared by
+            retriever: A SentenceTransformer, or any object with the methods of `Encoder` (its vectors are compared by
                 cosine) or of `Ranker`, such as `BM25`.
-            name: What to call it in tables.
+            name: Its name in tables.
 
         Raises:
             TypeError: If it is none of these.
-            ValueError: If it gives no usable vectors or ranking.
+            ValueError: If its vectors or rankings are not usable: NaN, a wrong shape, a chunk that is ranked twice.
         """
         check_retriever(retriever)
         return self._evaluate(retriever, name=name or name_of(retriever), model=fingerprint_of(retriever))
@@ -117,12 +117,13 @@ class TopKEvaluator(BaseEvaluator):
             show_progress_bar=self.show_progress_bar,
         )
         ids = list(self._corpus)
+        self._check_distinct(positions, ids, name)
         found = [[ids[position] for position in row if position >= 0] for row in positions.tolist()]
         columns = {
             "query-id": list(self._queries),
             "query": list(self._queries.values()),
             "relevant": list(self._relevant.values()),
-            "rank": [_rank(chunks, right) for chunks, right in zip(found, self._relevant.values(), strict=True)],
+            "rank": [_rank(chunks, relevant) for chunks, relevant in zip(found, self._relevant.values(), strict=True)],
             "retrieved": [chunks[: self.k[-1]] for chunks in found],
             "scores": [
                 row[is_found][: self.k[-1]].tolist() for row, is_found in zip(scores, positions >= 0, strict=True)
@@ -139,44 +140,66 @@ class TopKEvaluator(BaseEvaluator):
             approximate=is_approximate(retriever),
         )
 
+    def _check_distinct(self, positions: NDArray[np.int64], ids: Sequence[str], name: str) -> None:
+        """Raise if a ranking has a chunk twice, which would count one hit several times."""
+        ordered = np.sort(positions, axis=1)
+        twice = (ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)
+        if twice.any():
+            row, place = np.argwhere(twice)[0]
+            position = int(ordered[row, place])
+            raise ValueError(
+                f"{name!r} ranks a chunk more than once for the question {list(self._queries)[row]!r}: position {position}, "
+                f"chunk {ids[position]!r}. Return each position once, and -1 where fewer chunks are found."
+            )
+
     def __call__(
         self,
         model: SentenceTransformer,
-        output_path: str | None = None,  # noqa: ARG002 - a trainer gives it
+        output_path: str | None = None,  # noqa: ARG002 - part of the interface
         epoch: int = -1,
         steps: int = -1,
     ) -> dict[str, float]:
-        """Evaluate a model for a trainer.
+        """Evaluate a model during training.
 
         Args:
-            model: The model as it is now.
+            model: The model in its current state.
             output_path: Not used: nothing is written.
-            epoch: The trainer's epoch, for the model card.
-            steps: The trainer's step, for the model card.
+            epoch: The current epoch, for the model card.
+            steps: The current step, for the model card.
 
         Returns:
-            Each metric with the evaluator's name in front, ``"test_ndcg@10"`` for instance.
+            Each metric, with the name of the evaluator as prefix: ``"test_ndcg@10"`` for instance.
         """
-        evaluation = self._evaluate(model, name=self.name)  # a fingerprint of each step's weights would be for nothing
+        evaluation = self._evaluate(model, name=self.name)  # without the fingerprint, which takes time at each step
         metrics = {f"{self.name}_{metric}": value for metric, value in evaluation.metrics.items()}
         logger.info("%s: %.4f", self.primary_metric, metrics[self.primary_metric])
         self.store_metrics_in_model_card_data(model, metrics, epoch, steps)
         return metrics
 
 
-def _rank(found: Sequence[str], right: Sequence[str]) -> int | None:
-    return next((rank for rank, chunk in enumerate(found, start=1) if chunk in right), None)
+def _with_copies(relevant: Mapping[str, Sequence[str]], corpus: Mapping[str, str]) -> dict[str, list[str]]:
+    """Add to the relevant chunks of each query all chunks of equal text, in the order of their ids."""
+    ids_of: dict[str, list[str]] = {}
+    for chunk, text in corpus.items():
+        ids_of.setdefault(text, []).append(chunk)
+    return {
+        query: list(dict.fromkeys(copy for chunk in chunks for copy in ids_of[corpus[chunk]]))
+        for query, chunks in relevant.items()
+    }
+
+
+def _rank(found: Sequence[str], relevant: Sequence[str]) -> int | None:
+    return next((rank for rank, chunk in enumerate(found, start=1) if chunk in relevant), None)
 
 
 def _checked_k(k: Sequence[int], num_chunks: int) -> tuple[int, ...]:
-    """Return the cut-offs in ascending order, each once."""
+    """Return the distinct cut-offs in ascending order."""
     values = list(k) if isinstance(k, Iterable) else []
     if not values or not all(isinstance(v, (int, np.integer)) and not isinstance(v, bool) and v > 0 for v in values):
         raise ValueError(f"k must be a list of positive integers such as (1, 3, 5, 10), got {k!r}.")
     if max(values) > num_chunks:
         raise ValueError(
-            f"k={max(values)} is more than the {num_chunks} chunks of the corpus, so nothing could be missed. Choose smaller "
-            "values, well below the size of the corpus."
+            f"k={max(values)} is larger than the corpus of {num_chunks} chunks. Choose values well below the size of the corpus."
         )
     return tuple(sorted({int(v) for v in values}))
 

@@ -1,8 +1,7 @@
-"""What a model has forgotten: does it still find general knowledge, after it was tuned to a narrow field?"""
+"""Forgetting: does a model that was tuned to a narrow domain still find general knowledge?"""
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -15,20 +14,18 @@ from embedtune.sample.general import load_general
 from embedtune.tables import signed
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-logger = logging.getLogger(__name__)
+    from embedtune.retrieval.retrieve import Retrieving
 
 NANOBEIR = "sentence-transformers/NanoBEIR-en"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Forgetting:
-    """What `check_forgetting` found. Printing it shows the sentence and the table.
+    """The result of `check_forgetting`. Printing it shows the sentence and the table.
 
     Attributes:
-        verdict: The tuned model against the base, on the general questions.
-        margin: The loss of the primary metric that would not matter.
+        verdict: The tuned model compared with the base, on the general questions.
+        margin: The largest acceptable loss of the primary metric.
     """
 
     verdict: Verdict
@@ -36,11 +33,11 @@ class Forgetting:
 
     @property
     def decision(self) -> Literal["forgets", "remembers", "cannot tell"]:
-        """``"forgets"`` if the loss is more than chance, ``"remembers"`` if the interval excludes a loss beyond the margin."""
+        """``"forgets"`` if the loss is significant, ``"remembers"`` if the interval excludes a loss beyond the margin."""
         if self.verdict.decision == "worse":
             return "forgets"
-        lost = self.verdict.metrics[self.verdict.primary_metric].low
-        return "remembers" if lost >= -self.margin else "cannot tell"
+        low = self.verdict.metrics[self.verdict.primary_metric].low
+        return "remembers" if low >= -self.margin else "cannot tell"
 
     @property
     def sentence(self) -> str:
@@ -49,8 +46,8 @@ class Forgetting:
         change = self.verdict.metrics[metric]
         return (
             f"{self.decision.capitalize()} (n = {self.verdict.num_queries} general questions): {metric} went from "
-            f"{change.before:.3f} to {change.after:.3f} ({signed(change.difference)}, {100 * self.verdict.confidence:g}% "
-            f"interval {signed(change.low)} to {signed(change.high)}; a loss of {self.margin:g} would not matter)."
+            f"{change.before:.3f} to {change.after:.3f} ({signed(change.difference)}, {100 * self.verdict.confidence_level:g}% "
+            f"interval {signed(change.low)} to {signed(change.high)}; acceptable loss: {self.margin:g})."
         )
 
     def __repr__(self) -> str:
@@ -58,31 +55,31 @@ class Forgetting:
 
 
 def check_forgetting(
-    base: SentenceTransformer,
-    tuned: SentenceTransformer,
+    base: Retrieving,
+    tuned: Retrieving,
     data: RetrievalDataset | None = None,
     *,
     split: str = "test",
     margin: float = 0.05,
     batch_size: int = 32,
-    confidence: float = 0.95,
+    confidence_level: float = 0.95,
     seed: int = 0,
 ) -> Forgetting:
-    """Say whether a tuned model still finds what the base model found outside of its field.
+    """Compare a tuned model with its base on questions from outside its domain.
 
     Args:
         base: The model before training.
         tuned: The model after training.
-        data: General questions and passages: 185 sentences of everyday knowledge that come with embedtune where nothing is
-            given, or for instance `load_nanobeir`, which is larger and harder.
-        split: Whose questions to ask.
-        margin: The loss of nDCG that would not matter.
+        data: General questions and passages: by default 185 sentences of everyday knowledge that come with embedtune; see
+            `load_nanobeir` for a larger and harder set.
+        split: The split whose questions are asked.
+        margin: The largest acceptable loss of nDCG.
         batch_size: How many texts to encode at once.
-        confidence: The level of the interval.
-        seed: Draws the resamples.
+        confidence_level: The level of the interval.
+        seed: Seed of the resamples.
 
     Raises:
-        ValueError: If ``margin`` is not positive, or the split is not there.
+        ValueError: If ``margin`` is not positive, or the split is unknown.
 
     Example:
         >>> import embedtune as et
@@ -91,24 +88,24 @@ def check_forgetting(
         'remembers'
     """
     if not margin > 0:
-        raise ValueError(f"margin={margin} must be more than 0: no finite number of questions can exclude every loss.")
+        raise ValueError(f"margin={margin} must be positive: no number of questions can exclude every loss.")
     data = data if data is not None else general_data()
     largest = len(data.corpus_texts)
     evaluator = TopKEvaluator(data, split, k=[k for k in (1, 3, 5, 10) if k <= largest], batch_size=batch_size)
     before, after = evaluator.evaluate(base, name="base"), evaluator.evaluate(tuned, name="tuned")
-    return Forgetting(compare(before, after, confidence=confidence, seed=seed), margin)
+    return Forgetting(compare(before, after, confidence_level=confidence_level, seed=seed), margin)
 
 
 def general_data() -> RetrievalDataset:
-    """Return the general knowledge that comes with embedtune, all of their questions in the split ``"test"``."""
+    """Return the general questions that come with embedtune, all in the split ``"test"``."""
     return build_dataset(*load_general(), split_by="given")
 
 
 def load_nanobeir(name: str = "NanoMSMARCO", *, repo_id: str = NANOBEIR) -> RetrievalDataset:
-    """Download one of the thirteen sets of NanoBEIR: 50 questions each, about up to 10,000 passages.
+    """Download one of the thirteen datasets of NanoBEIR: 50 questions each, up to 10,000 passages.
 
     Args:
-        name: The set, ``"NanoNQ"`` or ``"NanoFiQA2018"`` for instance.
+        name: The dataset, ``"NanoNQ"`` or ``"NanoFiQA2018"`` for instance.
         repo_id: Its repository on the Hub; there are others for other languages.
 
     Raises:

@@ -1,8 +1,8 @@
-"""Retrieval metrics of rankings, one value per question, for any number of right chunks.
+"""Retrieval metrics of rankings, one value per question, for any number of relevant chunks.
 
-All take ``hits``, the 0-1 relevance of each retrieved chunk, best first, of shape ``(num_queries, depth)``, and where the
-formula needs it ``num_relevant``, how many right chunks each question has (at least one), of shape ``(num_queries,)``.
-All return float64 of shape ``(num_queries,)``. A ranking shorter than ``k`` counts as if misses followed.
+All take ``hits``, whether each retrieved chunk is relevant, best first, of shape ``(num_queries, depth)``, and if needed
+``num_relevant``, the number of relevant chunks of each question (at least one), of shape ``(num_queries,)``. All return
+float64 of shape ``(num_queries,)``. A ranking shorter than ``k`` is treated as if misses followed.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def accuracy_at_k(hits: NDArray[np.bool_], *, k: int) -> NDArray[np.float64]:
-    """Return 1 where a right chunk is among the first ``k``, else 0: hit rate, or top-k accuracy.
+    """Return 1 if a relevant chunk is among the first ``k``, else 0: hit rate, or top-k accuracy.
 
     Example:
         >>> accuracy_at_k(np.array([[False, True], [False, False]]), k=2)
@@ -27,9 +27,9 @@ def accuracy_at_k(hits: NDArray[np.bool_], *, k: int) -> NDArray[np.float64]:
 
 
 def recall_at_k(hits: NDArray[np.bool_], num_relevant: NDArray[np.int64], *, k: int) -> NDArray[np.float64]:
-    """Return the share of a question's right chunks that is among the first ``k``.
+    """Return the share of a question's relevant chunks that are among the first ``k``.
 
-    With one right chunk per question it equals `accuracy_at_k`.
+    With one relevant chunk per question it equals `accuracy_at_k`.
 
     Example:
         >>> recall_at_k(np.array([[True, False, True]]), np.array([4]), k=3)
@@ -40,7 +40,7 @@ def recall_at_k(hits: NDArray[np.bool_], num_relevant: NDArray[np.int64], *, k: 
 
 
 def mrr_at_k(hits: NDArray[np.bool_], *, k: int) -> NDArray[np.float64]:
-    """Return the reciprocal rank of the first right chunk, 0 where none is among the first ``k``.
+    """Return the reciprocal rank of the first relevant chunk, 0 if none is among the first ``k``.
 
     Its mean is the mean reciprocal rank (Voorhees, "The TREC-8 Question Answering Track Report", 1999).
 
@@ -54,10 +54,10 @@ def mrr_at_k(hits: NDArray[np.bool_], *, k: int) -> NDArray[np.float64]:
 
 
 def ndcg_at_k(hits: NDArray[np.bool_], num_relevant: NDArray[np.int64], *, k: int) -> NDArray[np.float64]:
-    """Return the discounted cumulative gain over that of the best possible ranking.
+    """Return the discounted cumulative gain divided by that of the best possible ranking.
 
-    ``DCG = sum(hit_r / log2(r + 1))`` over the ranks ``r <= k``; the best ranking has all right chunks, or ``k`` of them,
-    in front (Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002, with binary gains).
+    ``DCG = sum(hit_r / log2(r + 1))`` over the ranks ``r <= k``; the best ranking starts with all relevant chunks, or ``k`` of
+    them (Järvelin and Kekäläinen, "Cumulated gain-based evaluation of IR techniques", 2002, with binary gains).
 
     Example:
         >>> ndcg_at_k(np.array([[False, True], [True, False]]), np.array([1, 1]), k=2).round(3)
@@ -72,7 +72,7 @@ def ndcg_at_k(hits: NDArray[np.bool_], num_relevant: NDArray[np.int64], *, k: in
 
 
 def map_at_k(hits: NDArray[np.bool_], num_relevant: NDArray[np.int64], *, k: int) -> NDArray[np.float64]:
-    """Return the average precision: precision at the rank of each right chunk, over the right chunks that fit in ``k``.
+    """Return the average precision: precision at the rank of each relevant chunk, over those that fit in ``k``.
 
     ``AP = sum(hit_r * precision@r) / min(k, num_relevant)`` over the ranks ``r <= k``, as sentence-transformers has it;
     its mean is the mean average precision (Manning, Raghavan and Schütze, "Introduction to Information Retrieval", 8.4).
@@ -90,10 +90,20 @@ def map_at_k(hits: NDArray[np.bool_], num_relevant: NDArray[np.int64], *, k: int
 def metrics_at_k(hits: NDArray[np.bool_], num_relevant: NDArray[np.int64], *, k: int) -> dict[str, NDArray[np.float64]]:
     """Return every metric by its name.
 
+    Raises:
+        ValueError: If a ranking has more hits than its question has relevant chunks, so that metrics would exceed 1.
+
     Example:
         >>> list(metrics_at_k(np.array([[True]]), np.array([1]), k=1))
         ['accuracy@1', 'recall@1', 'mrr@1', 'ndcg@1', 'map@1']
     """
+    excess = np.flatnonzero(hits.sum(axis=1) > num_relevant)
+    if len(excess):
+        row = excess[0]
+        raise ValueError(
+            f"Ranking {row} has {hits[row].sum()} hits, but its question has {num_relevant[row]} relevant chunks. Each chunk "
+            "may be ranked only once."
+        )
     return {
         f"accuracy@{k}": accuracy_at_k(hits, k=k),
         f"recall@{k}": recall_at_k(hits, num_relevant, k=k),

@@ -1,4 +1,4 @@
-"""Evaluation: what a retriever found for each question, and the metrics that follow from it."""
+"""Evaluation: what a retriever found for each question, and the metrics computed from it."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
-from embedtune.evaluation.intervals import Interval, mean_intervals
 from embedtune.evaluation.metrics import metrics_at_k
+from embedtune.evaluation.statistics import Interval, mean_intervals
 from embedtune.storage import replace_file
 from embedtune.tables import html_table, text_table
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-# Ranks are known this far down, to tell a near miss from a miss.
+# Ranks are computed at least this deep, to distinguish near misses from misses.
 _MIN_DEPTH = 100
 
 PER_QUERY_FEATURES: Features = Features(
@@ -37,7 +37,7 @@ PER_QUERY_FEATURES: Features = Features(
 
 
 def search_depth(k: Sequence[int], num_chunks: int) -> int:
-    """Return how far down the ranking to look for the right chunk.
+    """Return how deep to search for the relevant chunks.
 
     Example:
         >>> search_depth((1, 3, 10), num_chunks=5000)
@@ -52,17 +52,17 @@ class Evaluation:
 
     Attributes:
         name: What was evaluated.
-        split: Whose questions were asked.
+        split: The split whose questions were asked.
         k: The cut-offs, ascending.
-        per_query: A row for each question, sorted by id: ``query-id``, ``query``, ``relevant`` (the right chunks' ids),
-            ``rank`` (of the first right chunk, from 1, or None beyond ``depth``), ``retrieved`` (the ids of the first
-            ``max(k)`` chunks) and their ``scores``.
-        num_chunks: How many chunks there were to choose from.
-        fingerprint: A SHA-256 of the questions, the judgements and the corpus. Only results with the same fingerprint
-            can be compared.
-        model: What was evaluated: the SHA-256 of a SentenceTransformer's weights and settings (see `model_fingerprint`),
-            what another retriever says in its attribute ``fingerprint``, or its class.
-        approximate: Whether an approximate index searched, which may overlook what an exact search finds.
+        per_query: A row for each question, sorted by id: ``query-id``, ``query``, ``relevant`` (the ids of the relevant
+            chunks), ``rank`` (of the first relevant chunk, from 1, or None beyond ``depth``), ``retrieved`` (the ids of the
+            first ``max(k)`` chunks) and their ``scores``.
+        num_chunks: The size of the corpus.
+        fingerprint: SHA-256 of the questions, the judgements and the corpus. Only results with equal fingerprints can be
+            compared.
+        model: Fingerprint of the retriever: of the weights and settings of a SentenceTransformer (see `model_fingerprint`),
+            or the attribute ``fingerprint`` of another retriever, or the name of its class.
+        approximate: Whether the search was approximate, so that chunks may have been overlooked.
     """
 
     name: str
@@ -76,58 +76,54 @@ class Evaluation:
 
     @property
     def num_queries(self) -> int:
-        """How many questions were asked."""
+        """The number of questions."""
         return len(self.per_query)
 
     @property
     def depth(self) -> int:
-        """How far down the ranking the right chunk was looked for."""
+        """How deep the relevant chunks were searched for."""
         return search_depth(self.k, self.num_chunks)
 
     @property
     def primary_metric(self) -> str:
-        """The metric that decides which of two results is better."""
+        """The metric that decides which of two results is better: nDCG at the largest k."""
         return f"ndcg@{self.k[-1]}"
 
     @cached_property
     def metrics(self) -> dict[str, float]:
-        """The mean of each metric over the questions: accuracy (hit rate), recall, mrr, ndcg and map, at each k."""
+        """The mean of each metric over all questions: accuracy (hit rate), recall, mrr, ndcg and map, at each k."""
         return {metric: float(values.mean()) for metric, values in self.per_query_metrics.items()}
 
     @cached_property
     def per_query_metrics(self) -> dict[str, NDArray[np.float64]]:
-        """Each metric's value for each question, of shape ``(num_queries,)``, in the order of ``per_query``."""
+        """Each metric for each question, of shape ``(num_queries,)``, in the order of ``per_query``."""
         relevant, retrieved = self.per_query["relevant"][:], self.per_query["retrieved"][:]
         hits = np.zeros((len(relevant), self.k[-1]), dtype=bool)
-        for row, right, found in zip(hits, relevant, retrieved, strict=True):
-            row[: len(found)] = [chunk in right for chunk in found]
-        num_relevant = np.array([len(right) for right in relevant])
+        for row, ids, found in zip(hits, relevant, retrieved, strict=True):
+            row[: len(found)] = [chunk in ids for chunk in found]
+        num_relevant = np.array([len(ids) for ids in relevant])
         return {name: values for k in self.k for name, values in metrics_at_k(hits, num_relevant, k=k).items()}
 
     @cached_property
     def clusters(self) -> NDArray[np.int64]:
-        """The chunk that each question was written for, numbered from 0, of shape ``(num_queries,)``."""
+        """The number of the chunk that each question was written for, from 0, of shape ``(num_queries,)``."""
         number: dict[str, int] = {}
         return np.array([number.setdefault(chunks[0], len(number)) for chunks in self.per_query["relevant"][:]])
 
-    def intervals(self, *, confidence: float = 0.95) -> dict[str, Interval]:
-        """Return the confidence interval of each metric; questions about one chunk count as one observation.
-
-        Args:
-            confidence: The level.
-        """
+    def intervals(self, *, confidence_level: float = 0.95) -> dict[str, Interval]:
+        """Return the confidence interval of each metric; questions about one chunk are not independent observations."""
         values = np.stack(list(self.per_query_metrics.values()), axis=1)
-        bounds = mean_intervals(values, self.clusters, confidence=confidence)
+        bounds = mean_intervals(values, self.clusters, confidence_level=confidence_level)
         return {
             metric: Interval(float(low), float(high))
             for metric, low, high in zip(self.per_query_metrics, *bounds, strict=True)
         }
 
     def misses(self, k: int = 10) -> Dataset:
-        """Return the rows of ``per_query`` whose right chunk is not among the first ``k``.
+        """Return the rows of ``per_query`` that have no relevant chunk among the first ``k``.
 
         Raises:
-            ValueError: If the ranking was not looked at so far down.
+            ValueError: If ``k`` is beyond ``depth``.
         """
         if not 1 <= k <= self.depth:
             raise ValueError(f"k={k} is out of range: ranks are known from 1 to {self.depth}.")
@@ -135,7 +131,7 @@ class Evaluation:
         return self.per_query.select([i for i, rank in enumerate(ranks) if rank is None or rank > k])
 
     def save(self, path: str | Path) -> None:
-        """Write the result to a JSON file, questions and ids included; the chunks' texts are not in it."""
+        """Write the result to a JSON file, with the texts of the questions, but not of the chunks."""
         content = {
             "name": self.name,
             "split": self.split,
@@ -144,7 +140,7 @@ class Evaluation:
             "fingerprint": self.fingerprint,
             "model": self.model,
             "approximate": self.approximate,
-            "metrics": self.metrics,  # for other readers; `load` computes them
+            "metrics": self.metrics,  # for other programs; `load` computes them again
             "per_query": self.per_query.to_dict(),
         }
         replace_file(path, json.dumps(content))
@@ -154,14 +150,14 @@ class Evaluation:
         """Read what `save` wrote.
 
         Raises:
-            ValueError: If the file holds no evaluation.
+            ValueError: If the file does not contain an evaluation.
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
         except json.JSONDecodeError as err:
-            raise ValueError(f"{path} is no JSON file, or was cut off: {err}.") from err
+            raise ValueError(f"{path} is not valid JSON, or is truncated: {err}.") from err
         if not isinstance(content, dict) or "per_query" not in content:
-            raise ValueError(f"{path} holds no evaluation. Give a file that Evaluation.save wrote.")
+            raise ValueError(f"{path} does not contain an evaluation. Pass a file that Evaluation.save wrote.")
         return cls(
             name=content["name"],
             split=content["split"],

@@ -1,78 +1,108 @@
-"""The gate: what a new model has to show before it may take the place of the old one."""
+"""The gate: what a new model has to show before it may replace the old one."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embedtune.evaluation.evaluator import Evaluation, TopKEvaluator
+from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.forgetting import check_forgetting
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.improvement.round_data import HELD_OUT, LOCKED
 from embedtune.improvement.rounds import Candidate, Check
+from embedtune.retrieval.encoders import ModelEncoder
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    import numpy as np
+    from numpy.typing import NDArray
 
     from embedtune.dataset import RetrievalDataset
+    from embedtune.evaluation.result import Evaluation
+    from embedtune.types import Encoder
+
+Results = dict[str, "Evaluation"]
 
 
-@dataclass
+@dataclass(frozen=True)
+class RememberingEncoder(ModelEncoder):
+    """A `ModelEncoder` that encodes the same documents only once."""
+
+    _known: dict[tuple[str, ...], NDArray[np.float32]] = field(default_factory=dict, repr=False)
+
+    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """Return one vector a document, of shape ``(num_texts, dim)``."""
+        key = tuple(texts)
+        if key not in self._known:
+            self._known[key] = super().encode_documents(texts)
+        return self._known[key]
+
+
 class Gate:
-    """Holds candidates against the old model, on the same questions.
+    """Compares candidates with the old model on the same questions. Each model encodes the corpus only once.
 
-    Attributes:
+    Args:
         old: The model that serves.
         data: The data of the round.
-        k: Questions whose right chunk is not among the first ``k`` are misses.
-        max_loss: How much nDCG the locked test may lose at worst: the lower bound of its interval is held against it.
+        k: A question is a miss if it has no relevant chunk among the first ``k``.
+        max_loss: How much nDCG the locked test may lose, at the lower bound of the interval of the difference.
     """
 
-    old: SentenceTransformer
-    data: RetrievalDataset
-    k: int
-    max_loss: float
-    _before: dict[str, Evaluation] = field(default_factory=dict)
+    def __init__(self, old: RememberingEncoder, data: RetrievalDataset, *, k: int, max_loss: float) -> None:
+        self.old = old
+        self.max_loss = max_loss
+        self.k = k
+        self._evaluators = {
+            split: TopKEvaluator(data, split, k=(k,)) for split in ("dev", HELD_OUT, LOCKED) if split in data.qrels
+        }
+        self.before: Results = self.evaluate(old, "old")
 
-    def judge(self, model: SentenceTransformer, name: str, folder: Path) -> Candidate:
-        """Check a candidate, and keep the evaluations in a folder."""
-        return Candidate(name, tuple(self._checks(model, name, folder)))
+    def evaluate(self, model: RememberingEncoder, name: str) -> Results:
+        """Return the result for each split of the round."""
+        return {split: evaluator.evaluate(model, name=name) for split, evaluator in self._evaluators.items()}
 
-    def _checks(self, model: SentenceTransformer, name: str, folder: Path) -> Iterator[Check]:
-        yield self._misses(self._compare(HELD_OUT, model, name, folder))
-        yield self._locked_test(self._compare(LOCKED, model, name, folder))
-        yield forgetting_check(self.old, model)
+    def judge(self, model: Encoder, after: Results, folder: Path) -> Candidate:
+        """Check a candidate by its results, and save them in a folder.
 
-    def _compare(self, split: str, model: SentenceTransformer, name: str, folder: Path) -> Verdict:
-        evaluator = TopKEvaluator(self.data, split, k=(self.k,))
-        if split not in self._before:
-            self._before[split] = evaluator.evaluate(self.old, name="old")
-            self._before[split].save(folder / f"{split}-old.json")
-        after = evaluator.evaluate(model, name=name)
-        after.save(folder / f"{split}-{name.partition(' ')[0]}.json")
-        return compare(self._before[split], after)
-
-    def _misses(self, verdict: Verdict) -> Check:
-        """Fewer misses, and a difference of the nDCG that is no chance."""
-        before, after = len(verdict.before.misses(self.k)), len(verdict.after.misses(self.k))
-        return Check(
-            "questions held out from the log",
-            passed=verdict.decision == "better" and after <= before,
-            detail=f"{before} -> {after} misses of {verdict.num_queries}. {verdict.sentence}",
+        Args:
+            model: The candidate.
+            after: What `evaluate` returned for it.
+            folder: The folder of the round.
+        """
+        for split in (HELD_OUT, LOCKED):
+            for results, label in ((self.before, "old"), (after, after[split].name.partition(" ")[0])):
+                results[split].save(folder / f"{split}-{label}.json")
+        held_out, locked = (compare(self.before[split], after[split]) for split in (HELD_OUT, LOCKED))
+        checks = (
+            held_out_check(held_out, k=self.k),
+            locked_check(locked, max_loss=self.max_loss),
+            forgetting_check(self.old, model),
         )
-
-    def _locked_test(self, verdict: Verdict) -> Check:
-        low = verdict.metrics[verdict.primary_metric].low
-        return Check(
-            "locked test",
-            passed=low >= -self.max_loss,
-            detail=f"at worst {low:+.3f}, and {-self.max_loss:+.3f} would do. {verdict.sentence}",
-        )
+        return Candidate(after[LOCKED].name, checks)
 
 
-def forgetting_check(old: SentenceTransformer, new: SentenceTransformer) -> Check:
-    """Pass a model whose interval excludes that it lost general knowledge, see `check_forgetting`."""
+def held_out_check(verdict: Verdict, *, k: int) -> Check:
+    """Pass a model that has no more misses and a significantly higher nDCG on the held-out questions of the log."""
+    before, after = len(verdict.before.misses(k)), len(verdict.after.misses(k))
+    return Check(
+        "questions held out from the log",
+        passed=verdict.decision == "better" and after <= before,
+        detail=f"{before} -> {after} misses of {verdict.num_queries}. {verdict.sentence}",
+    )
+
+
+def locked_check(verdict: Verdict, *, max_loss: float) -> Check:
+    """Pass a model whose loss on the locked test is at most ``max_loss``, at the lower bound of the interval."""
+    low = verdict.metrics[verdict.primary_metric].low
+    return Check(
+        "locked test",
+        passed=low >= -max_loss,
+        detail=f"lower bound {low:+.3f}, required {-max_loss:+.3f}. {verdict.sentence}",
+    )
+
+
+def forgetting_check(old: Encoder, new: Encoder) -> Check:
+    """Pass a model that provably remembers general knowledge, see `check_forgetting`."""
     found = check_forgetting(old, new)
     return Check("general knowledge", passed=found.decision == "remembers", detail=found.sentence)

@@ -1,32 +1,34 @@
-"""Do the right chunks that a log names look right? A wrong one is usually about something else altogether."""
+"""A check for random labels: the relevant chunk of a question rarely ranks in the lower half of the corpus."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 from scipy import stats
 
+from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.retrieve import retrieve
+
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embedtune.retrieval.retriever import Retriever
+    from embedtune.types import Encoder
 
-# A chunk drawn at random is in the lower half of two unrelated rankings every fourth time.
+# A random chunk is in the lower half of two independent rankings with probability 1/4.
 _SHARE_OF_RANDOM_LABELS = 0.25
 _SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class LabelCheck:
-    """How many labels look as if they were drawn at random.
+    """How many labels seem to be random.
 
     Attributes:
-        doubtful: The positions of questions whose right chunk is in the lower half of the corpus, by meaning and by words.
-        num_labels: How many questions were looked at.
+        doubtful: The positions of the questions whose relevant chunk is in the lower half of both rankings.
+        num_labels: The number of questions.
     """
 
     doubtful: tuple[int, ...]
@@ -34,43 +36,49 @@ class LabelCheck:
 
     @property
     def share_wrong(self) -> float:
-        """How many of the labels would be wrong if all doubtful ones were random: an upper estimate, for misses are hard."""
+        """The share of wrong labels if all doubtful ones were random: an upper estimate, as misses are hard to find."""
         return min(1.0, len(self.doubtful) / self.num_labels / _SHARE_OF_RANDOM_LABELS)
 
     def exceeds(self, share: float) -> bool:
-        """Say whether more than that share is wrong, beyond what is chance (one-sided binomial test)."""
+        """Return whether significantly more than that share is wrong (one-sided binomial test)."""
         expected = share * _SHARE_OF_RANDOM_LABELS
         test = stats.binomtest(len(self.doubtful), self.num_labels, expected, alternative="greater")
         return bool(test.pvalue < _SIGNIFICANCE)
 
 
-def check_labels(retriever: Retriever, questions: Sequence[str], chunk_ids: Sequence[Sequence[str]]) -> LabelCheck:
-    """Look where the named chunks of some questions are in a ranking by vectors and in one by words.
+def check_labels(
+    encoder: Encoder, corpus: Mapping[str, str], questions: Sequence[str], chunk_ids: Sequence[Sequence[str]]
+) -> LabelCheck:
+    """Look up the ranks of the labelled chunks in a ranking by vectors and in one by words (BM25).
 
     Args:
-        retriever: Over all chunks.
+        encoder: The model.
+        corpus: The texts of all chunks, by id.
         questions: The questions.
-        chunk_ids: The chunks that are said to answer each, of which the best-placed counts.
+        chunk_ids: The labels of each question, of which the best-ranked one counts.
 
     Example:
         >>> import embedtune as et
-        >>> texts = ["Turn the key.", "Oil the hinge.", "Feed the cat.", "Paint the door."]
-        >>> chunks = [et.Chunk(f"{i}#0", str(i), text, 0, len(text)) for i, text in enumerate(texts)]
-        >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
-        >>> check_labels(retriever, ["What does the cat get?", "Which way does the key turn?"], [["2#0"], ["3#0"]]).doubtful
+        >>> from embedtune.retrieval.encoders import ModelEncoder
+        >>> corpus = {"key": "Turn the key.", "door": "Oil the hinge.", "cat": "Feed the cat.", "paint": "Paint the door."}
+        >>> questions = ["What does the cat get?", "Which way does the key turn?"]
+        >>> encoder = ModelEncoder(et.load_model("minilm", device="cpu"))
+        >>> check_labels(encoder, corpus, questions, [["cat"], ["paint"]]).doubtful
         (1,)
     """
-    index = retriever.index
-    size = len(index)
-    rows = [[index.position_of[chunk] for chunk in chunks] for chunks in chunk_ids]
-    rankings = [retriever.with_word_weight(weight).rank(questions, index.texts(), size)[0] for weight in (0, math.inf)]
-    best = np.min([_best_ranks(ranking, rows, size) for ranking in rankings], axis=0)
-    return LabelCheck(tuple(np.flatnonzero(best > size / 2).tolist()), len(questions))
+    corpus = dict(sorted(corpus.items()))  # as in an evaluation, so that an encoder that remembers vectors reuses them
+    queries = {str(i): question for i, question in enumerate(questions)}
+    place = {chunk: i for i, chunk in enumerate(corpus)}
+    rows = [[place[chunk] for chunk in chunks] for chunks in chunk_ids]
+    by_vectors, by_words = (retrieve(one, queries, corpus, len(corpus)).positions for one in (encoder, BM25()))
+    best = np.minimum(_best_ranks(by_vectors, rows), _best_ranks(by_words, rows))
+    return LabelCheck(tuple(np.flatnonzero(best > len(corpus) / 2).tolist()), len(questions))
 
 
-def _best_ranks(positions: NDArray[np.int64], rows: Sequence[Sequence[int]], size: int) -> NDArray[np.int64]:
-    """Return the rank of the best-placed chunk of each question, from 1; chunks that are not ranked come last."""
+def _best_ranks(positions: NDArray[np.int64], rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
+    """Return the rank of the best-ranked label of each question, from 1; chunks that are not ranked come last."""
+    size = positions.shape[1]
     ranks = np.full((len(rows), size), size)
     questions, places = np.nonzero(positions >= 0)
     ranks[questions, positions[questions, places]] = places + 1
-    return np.array([ranks[i, chunks].min() for i, chunks in enumerate(rows)])
+    return np.array([ranks[i, labels].min() for i, labels in enumerate(rows)])

@@ -1,18 +1,18 @@
-"""What one round of improvement trains on, and what it is measured on: no question is ever both."""
+"""The data of one round of improvement: no question is both trained on and evaluated."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from datasets import Dataset
 
 from embedtune.dataset import RetrievalDataset
 from embedtune.dataset.groups import near_duplicate_pairs
-from embedtune.serving.feedback import LoggedQuestion, questions_of
+from embedtune.serving.feedback import LoggedQuestion, digest_of, distinct_questions, record_of
 from embedtune.text import same_question
 from embedtune.types import Question
 
@@ -23,12 +23,12 @@ _Answers = dict[str, tuple[str, ...]]
 
 @dataclass(frozen=True)
 class RoundData:
-    """The data of a round, and an account of what became of the log.
+    """The data of a round, and how the questions of the log were used.
 
     Attributes:
         data: Splits ``train`` (new pairs and replayed ones), ``dev``, ``test`` (locked) and ``log_held_out``.
         new: The ids of the questions in ``train`` that come from the log.
-        counts: How many questions went where, by what happened to them.
+        counts: The number of questions by use.
     """
 
     data: RetrievalDataset
@@ -37,9 +37,10 @@ class RoundData:
 
 
 def hash_of_test(data: RetrievalDataset) -> str:
-    """Return the SHA-256 of the locked test: its questions, sorted by id, and the chunks that answer them."""
-    texts = data.query_texts
-    rows = [[query, texts[query], sorted(chunks)] for query, chunks in sorted(data.relevant(LOCKED).items())]
+    """Return the SHA-256 of the locked test: its questions, sorted by id, and the texts of their relevant chunks."""
+    texts, corpus = data.query_texts, data.corpus_texts
+    relevant = sorted(data.relevant(LOCKED).items())
+    rows = [[query, texts[query], sorted(corpus[chunk] for chunk in chunks)] for query, chunks in relevant]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -53,24 +54,25 @@ def build_round_data(
     replay: float,
     seed: int,
 ) -> RoundData:
-    """Put the pairs of the log and pairs of old together.
+    """Combine the questions of the log with earlier training questions.
 
-    A question of the log goes to its side by a hash of its text, so it stays there from round to round; questions that
-    nearly repeat each other go together. What was trained on in an earlier round is never held out again. What the locked
-    test asks, and what is asked about the test's documents (where the dataset was split by document), is not used at all.
+    The side of a question of the log follows from a hash of its text, so it is the same in every round; near duplicates are
+    on the same side. Questions that an earlier round trained on are never held out. Questions of the locked test, and
+    questions about its documents (if the dataset was split by document), are not used.
 
     Args:
         data: The dataset, with a ``test`` split, and a ``train`` split to replay.
         logged: The log.
-        trained_before: The questions that any earlier round trained on, as `same_question` returns them.
-        held_out_size: Share of the log's questions to measure with.
-        dev_size: Share of the log's questions to choose the checkpoint and the merge by.
-        replay: How many old training questions to repeat for each new one.
-        seed: Draws the replayed questions.
+        trained_before: The questions that any earlier round trained on, as returned by `same_question`.
+        held_out_size: Share of the log's questions to evaluate with.
+        dev_size: Share of the log's questions to choose the checkpoint and the merge with.
+        replay: How many earlier training questions to repeat for each new one.
+        seed: Seed of the draw of replayed questions.
     """
     tested = {same_question(data.query_texts[query]) for query in data.relevant(LOCKED)}
-    questions, counts = _usable(data, logged, tested)
-    confirmed = {question.id for question in questions_of([one for one in logged if one.is_confirmed])}
+    distinct = distinct_questions(logged)
+    confirmed = {record_of(one).id for one in distinct if one.is_confirmed}
+    questions, counts = _usable(data, distinct, tested)
     side_of = _sides(questions, trained_before, held_out_size=held_out_size, dev_size=dev_size)
     sides: dict[str, list[Question]] = {"train": [], "dev": [], HELD_OUT: []}
     for question in questions:
@@ -88,9 +90,9 @@ def build_round_data(
     }
     counts |= {
         "trained on": len(sides["train"]),
-        "for choosing the checkpoint": len(sides["dev"]),
+        "used to choose the checkpoint": len(sides["dev"]),
         "held out": len(sides[HELD_OUT]),
-        "answered, and not held out": len(questions) - sum(map(len, sides.values())),
+        "not confirmed, not held out": len(questions) - sum(map(len, sides.values())),
         "replayed": len(replayed),
     }
     texts = data.query_texts | {question.id: question.text for question in questions}
@@ -100,16 +102,20 @@ def build_round_data(
 def _usable(
     data: RetrievalDataset, logged: Sequence[LoggedQuestion], tested: Collection[str]
 ) -> tuple[list[Question], dict[str, int]]:
-    """Return the questions of the log that may be used, in the order of their ids, and why others may not."""
-    corpus, forbidden = data.corpus_texts, _chunks_of_tested_documents(data)
+    """Return the questions of the log that may be used, in the order of their ids, and the counts of the others."""
+    forbidden = _chunks_of_tested_documents(data)
+    digests = {chunk: digest_of(text) for chunk, text in data.corpus_texts.items()}
+    ids = {digest: chunk for chunk, digest in reversed(digests.items())}
     usable = []
     counts = dict.fromkeys(
         ("asked in the locked test", "about a document of the locked test", "about unknown chunks"), 0
     )
-    for question in sorted(questions_of(logged), key=lambda question: question.id):
+    for one in sorted(logged, key=lambda one: record_of(one).id):
+        current = [_current_id(chunk, one.digests.get(chunk), digests, ids) for chunk in one.chunk_ids]
+        question = replace(record_of(one), chunk_ids=tuple(chunk for chunk in current if chunk is not None))
         if same_question(question.text) in tested:
             counts["asked in the locked test"] += 1
-        elif not set(question.chunk_ids) <= corpus.keys():
+        elif None in current:
             counts["about unknown chunks"] += 1
         elif forbidden & set(question.chunk_ids):
             counts["about a document of the locked test"] += 1
@@ -120,8 +126,15 @@ def _usable(
     return [question for question in usable if question.id not in near], counts
 
 
+def _current_id(chunk: str, digest: str | None, digests: Mapping[str, str], ids: Mapping[str, str]) -> str | None:
+    """Return the id of a logged chunk in the corpus, where its text may have moved to another id, or None."""
+    if digest is None or digests.get(chunk) == digest:
+        return chunk if chunk in digests else None
+    return ids.get(digest)
+
+
 def _near_the_test(questions: Sequence[Question], data: RetrievalDataset) -> set[str]:
-    """Return the ids of the questions that nearly repeat one of the locked test."""
+    """Return the ids of the questions that are near duplicates of one in the locked test."""
     tested = [
         Question(query, data.query_texts[query], tuple(chunks)) for query, chunks in data.relevant(LOCKED).items()
     ]
@@ -130,16 +143,16 @@ def _near_the_test(questions: Sequence[Question], data: RetrievalDataset) -> set
 
 
 def _repetitions(questions: Sequence[Question]) -> list[tuple[int, int]]:
-    """Return the pairs of positions that ask nearly the same, in words and in what answers them.
+    """Return the pairs of positions of near duplicates: similar words and a common relevant chunk.
 
-    Words alone would not do: "How do I open the L15?" is another question than "How do I open the L20?".
+    Similar words are not enough: "How do I open the L15?" and "How do I open the L20?" are different questions.
     """
     pairs = near_duplicate_pairs([question.text for question in questions])
     return [(i, j) for i, j in pairs if set(questions[i].chunk_ids) & set(questions[j].chunk_ids)]
 
 
 def _chunks_of_tested_documents(data: RetrievalDataset) -> set[str]:
-    """Return the chunks of the documents that were kept for the test, with what nearly repeats them."""
+    """Return the chunks of the documents of the test, and of their near duplicates."""
     if data.split_by != "document" or "document_group" not in data.corpus.column_names:
         return set()
     group_of = dict(zip(data.corpus["_id"][:], data.corpus["document_group"][:], strict=True))
@@ -150,7 +163,7 @@ def _chunks_of_tested_documents(data: RetrievalDataset) -> set[str]:
 def _sides(
     questions: Sequence[Question], trained_before: Collection[str], *, held_out_size: float, dev_size: float
 ) -> dict[str, str]:
-    """Return the side of each question's id."""
+    """Return the side of each question, by id."""
     leader = {question.id: question.id for question in questions}
     for i, j in _repetitions(questions):
         first, second = leader[questions[i].id], leader[questions[j].id]
@@ -169,7 +182,7 @@ def _answers(questions: Iterable[Question]) -> _Answers:
 
 
 def _others(data: RetrievalDataset, split: str, taken: Collection[str]) -> _Answers:
-    """Return the questions of a split that are not taken, and what answers them."""
+    """Return the questions of a split that are not taken, with their relevant chunks."""
     relevant = data.relevant(split) if split in data.qrels else {}
     texts = data.query_texts
     return {query: tuple(chunks) for query, chunks in relevant.items() if same_question(texts[query]) not in taken}

@@ -1,4 +1,4 @@
-"""Rounds of improvement on disk: each with its data, model and verdict, and one small file that says which one serves."""
+"""Rounds of improvement on disk: each with its data, model and evaluations, and one small file that says which one serves."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ Status = Literal["start", "accepted", "rejected"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that a new model has to show.
+    """One check of a new model.
 
     Attributes:
-        name: What was looked at.
-        passed: Whether it holds.
+        name: What was checked.
+        passed: Whether the model passed.
         detail: The figures, in a sentence.
     """
 
@@ -37,11 +37,11 @@ class Check:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model that was tried in a round.
+    """A model that was judged in a round.
 
     Attributes:
-        name: ``"tuned"``, or ``"merged"`` with the weight that the tuned model has in it.
-        checks: What it showed, one of which failed unless it was accepted.
+        name: ``"tuned"``, or ``"merged"`` with the weight of the tuned model.
+        checks: The result of each check.
     """
 
     name: str
@@ -49,25 +49,25 @@ class Candidate:
 
     @property
     def passed(self) -> bool:
-        """Whether it showed everything."""
+        """Whether it passed all checks."""
         return all(check.passed for check in self.checks)
 
 
 @dataclass(frozen=True, repr=False)
 class Round:
-    """A round of improvement, or the model that the first one began with. Printing it shows the report.
+    """A round of improvement, or the initial model. Printing it shows the report.
 
     Attributes:
         path: Its folder: ``model``, ``data`` and the evaluations.
-        number: Its number, counted from 0, the start.
-        parent: The round whose model it began with; None for the start.
+        number: Its number; 0 is the initial model.
+        parent: The round whose model it started from; None for the initial model.
         status: ``"start"``, ``"accepted"`` or ``"rejected"``.
-        candidates: The models that were tried, in order; the last one lies in ``model``.
-        counts: How many questions went where.
-        model_fingerprint: Of the model in ``model``.
-        test_hash: Of the locked test, see `hash_of_test`.
+        candidates: The models that were judged, in order; the last one is saved in ``model``.
+        counts: The number of questions by use.
+        model_fingerprint: Fingerprint of the model in ``model``.
+        test_hash: Hash of the locked test (see `hash_of_test`).
         created: When it was finished, in UTC.
-        settings: What it was run with.
+        settings: The arguments of the round.
     """
 
     path: Path
@@ -83,7 +83,7 @@ class Round:
 
     @property
     def accepted(self) -> bool:
-        """Whether its model is better than its parent's by every check."""
+        """Whether its model passed every check."""
         return self.status == "accepted"
 
     @property
@@ -92,23 +92,23 @@ class Round:
         return self.path / "model"
 
     def load_model(self, **options: Any) -> SentenceTransformer:
-        """Load its model, with the options of `load_model`."""
+        """Load its model, with the arguments of `load_model`."""
         return load_model(self.model_path, **options)
 
     def load_data(self) -> RetrievalDataset:
-        """Load what it was trained on and measured with."""
+        """Load the data that it was trained and evaluated on."""
         return RetrievalDataset.load_from_disk(self.path / "data")
 
     def __repr__(self) -> str:
         lines = [f"Round {self.number}: {self.status}" + (f" (from {self.parent})" if self.parent is not None else "")]
         lines += [f"  {label:<44} {number:>6}" for label, number in self.counts.items()]
         for candidate in self.candidates:
-            lines += [f"{candidate.name}: {'passed' if candidate.passed else 'refused'}"]
+            lines += [f"{candidate.name}: {'passed' if candidate.passed else 'failed'}"]
             lines += [f"  {'+' if check.passed else '-'} {check.name}: {check.detail}" for check in candidate.checks]
         return "\n".join(lines)
 
     def save(self) -> None:
-        """Write the record, last of all: a round without it is not finished, and counts for nothing."""
+        """Write the record, as the last step: a round without it is unfinished and ignored."""
         content = asdict(self) | {"path": None}
         replace_file(self.path / RECORD, json.dumps(content, indent=2) + "\n")
 
@@ -125,8 +125,7 @@ class Round:
 class Rounds:
     """All rounds in a folder, and which of them serves.
 
-    The switch from one model to another is the replacement of one small file, so a reader sees the old one or the new one,
-    and a crash at any time leaves the old one.
+    Switching models replaces one small file, so readers see the old or the new model, and after a crash the old one serves.
 
     Args:
         folder: The folder that `improve` works in.
@@ -143,11 +142,13 @@ class Rounds:
     def __getitem__(self, number: int) -> Round:
         path = self._path(number)
         if not (path / RECORD).exists():
-            raise ValueError(f"{self.folder} has no finished round {number}, only {[r.number for r in self.all()]}.")
+            raise ValueError(
+                f"{self.folder} has no finished round {number}. Choose one of {[r.number for r in self.all()]}."
+            )
         return Round.load(path)
 
     def all(self) -> list[Round]:
-        """Return every finished round, the start first; one that was interrupted is left out."""
+        """Return every finished round in order, the initial model first; interrupted rounds are left out."""
         return [Round.load(record.parent) for record in sorted(self.folder.glob(f"[0-9]*/{RECORD}"))]
 
     @property
@@ -159,7 +160,9 @@ class Rounds:
         """
         pointer = self.folder / POINTER
         if not pointer.exists():
-            raise FileNotFoundError(f"No model serves from {self.folder} yet: improve(..., folder=...) sets it up.")
+            raise FileNotFoundError(
+                f"{self.folder} has no rounds yet. Create the first one with improve(..., output_dir=...)."
+            )
         return self[json.loads(pointer.read_text(encoding="utf-8"))["round"]]
 
     def switch_to(self, number: int) -> Round:
@@ -170,23 +173,23 @@ class Rounds:
         """
         chosen = self[number]
         if chosen.status == "rejected":
-            raise ValueError(f"Round {number} was rejected, so its model does not serve. Its report says why.")
+            raise ValueError(f"Round {number} was rejected, so its model must not serve. Print the round to see why.")
         replace_file(self.folder / POINTER, json.dumps({"round": number}) + "\n")
         return chosen
 
     def roll_back(self) -> Round:
-        """Let the model that the current one was made from serve again, and return its round.
+        """Let the parent of the current model serve again, and return its round.
 
         Raises:
-            ValueError: If the current model is the one that everything began with.
+            ValueError: If the current model is the initial one.
         """
         parent = self.current.parent
         if parent is None:
-            raise ValueError("The model that everything began with serves already. There is nothing to go back to.")
+            raise ValueError("The initial model serves already, so there is no round to roll back to.")
         return self.switch_to(parent)
 
     def new_folder(self) -> tuple[int, Path]:
-        """Make the folder of the next round, which no other process can make as well."""
+        """Create the folder of the next round; of several processes only one gets it."""
         self.folder.mkdir(parents=True, exist_ok=True)
         number = max((int(path.name) for path in self.folder.glob("[0-9]*")), default=-1) + 1
         while True:

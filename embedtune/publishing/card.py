@@ -123,7 +123,7 @@ def _verdict_section(verdict: Verdict, folder: Path, number: int) -> str:
         verdict.before.name,
         verdict.after.name,
         "difference",
-        f"{verdict.confidence:.0%} interval",
+        f"{verdict.confidence_level:.0%} interval",
         *names,
     ]
     lines = [

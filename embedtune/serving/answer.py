@@ -1,4 +1,4 @@
-"""Answers from what a retriever found, with the chunks they rest on, or the admission that it is not there."""
+"""Answers from retrieved chunks, with citations, or the statement that the documents do not contain the answer."""
 
 from __future__ import annotations
 
@@ -23,24 +23,24 @@ SCHEMA = schema_of(
     }
 )
 
-# A chunk below those that were shown is a near miss; without knowing that, a miss cannot be told from one.
+# Chunks are logged beyond those shown to the model, to distinguish near misses from misses.
 LOGGED_DEPTH = 10
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What came of a question, with everything that led to it.
+    """The result of `answer`, with everything that led to it.
 
     Attributes:
         question: The question.
-        outcome: ``"answered"``; ``"not in the documents"``, as the model says; or ``"failed"``: no usable reply.
+        outcome: ``"answered"``; ``"not in the documents"``, according to the model; or ``"failed"``: the reply is not usable.
         text: The answer, or an empty string.
-        cited: The ids of the chunks that the answer rests on.
+        cited: The ids of the chunks that the answer cites.
         hits: The chunks that the model was shown, best first.
-        prompt: What it was asked.
-        completion: What it replied.
+        prompt: The prompt.
+        completion: The reply of the model.
         problem: What is wrong with the reply (``"refused"``, ``"malformed"``, ``"cites no passage"``), or an empty string.
-        number: Its number in the feedback log, where it was recorded.
+        number: Its number in the feedback log, if it was recorded.
     """
 
     question: str
@@ -57,22 +57,22 @@ class Answer:
 def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
     """Find the chunks for a question and let a language model answer from them.
 
-    The same as the three steps: ``retriever.search``, `build_prompt` and `ask_llm`. Passages
-    are numbered and put in tags that no document can close; the model has no tools, so the worst that a document can do
-    is to spoil the answers that show it.
+    It runs three steps: ``retriever.search``, `build_prompt` and `ask_llm`. Passages are numbered
+    and put in tags that no document can close. The model has no tools, so a malicious document can at most spoil the answers
+    that use it.
 
     Args:
         question: The question.
         retriever: Finds the chunks.
         llm: An `AnthropicLLM`, `OpenAILLM`, `TransformersLLM`, or any object of the protocol `LLM`.
         k: How many chunks to show.
-        feedback: Where to record the question and what was found.
+        feedback: The log in which the question and the hits are recorded.
 
     Raises:
         ValueError: If the question is empty, or ``k`` less than 1.
-        TemporaryError: If the model cannot be reached; three tries were made.
+        TemporaryError: If the model cannot be reached after three attempts.
         RequestError: If it refuses the request.
-        GenerationStoppedError: If no request can work: a wrong key, an empty account.
+        GenerationStoppedError: If no request can succeed: a wrong key, an empty account.
 
     Example:
         >>> import embedtune as et
@@ -90,7 +90,7 @@ def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedbac
         ('answered', 'Press both buttons.', ('a#0',))
     """
     if k < 1:
-        raise ValueError(f"k={k}: show the model at least 1 chunk.")
+        raise ValueError(f"k={k} must be at least 1.")
     found = retriever.search(question, k=max(k, LOGGED_DEPTH))
     prompt = build_prompt(question, found[:k])
     reply = ask_llm(prompt, llm, question=question, hits=found[:k])
@@ -101,12 +101,12 @@ def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedbac
 
 
 def build_prompt(question: str, hits: Sequence[Hit]) -> Prompt:
-    """Put the chunks that were found and the question into a prompt: the third step of `answer`."""
+    """Put the chunks and the question into a prompt: the third step of `answer`."""
     return prompt_with_passages(instructions("answer"), question, hits, schema=SCHEMA)
 
 
 def ask_llm(prompt: Prompt, llm: LLM, *, question: str, hits: Sequence[Hit]) -> Answer:
-    """Let a language model reply to a prompt of `build_prompt`, and read its reply: the fourth step of `answer`."""
+    """Send a prompt of `build_prompt` to a language model and parse its reply: the fourth step of `answer`."""
     completion = ask(llm, prompt)
     found = object_in(completion)
     outcome = found.get("outcome") if found else None

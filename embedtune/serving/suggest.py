@@ -1,4 +1,4 @@
-"""Which chunk should have been found: candidates from a wider search, judged by a language model or shown to a person."""
+"""Which chunk should have been found? Candidates from a wider search, judged by a language model or a person."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Suggestion:
     Attributes:
         question: The question.
         candidates: What a wide search found, most likely first.
-        chunk_ids: Those that the judge chose, the best one first; None without a judge, or without a usable reply.
+        chunk_ids: Those that the judge chose, the best one first; None without a judge or a usable reply.
         judge: The language model's name, or an empty string.
     """
 
@@ -36,6 +36,12 @@ class Suggestion:
     candidates: tuple[Hit, ...]
     chunk_ids: tuple[str, ...] | None = None
     judge: str = ""
+
+    @property
+    def chosen(self) -> list[Hit] | None:
+        """The hits of `chunk_ids`."""
+        by_id = {hit.id: hit for hit in self.candidates}
+        return None if self.chunk_ids is None else [by_id[chunk] for chunk in self.chunk_ids]
 
     def __repr__(self) -> str:
         chosen = set(self.chunk_ids or ())
@@ -58,19 +64,19 @@ class Suggestion:
 def suggest_chunk(question: str, retriever: Retriever, llm: LLM | None = None, *, k: int = 20) -> Suggestion:
     """Look for the chunk that should have been found.
 
-    The candidates are the best of a search by vectors and one by words, each to a depth of 100, joined by reciprocal rank
-    fusion: where one of the two failed, the other may have found it.
+    The candidates come from a search by vectors and one by words, each to a depth of 100, joined by reciprocal rank fusion: if
+    one of them missed the chunk, the other may find it.
 
     Args:
         question: The question.
-        retriever: Where to look.
-        llm: Judges the candidates; without one they are for a person to read.
-        k: How many candidates to show.
+        retriever: The retriever to search.
+        llm: Judges the candidates; without it they are for a person to read.
+        k: The number of candidates.
 
     Raises:
         TemporaryError: If the model cannot be reached.
         RequestError: If it refuses the request.
-        GenerationStoppedError: If no request can work.
+        GenerationStoppedError: If no request can succeed.
 
     Example:
         >>> import embedtune as et
@@ -92,23 +98,23 @@ def suggest_chunk(question: str, retriever: Retriever, llm: LLM | None = None, *
 def label_misses(
     feedback: FeedbackLog, retriever: Retriever, llm: LLM, *, k: int = 20, show_progress_bar: bool | None = None
 ) -> int:
-    """Let a language model name the right chunks of every miss that has none, and return for how many it found one.
+    """Let a language model name the relevant chunks of every miss that has none, and return how many it found one for.
 
-    What it says is recorded in its name, also that no chunk answers a question; the same question is asked once.
+    Its judgement is recorded under its name, also if no chunk answers the question. Equal questions are judged once.
 
     Args:
         feedback: The log.
-        retriever: Where to look.
+        retriever: The retriever to search.
         llm: The judge.
-        k: How many candidates to show it.
-        show_progress_bar: Whether to show progress; by default in a terminal.
+        k: The number of candidates.
+        show_progress_bar: Whether to show the progress; by default in a terminal only.
     """
     open_misses = [miss for miss in feedback.misses() if miss.named is None]
-    chosen: dict[str, tuple[str, ...] | None] = {}
+    chosen: dict[str, list[Hit] | None] = {}
     hidden = None if show_progress_bar is None else not show_progress_bar
     for miss in tqdm(open_misses, desc="Judging", unit="question", disable=hidden):
         if miss.text not in chosen:
-            chosen[miss.text] = suggest_chunk(miss.text, retriever, llm, k=k).chunk_ids
+            chosen[miss.text] = suggest_chunk(miss.text, retriever, llm, k=k).chosen
         named = chosen[miss.text]
         if named is not None:
             feedback.name_chunks(miss.number, named, by=llm.name)

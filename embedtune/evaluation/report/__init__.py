@@ -1,1 +1,1 @@
-"""A verdict to look at: one HTML file for everyone, and a figure for notebooks and papers."""
+"""A verdict as a self-contained HTML file, and as a figure."""

@@ -1,4 +1,4 @@
-"""The training curve: the loss and the dev split's metric over the epochs, as lines on a plane from 0 to 100."""
+"""The training curve: the loss and the metric on the dev split over the epochs, in coordinates from 0 to 100."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ Log = Sequence[Mapping[str, Any]]
 
 
 class Line(NamedTuple):
-    """One logged quantity; the points are percent from the left and from the top."""
+    """One logged quantity; points are in percent from the left and from the top."""
 
     name: str
     values: list[tuple[float, float]]
@@ -18,7 +18,7 @@ class Line(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Lines that share their axes; ticks are a position in percent and a label."""
+    """Lines with common axes; a tick is a position in percent and a label."""
 
     title: str
     lines: list[Line]
@@ -27,11 +27,11 @@ class Panel(NamedTuple):
 
 
 def panels_of(log_history: Log, metric: str) -> list[Panel]:
-    """Draw what a trainer logged.
+    """Return the panels for the log of a trainer.
 
     Args:
         log_history: ``trainer.state.log_history``.
-        metric: The metric that decides, ``"ndcg@10"`` for instance; every evaluator's is drawn.
+        metric: The primary metric, ``"ndcg@10"`` for instance; it is drawn for every evaluator.
     """
     losses = {"training": "loss", "evaluation": "eval_loss"}
     metrics = {
@@ -66,7 +66,7 @@ def _panel(title: str, log_history: Log, keys: Mapping[str, str]) -> Panel | Non
 
 
 def _values(log_history: Log, key: str) -> list[tuple[float, float]]:
-    """Return epoch and value wherever both are finite numbers; a loss can be NaN."""
+    """Return epoch and value of each row in which both are finite; a loss can be NaN."""
     return [
         (float(row["epoch"]), float(row[key]))
         for row in log_history

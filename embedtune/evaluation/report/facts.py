@@ -1,4 +1,4 @@
-"""What a reader must know to trust a result and to repeat it: the data, the model, the settings and the versions."""
+"""What a reader needs to trust and reproduce a result: the data, the model, the settings and the versions."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer
 
     from embedtune.dataset import RetrievalDataset
-    from embedtune.evaluation.verdict import Verdict
+    from embedtune.evaluation.record import VerdictRecord
 
 Fact: TypeAlias = tuple[str, str]
 
 _SPLIT_KINDS = {
-    "document": "by document: nothing of the documents that are asked about was trained on",
-    "question": "by question: other questions about the same chunks were trained on, so this measures known chunks only",
+    "document": "by document: no question about the documents asked about here was trained on",
+    "question": "by question: other questions about the same chunks were trained on, so this holds for known chunks only",
     "given": "as given with the questions",
 }
 _PACKAGES = ("embedtune", "sentence-transformers", "transformers", "torch", "numpy")
 
-# What decides how a training run ends; the rest are machine and paths.
+# The settings that decide the result of a training run; the others are about the machine and paths.
 _SETTINGS = (
     "seed",
     "data_seed",
@@ -49,12 +49,12 @@ _SETTINGS = (
 )
 
 
-def data_facts(verdict: Verdict, data: RetrievalDataset | None) -> list[Fact]:
-    """Describe what was searched and asked."""
+def data_facts(verdict: VerdictRecord, data: RetrievalDataset | None) -> list[Fact]:
+    """Describe the corpus and the questions."""
     evaluation = verdict.before
     asked = np.unique([chunks[0] for chunks in evaluation.per_query["relevant"][:]], return_counts=True)[1]
     facts = [
-        ("chunks to choose from", f"{verdict.num_chunks:,}"),
+        ("chunks in the corpus", f"{verdict.num_chunks:,}"),
         ("questions", f"{verdict.num_queries:,}, split {evaluation.split!r}"),
         ("chunks asked about", f"{len(asked):,}"),
         ("questions per such chunk", f"{asked.mean():.1f} on average, {asked.max():,} at most"),
@@ -62,23 +62,23 @@ def data_facts(verdict: Verdict, data: RetrievalDataset | None) -> list[Fact]:
     if data is None:
         return facts
     lengths = [len(text) for text in data.corpus_texts.values()]
-    facts.append(("characters per chunk", f"{median(lengths):,.0f} in the middle, {max(lengths):,} at most"))
+    facts.append(("characters per chunk", f"{median(lengths):,.0f} (median), {max(lengths):,} at most"))
     if "document_id" in data.corpus.column_names:
         facts.insert(0, ("documents", f"{len(set(data.corpus['document_id'][:])):,}"))
     facts.append(("split", _SPLIT_KINDS.get(data.split_by, data.split_by)))
     for split in data.splits:
         relevant = data.relevant(split)
-        chunks = {chunk for right in relevant.values() for chunk in right}
+        chunks = {chunk for ids in relevant.values() for chunk in ids}
         facts.append((f"split {split!r}", f"{len(relevant):,} questions about {len(chunks):,} chunks"))
     return facts
 
 
 def model_facts(model: SentenceTransformer, texts: Iterable[str] | None) -> list[Fact]:
-    """Describe the model, and how much of the chunks it does not read."""
+    """Describe the model, and how many tokens of the chunks it truncates."""
     facts = [
         ("model", model_name(model)),
         ("parameters", f"{sum(parameter.numel() for parameter in model.parameters()):,}"),
-        ("vectors", f"{model.get_embedding_dimension()} numbers, compared by {model.similarity_fn_name}"),
+        ("vectors", f"{model.get_embedding_dimension()} dimensions, compared by {model.similarity_fn_name}"),
         ("prompts", ", ".join(f"{name}={text!r}" for name, text in model.prompts.items() if text) or "none"),
     ]
     if model.max_seq_length is None or texts is None or not callable(getattr(model, "tokenizer", None)):
@@ -89,13 +89,13 @@ def model_facts(model: SentenceTransformer, texts: Iterable[str] | None) -> list
     cut = np.maximum(lengths - limit, 0)
     return [
         *facts,
-        ("tokens the model reads", f"{limit:,} of a chunk; the longest chunk has {lengths.max():,}"),
-        ("tokens cut off", f"{cut.sum() / lengths.sum():.1%} of the text, in {np.count_nonzero(cut):,} chunks"),
+        ("maximum sequence length", f"{limit:,} tokens; the longest chunk has {lengths.max():,}"),
+        ("truncated tokens", f"{cut.sum() / lengths.sum():.1%} of all tokens, in {np.count_nonzero(cut):,} chunks"),
     ]
 
 
 def training_facts(trainer: SentenceTransformerTrainer) -> list[Fact]:
-    """Describe a training run by the settings that decide how it ends."""
+    """Describe a training run by the settings that decide its result."""
     settings: Mapping[str, Any] = trainer.args.to_dict()
     facts = [(name, str(settings[name])) for name in _SETTINGS if settings.get(name) is not None]
     seconds = next(
@@ -107,7 +107,7 @@ def training_facts(trainer: SentenceTransformerTrainer) -> list[Fact]:
 
 
 def version_facts() -> list[Fact]:
-    """Name the versions of what computed the result."""
+    """Return the versions of the software."""
     return [
         *((package, version(package)) for package in _PACKAGES),
         ("Python", platform.python_version()),
@@ -115,8 +115,8 @@ def version_facts() -> list[Fact]:
     ]
 
 
-def recipe(verdict: Verdict) -> str:
-    """Return the lines that give the same evaluation again."""
+def recipe(verdict: VerdictRecord) -> str:
+    """Return the code that reproduces the evaluation."""
     pinned = " ".join(f"{package}=={version(package).partition('+')[0]}" for package in _PACKAGES)
     first = verdict.before
     return (
@@ -126,5 +126,5 @@ def recipe(verdict: Verdict) -> str:
         f"evaluator = et.TopKEvaluator(data, split={first.split!r}, k={first.k!r})\n"
         f"evaluator.fingerprint  # must be '{first.fingerprint}'\n"
         "verdict = et.compare(evaluator.evaluate(...), evaluator.evaluate(...), "
-        f"confidence={verdict.confidence})\n"
+        f"confidence_level={verdict.confidence_level})\n"
     )

@@ -1,9 +1,7 @@
-"""The accuracy of every retriever as a matplotlib figure, told apart without colour too."""
+"""The accuracy of every retriever as a matplotlib figure that is readable without colour."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import pairwise
 from textwrap import fill
 from typing import TYPE_CHECKING
 
@@ -15,19 +13,17 @@ from embedtune.evaluation.report.results import runs_of
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from embedtune.evaluation.verdict import Verdict
+    from embedtune.evaluation.record import VerdictRecord
 
-# Okabe and Ito's colours, which people with any colour vision tell apart; the markers tell them apart in grey.
+# Okabe and Ito's colours, which people with any colour vision distinguish; the markers differ in grey print too.
 _COLOURS = ("#6b747d", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 _MARKERS = "osD^vPX"
 
-# A line of a label, as a share of the axis.
-_LINE_HEIGHT = 0.05
 _MAX_LABEL_WIDTH = 22
 
 
-def accuracy_figure(verdict: Verdict) -> Figure:
-    """Draw accuracy@k over k, with intervals, a line and a label for each retriever.
+def accuracy_figure(verdict: VerdictRecord) -> Figure:
+    """Draw accuracy@k over k, as a line with intervals for each retriever.
 
     Raises:
         OptionalDependencyError: If matplotlib is not installed.
@@ -39,7 +35,7 @@ def accuracy_figure(verdict: Verdict) -> Figure:
 
     runs, ks = runs_of(verdict), verdict.before.k
     figure, axes = plt.subplots(figsize=(6.4, 4.0), layout="constrained")
-    plt.close(figure)  # a notebook shows what is returned; it would show an open figure once more
+    plt.close(figure)  # otherwise a notebook would show it twice
     offsets = 0.09 * (np.arange(len(runs)) - (len(runs) - 1) / 2)
     for i, run in enumerate(runs):
         scores = [run.scores[f"accuracy@{k}"] for k in ks]
@@ -49,40 +45,19 @@ def accuracy_figure(verdict: Verdict) -> Figure:
             np.arange(len(ks)) + offsets[i],
             values,
             yerr=np.abs(errors),
+            label=" "
+            + fill(run.name.replace("$", r"\$"), _MAX_LABEL_WIDTH),  # matplotlib hides labels that start with "_"
             color=_COLOURS[i % 7],
             marker=_MARKERS[i % 7],
             linewidth=1.2,
             capsize=2.5,
         )
-    low, high = axes.get_ylim()
-    labels = [fill(run.name.replace("$", r"\$"), _MAX_LABEL_WIDTH) for run in runs]
-    sizes = [_LINE_HEIGHT * (high - low) * (label.count("\n") + 1) for label in labels]
-    heights = _spread([run.scores[f"accuracy@{ks[-1]}"].value for run in runs], sizes)
-    for i, (label, height) in enumerate(zip(labels, heights, strict=True)):
-        axes.text(len(ks) - 1 + offsets[-1] + 0.15, height, label, color=_COLOURS[i % 7], va="center")
+    axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     axes.set_xticks(range(len(ks)), [f"top {k}" for k in ks])
-    axes.set_ylabel("right chunk found")
+    axes.set_ylabel("relevant chunk found")
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
     axes.grid(axis="y", color="#d9dde1", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
     questions = f"{verdict.num_queries} questions, {verdict.num_chunks} chunks"
-    axes.set_title(f"{questions}; bars: {100 * verdict.confidence:g}% intervals", fontsize="medium", loc="left")
+    axes.set_title(f"{questions}; bars: {100 * verdict.confidence_level:g}% intervals", fontsize="medium", loc="left")
     return figure
-
-
-def _spread(values: Sequence[float], sizes: Sequence[float]) -> list[float]:
-    """Move labels of such sizes apart that would overlap, keeping their order.
-
-    Example:
-        >>> [round(height, 3) for height in _spread([0.8, 0.8, 0.5], [0.1, 0.1, 0.1])]
-        [0.75, 0.85, 0.5]
-    """
-    order = sorted(range(len(values)), key=lambda i: values[i])
-    heights = list(values)
-    for _ in range(50 * len(values)):
-        for low, high in pairwise(order):
-            overlap = (sizes[low] + sizes[high]) / 2 - (heights[high] - heights[low])
-            if overlap > 1e-9:
-                heights[low] -= overlap / 2
-                heights[high] += overlap / 2
-    return heights

@@ -1,4 +1,4 @@
-"""The report: one HTML file that needs no network, shows hostile text as text, and works on a phone and on paper."""
+"""The report: one self-contained HTML file, safe with hostile text, readable on a phone and on paper."""
 
 from __future__ import annotations
 
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformerTrainer
 
     from embedtune.dataset import RetrievalDataset
-    from embedtune.evaluation.verdict import Verdict
+    from embedtune.evaluation.record import VerdictRecord
 
-_SYMBOLS = {"better": "▲", "worse": "▼"}  # beside the colour, for those who do not see it and for grey print
+_SYMBOLS = {"better": "▲", "worse": "▼"}  # in addition to the colour, which not everybody sees and grey print loses
 
 
 def write_report(
-    verdict: Verdict,
+    verdict: VerdictRecord,
     path: str | Path,
     *,
     data: RetrievalDataset | None = None,
     trainer: SentenceTransformerTrainer | None = None,
     log_history: Log | None = None,
 ) -> Path:
-    """Write the report, see ``Verdict.to_html``."""
+    """Write the report (see ``Verdict.to_html``)."""
     if data is not None:
         _check_same(verdict, data)
     html = render(verdict, data=data, trainer=trainer, log_history=log_history)
-    # What is no text in UTF-8 (half a surrogate pair in a name) must not keep the report from being written.
+    # Lone surrogates, in a name for instance, are not valid UTF-8.
     replace_file(path, html.encode("utf-8", "replace").decode())
     return Path(path)
 
 
 def render(
-    verdict: Verdict,
+    verdict: VerdictRecord,
     *,
     data: RetrievalDataset | None = None,
     trainer: SentenceTransformerTrainer | None = None,
@@ -90,18 +90,18 @@ def render(
     )
 
 
-def _check_same(verdict: Verdict, data: RetrievalDataset) -> None:
+def _check_same(verdict: VerdictRecord, data: RetrievalDataset) -> None:
     first = verdict.before
     fingerprint = TopKEvaluator(data, first.split, k=(1,)).fingerprint
     if fingerprint != first.fingerprint:
         raise ValueError(
-            f"data is not what was evaluated: the questions, judgements or chunks of its split {first.split!r} differ "
-            f"(fingerprints {fingerprint[:8]} and {first.fingerprint[:8]}). Pass the dataset that the evaluator was made from."
+            f"data is not the dataset that was evaluated: the questions, judgements or chunks of its split {first.split!r} differ "
+            f"(fingerprints {fingerprint[:8]} and {first.fingerprint[:8]}). Pass the dataset that the evaluator was given."
         )
 
 
 def _accuracy_by_overlap(runs: list[Run], cases: list[Case]) -> list[tuple[str, int, list[float]]]:
-    """Return accuracy at the largest k for questions that share few, some and most words with the right chunk."""
+    """Return accuracy at the largest k for questions that share few, some and most of their words with the relevant chunk."""
     shares = [case.shared_words for case in cases]
     rows = []
     for label, low, high in (
@@ -125,7 +125,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    # As they are, most scripts take half the bytes that escapes would; tojson still escapes <, >, & and '.
+    # Unescaped, most scripts take half as many bytes; tojson still escapes <, >, & and '.
     environment.policies["json.dumps_kwargs"] = {"ensure_ascii": False, "separators": (",", ":"), "allow_nan": False}
     return environment
 
@@ -135,5 +135,5 @@ def _asset(name: str) -> str:
 
 
 def _source(content: str) -> str:
-    """Return the name by which a content security policy admits exactly this content."""
+    """Return the source expression by which a content security policy allows exactly this content."""
     return f"'sha256-{base64.b64encode(hashlib.sha256(content.encode()).digest()).decode()}'"

@@ -1,4 +1,4 @@
-"""The miss browser's material: each question, its right chunks, and what every run put above them."""
+"""The data of the miss browser: each question, its relevant chunks, and what every run ranked above them."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 Texts: TypeAlias = Mapping[str, str]
 
-# What makes a wrong ranking plain; more of it would only make the file larger.
+# Enough to see why a ranking is wrong, in a file of moderate size.
 _MAX_ABOVE = 5
 _MAX_CHARACTERS = 3_000
 
-# The texts of all questions and chunks together: what a phone still opens at once.
+# The total size of all texts that a phone still opens quickly.
 _MAX_BYTES = 6_000_000
-# Ids, ranks and scores of a question.
+# For the ids, ranks and scores of a question.
 _BYTES_PER_QUESTION = 300
 
 
@@ -33,17 +33,17 @@ class Case:
     Attributes:
         id: The question's id.
         text: The question.
-        right: The chunks that answer it, by id.
-        ranks: At which rank each run has the first of them, or None where it was not found.
+        relevant: The ids of the relevant chunks.
+        ranks: For each run the rank of the first of them, or None if it was not found.
         above: For each run the chunks above that rank, at most five.
         scores: Their scores.
-        suspect: A chunk that may be what the label should name, or None.
-        shared_words: Which share of the question's distinct words stands in the right chunk, or None without texts.
+        suspect: A chunk that may be relevant although it is not labelled so, or None.
+        shared_words: The share of the question's distinct words that occur in the relevant chunk, or None without texts.
     """
 
     id: str
     text: str
-    right: list[str]
+    relevant: list[str]
     ranks: list[int | None]
     above: list[list[str]]
     scores: list[list[float]]
@@ -53,10 +53,10 @@ class Case:
     @property
     def chunks(self) -> list[str]:
         """Every chunk that is shown with the question."""
-        return list(dict.fromkeys([*self.right, *(chunk for found in self.above for chunk in found)]))
+        return list(dict.fromkeys([*self.relevant, *(chunk for found in self.above for chunk in found)]))
 
     def urgency(self, ks: Sequence[int]) -> int:
-        """Return how much a reader wants to see it: broken, suspicious, fixed, missed, and then the rest."""
+        """Return its place in the order of interest: broken, suspicious, fixed, missed, and then the rest."""
         before, after = (rank or np.inf for rank in self.ranks[:2])
         if any(before <= k < after for k in ks):
             return 0
@@ -69,13 +69,13 @@ class Case:
 
 @dataclass
 class _Words:
-    """The words of chunks, split once."""
+    """The words of each chunk, split only once."""
 
     texts: Texts
     _known: dict[str, frozenset[str]] = field(default_factory=dict)
 
     def shared(self, question: str, chunk: str) -> float:
-        """Return which share of the question's distinct words stands in the chunk, 0 where it has none."""
+        """Return the share of the question's distinct words that occur in the chunk, 0 for a question without words."""
         if chunk not in self._known:
             self._known[chunk] = frozenset(words(self.texts[chunk]))
         asked = set(words(question))
@@ -83,14 +83,14 @@ class _Words:
 
 
 def cases_of(runs: Sequence[Run], texts: Texts | None) -> list[Case]:
-    """Put together what the runs found, question by question."""
+    """Collect what the runs found for each question."""
     first = runs[0].evaluation.per_query
     ranks = list(zip(*(run.evaluation.per_query["rank"][:] for run in runs), strict=True))
     retrieved = list(zip(*(run.evaluation.per_query["retrieved"][:] for run in runs), strict=True))
     scores = list(zip(*(run.evaluation.per_query["scores"][:] for run in runs), strict=True))
     known = None if texts is None else _Words(texts)
     cases = []
-    for i, (query, text, right) in enumerate(
+    for i, (query, text, relevant) in enumerate(
         zip(first["query-id"][:], first["query"][:], first["relevant"][:], strict=True)
     ):
         ends = [min((rank or _MAX_ABOVE + 1) - 1, _MAX_ABOVE) for rank in ranks[i]]
@@ -98,33 +98,33 @@ def cases_of(runs: Sequence[Run], texts: Texts | None) -> list[Case]:
             Case(
                 id=query,
                 text=text,
-                right=right,
+                relevant=relevant,
                 ranks=list(ranks[i]),
                 above=[found[:end] for found, end in zip(retrieved[i], ends, strict=True)],
                 scores=[[round(s, 4) for s in own[:end]] for own, end in zip(scores[i], ends, strict=True)],
-                suspect=_suspect(text, right, [next(iter(found), "") for found in retrieved[i]], known),
-                shared_words=None if known is None else max(known.shared(text, chunk) for chunk in right),
+                suspect=_suspect(text, relevant, [next(iter(found), "") for found in retrieved[i]], known),
+                shared_words=None if known is None else max(known.shared(text, chunk) for chunk in relevant),
             )
         )
     return cases
 
 
-def _suspect(question: str, right: Sequence[str], tops: Sequence[str], known: _Words | None) -> str | None:
-    """Return the wrong chunk that every run puts first and that shares as many words with the question, if there is one.
+def _suspect(question: str, relevant: Sequence[str], tops: Sequence[str], known: _Words | None) -> str | None:
+    """Return the chunk that every run ranks first and that shares as many words with the question as the relevant one.
 
-    Retrievers as different as BM25 and a dense model seldom agree on the same wrong chunk, so it may be right too.
+    Retrievers as different as BM25 and a dense model rarely agree on the same wrong chunk, so it may be relevant too.
     """
     top = tops[0]
-    if not top or top in right or any(other != top for other in tops):
+    if not top or top in relevant or any(other != top for other in tops):
         return None
-    if known is not None and known.shared(question, top) < max(known.shared(question, chunk) for chunk in right):
+    if known is not None and known.shared(question, top) < max(known.shared(question, chunk) for chunk in relevant):
         return None
     return top
 
 
 @dataclass(frozen=True)
 class Selection:
-    """The cases that a file has room for, in the order of their ids."""
+    """The cases that fit in the file, ordered by id."""
 
     cases: list[Case]
     num_all: int
@@ -132,11 +132,11 @@ class Selection:
 
     @cached_property
     def chunks(self) -> list[str]:
-        """Every chunk that any of them shows."""
+        """Every chunk that is shown with one of them."""
         return list(dict.fromkeys(chunk for case in self.cases for chunk in case.chunks))
 
     def to_json(self, runs: Sequence[Run]) -> dict[str, Any]:
-        """Return what the page's script reads; chunks are named by their position."""
+        """Return the data for the script of the page; chunks are referred to by position."""
         position = {chunk: i for i, chunk in enumerate(self.chunks)}
         return {
             "runs": [run.name for run in runs],
@@ -148,7 +148,7 @@ class Selection:
                 {
                     "id": case.id,
                     "text": case.text,
-                    "right": [position[chunk] for chunk in case.right],
+                    "relevant": [position[chunk] for chunk in case.relevant],
                     "ranks": case.ranks,
                     "above": [[position[chunk] for chunk in found] for found in case.above],
                     "scores": case.scores,
@@ -167,7 +167,7 @@ class Selection:
 
 
 def select(cases: Sequence[Case], texts: Texts | None, ks: Sequence[int]) -> Selection:
-    """Choose the cases that fit into a file of sane size, the most telling ones first."""
+    """Choose the cases that fit into a file of moderate size, the most interesting ones first."""
     room, seen, chosen = _MAX_BYTES, set[str](), list[Case]()
     for case in sorted(cases, key=lambda case: (case.urgency(ks), case.id)):
         new = [chunk for chunk in case.chunks if chunk not in seen]

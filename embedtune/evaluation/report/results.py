@@ -1,4 +1,4 @@
-"""What the charts and tables of a report show, as numbers: scores with intervals, changes and ranks."""
+"""The numbers in the charts and tables of a report: scores with intervals, and ranks."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
+    from embedtune.evaluation.record import VerdictRecord
     from embedtune.evaluation.result import Evaluation
-    from embedtune.evaluation.verdict import Verdict
 
-# Where the ranks beyond the cut-offs are divided.
+# Edges of the bins beyond the cut-offs.
 _FAR_RANKS = (20, 50, 100)
 
 
@@ -23,7 +23,7 @@ class Score(NamedTuple):
 
 
 class Run(NamedTuple):
-    """A retriever, as the report names it, what it found, and each metric's score."""
+    """A retriever: its name in the report, its result, and the score for each metric."""
 
     name: str
     evaluation: Evaluation
@@ -31,25 +31,25 @@ class Run(NamedTuple):
 
 
 class RankBin(NamedTuple):
-    """For how many questions of each run the right chunk stands at such a rank."""
+    """The number of questions of each run whose relevant chunk has a rank in this bin."""
 
     label: str
     counts: list[int]
 
 
-def runs_of(verdict: Verdict) -> list[Run]:
-    """Return what a verdict is about: before, after and then the baselines, each with a name of its own."""
+def runs_of(verdict: VerdictRecord) -> list[Run]:
+    """Return the retrievers of a verdict: before, after and then the baselines, each with a distinct name."""
     evaluations = [verdict.before, verdict.after, *verdict.baselines]
     return [
-        Run(name, evaluation, _scores(evaluation, verdict.confidence))
+        Run(name, evaluation, _scores(evaluation, verdict.confidence_level))
         for name, evaluation in zip(_names(evaluations), evaluations, strict=True)
     ]
 
 
 def rank_histogram(runs: Sequence[Run]) -> list[RankBin]:
-    """Count the ranks of the right chunk, in bins that end at each cut-off.
+    """Count the ranks of the relevant chunk, in bins that end at each cut-off.
 
-    Every question is in one bin. Where the ranking ends before the corpus does, the last one holds what was not found.
+    Every question is in one bin. If the ranking is shorter than the corpus, the last bin counts what was not found.
     """
     first = runs[0].evaluation
     edges = sorted({*first.k, first.depth, *(rank for rank in _FAR_RANKS if first.k[-1] < rank < first.depth)})
@@ -65,7 +65,7 @@ def rank_histogram(runs: Sequence[Run]) -> list[RankBin]:
 
 
 def _names(evaluations: Sequence[Evaluation]) -> list[str]:
-    """Tell results of the same name apart by a number."""
+    """Distinguish results of equal name by a number."""
     seen: Counter[str] = Counter()
     names = []
     for evaluation in evaluations:
@@ -75,6 +75,6 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     return names
 
 
-def _scores(evaluation: Evaluation, confidence: float) -> dict[str, Score]:
-    intervals = evaluation.intervals(confidence=confidence)
+def _scores(evaluation: Evaluation, confidence_level: float) -> dict[str, Score]:
+    intervals = evaluation.intervals(confidence_level=confidence_level)
     return {metric: Score(value, *intervals[metric]) for metric, value in evaluation.metrics.items()}

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
-    from embedtune.evaluation.evaluator import Evaluation
+    from embedtune.evaluation.result import Evaluation
     from embedtune.evaluation.verdict import Verdict
 
 

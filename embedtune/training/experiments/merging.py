@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.intervals import standard_error
+from embedtune.evaluation.statistics import standard_error
 from embedtune.retrieval.fingerprint import vector_settings
 
 if TYPE_CHECKING:

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
     from embedtune.dataset import RetrievalDataset
-    from embedtune.evaluation.evaluator import Evaluation, TopKEvaluator
+    from embedtune.evaluation.evaluator import TopKEvaluator
+    from embedtune.evaluation.result import Evaluation
     from embedtune.evaluation.verdict import Verdict
     from embedtune.training.arguments import TuningArguments
 
@@ -184,4 +185,4 @@ def row(run: Run, verdict: Verdict) -> list[str]:
 def told(verdict: Verdict) -> str:
     """Return the difference of the primary metric with its interval, as it stands in a sentence."""
     change = verdict.metrics[verdict.primary_metric]
-    return f"{change.difference:+.3f}, {100 * verdict.confidence:g}% interval {change.low:+.3f} to {change.high:+.3f}"
+    return f"{change.difference:+.3f}, {100 * verdict.confidence_level:g}% interval {change.low:+.3f} to {change.high:+.3f}"

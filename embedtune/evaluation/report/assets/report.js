@@ -1,16 +1,16 @@
 "use strict";
-// The miss browser. What it shows is the URL's hash (#filter=broken&k=3&search=pump), so that a view can be linked to.
-// Texts reach the page through textContent alone: whatever a chunk holds is shown and never run.
+// The miss browser. The hash of the URL (#filter=broken&k=3&search=pump) is its state, so that views can be linked to.
+// Texts are only inserted through textContent, so that markup in a chunk is shown and never run.
 (() => {
   const material = JSON.parse(document.getElementById("material").textContent);
   const { runs, ks, chunks, questions, depth } = material;
   const PAGE_SIZE = 20;
   const FILTERS = {
     all: ["all", "Every question."],
-    fixed: ["fixed", "Its right chunk was not among the first k before, and is now."],
-    broken: ["broken", "Its right chunk was among the first k before, and is no more."],
-    missed: ["still missed", "Its right chunk is not among the first k, before or after."],
-    suspicious: ["suspicious label", "Every retriever puts the same other chunk first, and it shares as many words with the question as the chunk that is called right. It may be right too: read both."],
+    fixed: ["fixed", "A relevant chunk was not among the first k before, and is now."],
+    broken: ["broken", "A relevant chunk was among the first k before, and no longer is."],
+    missed: ["still missed", "No relevant chunk is among the first k, before or after."],
+    suspicious: ["suspicious label", "Every retriever ranks the same other chunk first, and it shares as many words with the question as the relevant one. It may be relevant too: read both."],
   };
   const $ = (id) => document.getElementById(id);
   const defaults = { filter: "all", k: String(ks[ks.length - 1]), from: "0", to: "1", sort: "change", search: "", page: "1" };
@@ -46,7 +46,7 @@
              suspicious: question.suspect !== null }[filter];
   }
 
-  const shown = (question) => [...new Set([...question.right, ...question.above.flat()])].map((i) => chunks[i]);
+  const shown = (question) => [...new Set([...question.relevant, ...question.above.flat()])].map((i) => chunks[i]);
 
   function matches(question, search) {
     const has = (text) => text !== undefined && text.toLowerCase().includes(search);
@@ -54,7 +54,7 @@
   }
 
   const byId = (a, b) => (a.id < b.id ? -1 : a.id > b.id ? 1 : 0);
-  const discount = (r) => 1 / Math.log2(1 + r); // as in nDCG: a change at the top counts more; 0 where not found
+  const discount = (r) => 1 / Math.log2(1 + r); // as in nDCG: changes at the top count more; 0 if not found
 
   function sorted(list, state) {
     const change = (q) => Math.abs(discount(rank(q, state.to)) - discount(rank(q, state.from)));
@@ -67,7 +67,7 @@
   const WORD = new RegExp(`[${UNSPACED}]|(?:(?![${UNSPACED}])[\\p{L}\\p{N}\\p{M}_])+`, "gu");
   const plain = (word) => word.normalize("NFKC").toLowerCase();
 
-  // Append a text with the question's words marked.
+  // Append a text with the words of the question marked.
   function appendMarked(node, text, wanted) {
     let end = 0;
     for (const match of text.matchAll(WORD)) {
@@ -98,13 +98,13 @@
 
   function bodyOf(question) {
     const body = element("div", "body"), wanted = new Set([...question.text.matchAll(WORD)].map((m) => plain(m[0])));
-    body.append(element("h4", "", question.right.length > 1 ? "Right chunks" : "Right chunk"));
-    for (const i of question.right) body.append(chunkNode(i, wanted, { className: "right" }));
+    body.append(element("h4", "", question.relevant.length > 1 ? "Relevant chunks" : "Relevant chunk"));
+    for (const i of question.relevant) body.append(chunkNode(i, wanted, { className: "relevant" }));
     runs.forEach((name, run) => {
       const found = question.ranks[run], above = question.above[run];
       const heading = element("h4");
-      heading.append(element("bdi", "", name), found === 1 ? ": right chunk first" :
-        `: right chunk ${found === null ? `not among the first ${depth}` : `at rank ${found}`}, and above it`);
+      heading.append(element("bdi", "", name), found === 1 ? ": relevant chunk first" :
+        `: relevant chunk ${found === null ? `not among the first ${depth}` : `at rank ${found}`}, and above it`);
       body.append(heading);
       above.forEach((i, position) => body.append(chunkNode(i, wanted, {
         className: i === question.suspect ? "suspect" : "", short: true,

@@ -1,13 +1,24 @@
-"""How often the intervals hold the truth, against scipy, and against resamples drawn one by one."""
+"""The coverage of the intervals, and both tests against scipy and against resamples drawn one by one."""
 
 from __future__ import annotations
+
+import itertools
 
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from embedtune.evaluation.bootstrap import _resampled_means, paired_interval
-from embedtune.evaluation.intervals import cluster_totals, mean_intervals, standard_error
+from embedtune.evaluation.statistics import (
+    _resampled_means,
+    cluster_totals,
+    holm,
+    mean_intervals,
+    paired_interval,
+    permutation_p_values,
+    standard_error,
+)
 
 METRICS = ("accuracy@1", "accuracy@3", "mrr@10", "ndcg@10")
 
@@ -94,7 +105,7 @@ def test_paired_interval_is_that_of_resamples_drawn_one_by_one():
     for _ in range(4000):
         drawn = np.concatenate([np.flatnonzero(clusters == c) for c in rng.integers(25, size=25)])
         means.append(differences[drawn].mean(axis=0))
-    low, high = paired_interval(differences, clusters, confidence=0.9)
+    low, high = paired_interval(differences, clusters, confidence_level=0.9)
     expected = scipy.stats.t.ppf(0.95, 24) * np.std(means, axis=0) * np.sqrt(25 / 24)
     np.testing.assert_allclose((high - low) / 2, expected, rtol=0.04)
     np.testing.assert_allclose((high + low) / 2, differences.mean(axis=0))
@@ -105,7 +116,7 @@ def test_paired_interval_depends_on_the_seed_alone(monkeypatch):
     first = paired_interval(differences, clusters, seed=3)
     np.testing.assert_array_equal(first, paired_interval(differences, clusters, seed=3))
     assert not np.array_equal(first, paired_interval(differences, clusters, seed=4))
-    monkeypatch.setattr("embedtune.evaluation.bootstrap._DRAWS_PER_BLOCK", 1000)
+    monkeypatch.setattr("embedtune.evaluation.statistics._DRAWS_PER_BLOCK", 1000)
     np.testing.assert_allclose(first, paired_interval(differences, clusters, seed=3), atol=1e-12)
 
 
@@ -135,3 +146,53 @@ def test_standard_error_of_equal_clusters_is_that_of_their_means():
     values, clusters = rng.uniform(size=(60, 2)), np.arange(60) // 3
     means = values.reshape(20, 3, 2).mean(axis=1)
     np.testing.assert_allclose(standard_error(values, clusters), scipy.stats.sem(means, axis=0))
+
+
+def test_p_value_is_the_share_of_sign_flips_with_as_large_a_mean():
+    differences = np.random.default_rng(0).choice([-1.0, -0.5, 0.0, 1.0, 1.0], size=(10, 3))
+    flips = np.array(list(itertools.product([-1, 1], repeat=10)))
+    expected = (np.abs(flips @ differences) >= np.abs(differences.sum(axis=0)) - 1e-9).mean(axis=0)
+    np.testing.assert_allclose(permutation_p_values(differences, np.arange(10)), expected)
+    drawn = permutation_p_values(np.repeat(differences, 2, axis=0), np.repeat(np.arange(10), 2), num_resamples=1000)
+    np.testing.assert_allclose(drawn, expected, atol=0.05)
+
+
+def test_clusters_are_flipped_whole():
+    differences = np.ones((60, 1))
+    together, apart = (
+        permutation_p_values(differences, clusters)[0] for clusters in (np.arange(60) // 20, np.arange(60))
+    )
+    assert together == pytest.approx(2 / 2**3)
+    assert apart == pytest.approx(2 / 10_001)
+
+
+def test_where_nothing_differs_everything_is_as_large():
+    assert permutation_p_values(np.zeros((9, 2)), np.arange(9)).tolist() == [1, 1]
+    assert permutation_p_values(np.array([[1.0]] + [[0.0]] * 8), np.arange(9)).tolist() == [1]
+
+
+def test_without_a_difference_few_p_values_are_small():
+    differences = np.random.default_rng(0).standard_normal((40, 200))
+    p_values = permutation_p_values(differences, np.arange(40), num_resamples=2000)
+    assert (p_values <= 0.05).mean() == pytest.approx(0.05, abs=0.03)
+    assert (p_values <= 0.5).mean() == pytest.approx(0.5, abs=0.08)
+
+
+def test_flips_depend_on_the_seed_alone():
+    differences, clusters = np.random.default_rng(0).standard_normal((50, 2)) + 0.2, np.arange(50) // 2
+    first = permutation_p_values(differences, clusters, seed=3)
+    np.testing.assert_array_equal(first, permutation_p_values(differences, clusters, seed=3))
+    assert not np.array_equal(first, permutation_p_values(differences, clusters, seed=4))
+
+
+@settings(derandomize=True, deadline=None)
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=8))
+def test_holm_rejects_what_its_step_down_rule_rejects(values):
+    p_values = np.array(values)
+    for alpha in (0.01, 0.05, 0.2):
+        expected = np.zeros(len(values), dtype=bool)
+        for i, position in enumerate(np.argsort(p_values, kind="stable")):
+            if p_values[position] * (len(values) - i) > alpha:
+                break
+            expected[position] = True
+        np.testing.assert_array_equal(holm(p_values) <= alpha, expected)
