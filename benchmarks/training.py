@@ -39,8 +39,7 @@ from transformers import (
 
 from embedtune import EmbeddingTrainer, TripletMarginLoss, TuningArguments, load_model
 from embedtune.models.lora import add_lora
-from embedtune.models.onednn import is_exact as onednn_is_exact
-from embedtune.training.trainer import set_dropout
+from embedtune.training.dropout import set_dropout
 
 CONTENDERS = ("sentence-transformers", "hand-written loop", "embedtune")
 WORDS = [f"w{i}" for i in range(3000)]
@@ -162,7 +161,6 @@ class Contender:
             disable_tqdm=True,
             report_to="none",
             optim=args.optim,
-            onednn_linear=args.precision == "onednn",
             mini_batch_num_tokens=args.mini_batch_num_tokens if name == "embedtune" else None,
         )
         trainer = EmbeddingTrainer if name == "embedtune" else Stock
@@ -225,18 +223,13 @@ def matmul_peak(args):
     size = 512 if args.quick else 2048 if args.device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=args.device, dtype=dtype) for _ in range(2))
     best = 0.0
-    flags = torch.backends.mkldnn.matmul
-    # The second lets oneDNN compute, where it does so in float32.
-    for precision in ("none", "bf16") if onednn_is_exact() else ("none",):
-        before, flags.fp32_precision = flags.fp32_precision, precision
-        for _ in range(4):
-            start = time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
-            _ = a @ b
-            if args.device != "cpu":
-                torch.accelerator.synchronize()
-            end = time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
-            best = max(best, 2 * size**3 / (end - start))
-        flags.fp32_precision = before
+    for _ in range(4):
+        start = time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
+        _ = a @ b
+        if args.device != "cpu":
+            torch.accelerator.synchronize()
+        end = time.process_time() if args.device == "cpu" and args.threads == 1 else time.perf_counter()
+        best = max(best, 2 * size**3 / (end - start))
     return best
 
 
@@ -302,7 +295,7 @@ def parse():
     parser.add_argument("--rows", type=int, default=80, help="that each contender trains on in each repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.0)
-    parser.add_argument("--precision", choices=("fp32", "onednn", "bf16"), default="fp32")
+    parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
     parser.add_argument("--stock-precision", choices=("fp32", "bf16"), help="of the other two, if not the same")
     parser.add_argument("--weights", choices=("fp32", "bf16"), default="fp32", help="of random models")
     parser.add_argument("--lora", action="store_true")

@@ -285,12 +285,9 @@ names = [path.name for path in complete_checkpoints("stopped")]
 assert names[0] == "checkpoint-4", names
 assert {f"rng_state_{rank}.pth" for rank in range(2)} <= {path.name for path in Path("stopped/checkpoint-4").iterdir()}
 resumed = trainer_in("stopped")
-output = resumed.train(resume_from_checkpoint=True)
+resumed.train(resume_from_checkpoint=True)
 for name, parameter in resumed.model.named_parameters():
     assert torch.equal(parameter, straight.model.get_parameter(name)), name
-tokens = torch.tensor(output.metrics["train_tokens"])
-dist.all_reduce(tokens, dist.ReduceOp.MAX)
-assert tokens == output.metrics["train_tokens"] > 0
 print("DONE", resumed.state.global_step, straight.state.global_step)
 dist.destroy_process_group()
 """

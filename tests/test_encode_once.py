@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from model_repositories import gte_qwen2_repository, jina_hf_repository
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.sampler import DefaultBatchSampler
 from sentence_transformers.sentence_transformer import losses as st
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
@@ -17,8 +18,8 @@ from torch import nn
 from embedtune.models.load import load_model
 from embedtune.models.lora import transformers_of
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.encode_once.batches import TEXT_ROWS, UniqueTextCollator
-from embedtune.training.encode_once.losses import takes_embeddings
+from embedtune.training.encode_once.collator import TEXT_ROWS, UniqueTextCollator
+from embedtune.training.encode_once.embedded_loss import takes_embeddings
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -107,6 +108,9 @@ def step(tmp_path):
         model = copy.deepcopy(model).double()
         settings = {"use_cpu": True, "dropout": 0.0, "eval_strategy": "no", "load_best_model_at_end": False}
         settings |= {"per_device_train_batch_size": len(dataset) // steps, "gradient_accumulation_steps": steps}
+        settings |= {
+            "batch_sampler": DefaultBatchSampler
+        }  # texts repeat, also for losses that would have distinct ones
         args = TuningArguments(str(tmp_path / "out"), **(settings | {"group_rows": False} | options))
         trainer = EmbeddingTrainer(model, args, train_dataset=dataset, loss=loss)
         trainer.current_gradient_accumulation_steps = steps

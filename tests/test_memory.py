@@ -18,7 +18,7 @@ from embedtune.models.packing.encoder import tokens_per_pass
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.memory.advice import memory_advice
 from embedtune.training.memory.estimate import _passes, estimate_memory
-from embedtune.training.memory.presets import settings_for
+from embedtune.training.memory.presets import arguments_for_gpu
 from embedtune.training.memory.simulation import Column, peak_activations
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -228,13 +228,18 @@ def total_of(model, data, **options):
     return estimate_memory(model, args, data=data, device="cuda").total
 
 
+TUNED = ("gradient_checkpointing", "optim", "mini_batch_num_tokens", "per_device_train_batch_size")
+TUNED += ("gradient_accumulation_steps",)
+
+
 def chosen_for(num_bytes, model, data, **settings):
     """What is chosen for a GPU that has so many bytes left, without what is given and bf16."""
     given = {"output_dir": "out", "use_cpu": True} | settings
     memory = f"{(num_bytes / 2**30 + 1) / 0.92:.12f}GB"
-    chosen = settings_for(memory, model=model, data=data, settings=given)
-    assert chosen.items() >= (given | {"bf16": True}).items()
-    return {name: value for name, value in chosen.items() if name not in given | {"bf16": True}}
+    chosen = arguments_for_gpu(memory, model=model, data=data, **given)
+    default = TuningArguments(**given)
+    assert chosen.bf16
+    return {name: getattr(chosen, name) for name in TUNED if getattr(chosen, name) != getattr(default, name)}
 
 
 CHECKPOINTED = {"gradient_checkpointing": True}
@@ -289,19 +294,19 @@ def test_a_batch_of_ones_own_is_kept_for_every_loss(deep_model, long_data):
 
 
 def test_a_loss_that_there_is_not_is_named(tiny_model, data):
-    with pytest.raises(ValueError, match="loss='margin' is none of"):
-        settings_for("8GB", model=tiny_model, data=data, settings={"output_dir": "out", "loss": "margin"})
+    with pytest.raises(ValueError, match="loss='margin' is not one of"):
+        arguments_for_gpu("8GB", model=tiny_model, data=data, output_dir="out", loss="margin")
 
 
 def test_what_does_not_fit_is_refused_with_what_it_takes(tiny_model, data):
     with pytest.raises(ValueError, match=r"does not fit into 1GB(.|\n)*total(.|\n)*lora=True"):
-        TuningArguments.for_gpu("1GB", model=tiny_model, data=data, output_dir="out", use_cpu=True)
-    with pytest.raises(ValueError, match="memory='big' is no size"):
-        TuningArguments.for_gpu("big", model=tiny_model, data=data)
+        arguments_for_gpu("1GB", model=tiny_model, data=data, output_dir="out", use_cpu=True)
+    with pytest.raises(ValueError, match="memory='big' is not a size"):
+        arguments_for_gpu("big", model=tiny_model, data=data)
 
 
 def test_settings_of_ones_own_are_kept(tiny_model, data):
-    args = TuningArguments.for_gpu(
+    args = arguments_for_gpu(
         "8GB", model=tiny_model, data=data, output_dir="out", use_cpu=True, bf16=False, num_train_epochs=7
     )
     assert (args.bf16, args.num_train_epochs, args.output_dir) == (False, 7, "out")
@@ -317,7 +322,7 @@ def test_running_out_of_memory_says_what_to_turn_down_and_in_which_order(tiny_mo
         torch.empty(2**60, dtype=torch.uint8)
 
     tiny_model.register_forward_hook(allocate_too_much)
-    with pytest.raises(torch.OutOfMemoryError, match=r"can't allocate memory(.|\n)*In this order") as caught:
+    with pytest.raises(torch.OutOfMemoryError, match=r"can't allocate memory(.|\n)*in this order") as caught:
         trainer.train()
     assert isinstance(caught.value.__cause__, RuntimeError)
     lines = str(caught.value).splitlines()

@@ -88,7 +88,7 @@ def test_auto_evaluates_each_tenth_and_takes_the_smallest_that_is_good_enough(ti
 
 def test_where_tuning_has_won_nothing_the_base_is_taken_and_said_so(tiny_model, caplog):
     assert merge_with_base(tiny_model, tiny_model, data=build(*made_up(), split="dev")).alpha == 0
-    assert "what was merged is the base model" in caplog.text
+    assert "the merged model equals the base model" in caplog.text
 
 
 def test_one_standard_error_is_measured_on_the_same_questions():
@@ -107,7 +107,7 @@ def test_one_standard_error_is_measured_on_the_same_questions():
 def test_an_unmerged_lora_is_refused(tiny_model):
     from embedtune.models.load import load_model
 
-    with pytest.raises(ValueError, match=r"The tuned model carries a LoRA beside its weights. Save it"):
+    with pytest.raises(ValueError, match=r"The tuned model has a LoRA that is not merged. Save the model"):
         merge_with_base(load_model(copy.deepcopy(tiny_model), lora=True), tiny_model, alpha=0.5)
 
 
@@ -116,7 +116,9 @@ def test_other_architectures_and_settings_are_refused(tiny_model):
 
     with_head = copy.deepcopy(tiny_model)
     with_head.append(Dense(32, 8))
-    with pytest.raises(ValueError, match=r"not one architecture: '2.linear.bias' is in one of them alone"):
+    with pytest.raises(
+        ValueError, match=r"The architectures differ: 2 weights are in only one of the models, such as '2.linear.bias'"
+    ):
         merge_with_base(with_head, tiny_model, alpha=0.5)
     other_head = copy.deepcopy(tiny_model)
     other_head.append(Dense(32, 4))
@@ -124,19 +126,19 @@ def test_other_architectures_and_settings_are_refused(tiny_model):
         merge_with_base(with_head, other_head, alpha=0.5)
     pooled = copy.deepcopy(tiny_model)
     pooled[1].pooling_mode = "cls"
-    with pytest.raises(ValueError, match="differ in their modules"):
+    with pytest.raises(ValueError, match="because their modules differ"):
         merge_with_base(pooled, tiny_model, alpha=0.5)
 
 
 def test_options_that_make_no_sense_are_refused(tiny_model):
-    with pytest.raises(ValueError, match=r"alpha=1.5 is out of range"):
+    with pytest.raises(ValueError, match=r"alpha=1.5 must be from 0"):
         merge_with_base(tiny_model, tiny_model, alpha=1.5)
-    with pytest.raises(ValueError, match="give data, whose dev split is taken"):
+    with pytest.raises(ValueError, match="needs data, whose dev split chooses alpha"):
         merge_with_base(tiny_model, tiny_model)
     with pytest.raises(ValueError, match=r"'dev'.*\['test'\]"):
         merge_with_base(tiny_model, tiny_model, data=build(*made_up()))
 
 
 def test_a_name_in_the_place_of_a_model_is_refused(tiny_model):
-    with pytest.raises(TypeError, match=r"base is the name 'minilm'. Give the model itself, et.load_model\('minilm'\)"):
+    with pytest.raises(TypeError, match=r"base is the name 'minilm', not a model. Pass et.load_model\('minilm'\)"):
         merge_with_base(tiny_model, "minilm")
