@@ -13,7 +13,7 @@ LossName = Literal["in-batch", "triplet", "cosine"]
 
 @dataclass
 class TuningArguments(SentenceTransformerTrainingArguments):
-    """Arguments of `EmbeddingTrainer`: all of ``SentenceTransformerTrainingArguments``, and seven more.
+    """Arguments of `EmbeddingTrainer`: all of ``SentenceTransformerTrainingArguments``, and eight more.
 
     Args:
         loss: ``"in-batch"`` (`InBatchNegativesLoss`), ``"triplet"`` (`TripletMarginLoss`) or ``"cosine"``
@@ -22,6 +22,8 @@ class TuningArguments(SentenceTransformerTrainingArguments):
         num_negatives: Random negatives per question, for losses that read negatives from the table.
         dropout: Dropout probability of every layer during training. None keeps the model's own. On a CPU, 0 makes
             BERT-like models faster.
+        frozen_layers: Share of the transformer's layers, counted from the input, that keep their weights, together with the
+            embeddings: half a step's time. 0 trains everything. Not for models that have frozen weights already, such as a LoRA.
         encode_once: Encode each distinct text of a batch once. The loss and its gradient do not change. Falls back to the
             stock trainer's batches if the loss or the model does not allow it.
         group_rows: Put rows about the same chunk into the same batch (`GroupedBatchSampler`), so that more texts
@@ -51,6 +53,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     loss: LossName = "in-batch"
     num_negatives: int = 5
     dropout: float | None = None
+    frozen_layers: float = 0.5
     encode_once: bool = True
     group_rows: bool | None = None
     mini_batch_num_tokens: int | None = None
@@ -76,6 +79,8 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             )
         if self.dropout is not None and not 0 <= self.dropout < 1:
             raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
+        if not 0 <= self.frozen_layers < 1:
+            raise ValueError(f"frozen_layers={self.frozen_layers} must be at least 0 and below 1: the share to freeze.")
         if self.mini_batch_num_tokens is not None and self.mini_batch_num_tokens < 1:
             raise ValueError(f"mini_batch_num_tokens={self.mini_batch_num_tokens} must be at least 1.")
         # transformers has renamed gradient_checkpointing; this is the name that every supported version knows.

@@ -96,3 +96,19 @@ def needs_distinct_texts(loss: Losses, column_names: Sequence[str]) -> bool:
     if isinstance(inner, RetrievalLoss):
         return not (inner.uses_ids and has_label)
     return isinstance(inner, _IN_BATCH_NEGATIVES) or not has_label
+
+
+def takes_whole_chunks(loss: Losses, column_names: Sequence[str]) -> bool:
+    """Return whether a batch may hold all questions of a chunk and take the other chunks as their negatives.
+
+    True for losses with in-batch negatives that read the ids of known answers.
+
+    Args:
+        loss: The loss, or one for each dataset.
+        column_names: The columns of the training table.
+    """
+    if isinstance(loss, Mapping):
+        return False
+    inner = innermost(loss)
+    of_batch = isinstance(inner, RetrievalLoss) and inner.view == "pairs" and inner.uses_ids
+    return of_batch and {"anchor", "positive", "label"} <= set(column_names)

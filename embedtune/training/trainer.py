@@ -23,6 +23,7 @@ from embedtune.training.adapters import is_tied, load_trained_weights, save_trai
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.dropout import set_dropout
 from embedtune.training.encode_once.trainer import EncodeOnceTrainer
+from embedtune.training.freezing import freeze_lower_layers
 from embedtune.training.guards import (
     LABEL_COLUMNS,
     check_columns,
@@ -104,6 +105,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         evaluator: BaseEvaluator | list[BaseEvaluator] | None = None,
         **options: Any,
     ) -> None:
+        self._frozen: list[nn.Parameter] = []
         check_inputs(model, data)
         # A copy, because the settings filled in below depend on this model and this data.
         args = copy.copy(args) if args is not None else TuningArguments("tmp_trainer")
@@ -136,7 +138,11 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train as ``SentenceTransformerTrainer.train`` does, and warn if no checkpoint is better than the base model."""
-        output = super().train(*args, **kwargs)
+        try:
+            output = super().train(*args, **kwargs)
+        finally:
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
         metric = self.args.metric_for_best_model or ""
         metric = metric if metric.startswith("eval_") else f"eval_{metric}"
         base = next((log[metric] for log in self.state.log_history if log["step"] == 0 and metric in log), None)
@@ -151,6 +157,12 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
             best,
         )
         return output
+
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Freeze the lower layers until the end of training, and create the optimizer of the others."""
+        self._frozen += freeze_lower_layers(self.model, self.args.frozen_layers)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         """Save the model, without pickled files."""

@@ -15,11 +15,12 @@ from sentence_transformers.sentence_transformer.trainer import SentenceTransform
 
 from embedtune.models.packing.attention import packed_attention
 from embedtune.models.packing.encoder import tokens_per_pass
+from embedtune.training.encode_once.chunk_batches import ChunkBatchSampler
 from embedtune.training.encode_once.collator import TEXT_ROWS, UniqueTextCollator
 from embedtune.training.encode_once.embedded_loss import loss_of_columns, takes_embeddings
 from embedtune.training.encode_once.gradient_cache import GradientCachedLoss
 from embedtune.training.encode_once.sampler import GroupedBatchSampler
-from embedtune.training.loss_kinds import is_row_by_row, needs_distinct_texts
+from embedtune.training.loss_kinds import is_row_by_row, needs_distinct_texts, takes_whole_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -63,7 +64,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
         max_tokens = self._max_tokens() or tokens_per_pass(self.model, self.args.device)
         self.data_collator = UniqueTextCollator(self.data_collator, self.model, max_tokens=max_tokens)
         if self.args.group_rows is None:
-            self._group_rows = is_row_by_row(self.loss)
+            self._group_rows = is_row_by_row(self.loss) or self._takes_whole_chunks(self.train_dataset)
         if self.args.ddp_broadcast_buffers is None:
             # Each forward pass would wait for the other processes, which may have a different number of passes.
             self.args.ddp_broadcast_buffers = False
@@ -111,9 +112,15 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
     def get_batch_sampler(self, dataset: Dataset, **options: Any) -> BatchSampler | None:
         """Return a sampler that groups rows, if this is wanted and ``batch_sampler`` is not set."""
         if self._group_rows and isinstance(dataset, Dataset) and self.args.batch_sampler == BatchSamplers.BATCH_SAMPLER:
-            return GroupedBatchSampler(dataset, **options)
+            sampler_class = ChunkBatchSampler if self._takes_whole_chunks(dataset) else GroupedBatchSampler
+            return sampler_class(dataset, **options)
         sampler: BatchSampler | None = super().get_batch_sampler(dataset, **options)
         return sampler
+
+    def _takes_whole_chunks(self, dataset: Any) -> bool:
+        """Return whether batches are built from whole chunks. A mixture of datasets has batches of equal size."""
+        alone = isinstance(self.train_dataset, Dataset) and isinstance(dataset, Dataset)
+        return alone and takes_whole_chunks(self.loss, dataset.column_names)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run a forward and a backward pass, both with the attention that packed texts need."""

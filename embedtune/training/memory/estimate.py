@@ -15,8 +15,8 @@ from embedtune.dataset.views import COLUMN_ROLES
 from embedtune.models.families.prompts import prompt_of
 from embedtune.models.packing.encoder import tokens_per_pass
 from embedtune.training.dropout import set_dropout
+from embedtune.training.freezing import freeze_lower_layers, lower_layers
 from embedtune.training.encode_once.sampler import longest_run
-from embedtune.training.loss_kinds import is_row_by_row
 from embedtune.training.losses import LOSSES
 from embedtune.training.memory.simulation import Column, peak_activations
 
@@ -98,7 +98,8 @@ def estimate_memory(
         weights        0.09 GB
     """
     columns = _at_once(_columns(model, args, data), args.mini_batch_num_tokens)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    frozen = {id(parameter) for parameter in lower_layers(model, args.frozen_layers)}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in frozen]
     return MemoryEstimate(
         weights=_num_bytes(model.parameters()) + _num_bytes(model.buffers()),
         gradients=_num_bytes(trained) * (2 if args.world_size > 1 else 1),
@@ -109,7 +110,11 @@ def estimate_memory(
 
 
 def _activations(model: SentenceTransformer, args: TuningArguments, columns: tuple[Column, ...], device: str) -> int:
-    dropout = args.dropout
+    def prepare(copy: Any) -> None:
+        freeze_lower_layers(copy, args.frozen_layers)
+        if args.dropout is not None:
+            set_dropout(copy, args.dropout)
+
     passes = _passes(model, args, columns, device)
     return peak_activations(
         model,
@@ -121,7 +126,7 @@ def _activations(model: SentenceTransformer, args: TuningArguments, columns: tup
         accumulating=args.gradient_accumulation_steps > 1
         or args.mini_batch_num_tokens is not None
         or args.world_size > 1,
-        prepare=None if dropout is None else lambda copy: set_dropout(copy, dropout),
+        prepare=prepare,
     )
 
 
@@ -160,10 +165,20 @@ def _columns(model: SentenceTransformer, args: TuningArguments, data: RetrievalD
     texts = {"query": data.queries["text"], "document": data.corpus["text"]}
     longest = {role: _longest(model, texts[role], prompt=prompt_of(model, role)) for role in dict.fromkeys(roles)}
     num_rows = args.per_device_train_batch_size
-    grouped = args.encode_once and (is_row_by_row(loss) if args.group_rows is None else args.group_rows)
-    chunks = _most_chunks(data, num_rows, args.num_negatives) if grouped and loss.view != "pairs" else num_rows
-    num_texts = {"query": num_rows, "document": chunks}
+    grouped = args.encode_once and args.group_rows is not False
+    num_texts = {"query": num_rows, "document": num_rows}
+    if grouped and loss.view == "pairs":
+        num_texts = _whole_chunks(data, num_rows)
+    elif grouped:
+        num_texts["document"] = _most_chunks(data, num_rows, args.num_negatives)
     return tuple(Column(role, num_texts[role], longest[role]) for role in roles)
+
+
+def _whole_chunks(data: RetrievalDataset, batch_size: int) -> dict[str, int]:
+    """Return the chunks of a batch, and the questions if they are the chunks with the most questions."""
+    questions = Counter(chunk for chunks in data.relevant("train").values() for chunk in chunks)
+    most = sorted((min(count, batch_size) for count in questions.values()), reverse=True)[:batch_size]
+    return {"query": sum(most), "document": len(most)}
 
 
 def _most_chunks(data: RetrievalDataset, num_rows: int, num_negatives: int) -> int:
