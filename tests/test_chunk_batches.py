@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections import Counter
 
-import numpy as np
 import pytest
 import torch
 from accelerate.data_loader import BatchSamplerShard
@@ -29,14 +27,11 @@ SIZES = (5, 3, 1, 4, 2, 2, 3)
 CHUNKS = [chunk for chunk, size in enumerate(SIZES) for _ in range(size)]
 PAIRS = Dataset.from_dict(
     {
-        "anchor": [f"where is the pump of house {i}" for i in range(len(CHUNKS))],
-        "positive": [f"the {word} of house {chunk} is " + "warm " * chunk for chunk, word in zip(CHUNKS, "abcd" * 5)],
+        "anchor": [f"where is the pump of house {row}" for row in range(len(CHUNKS))],
+        "positive": [f"the pump of house {chunk} is " + "warm " * chunk for chunk in CHUNKS],
         "label": [[chunk, chunk if row < len(CHUNKS) - 1 else 0] for row, chunk in enumerate(CHUNKS)],
     }
 )
-PAIRS = PAIRS.remove_columns("positive").add_column(
-    "positive", [f"the pump of house {chunk} is " + "warm " * chunk for chunk in CHUNKS]
-).select_columns(["anchor", "positive", "label"])
 
 
 def sampler_of(sizes, *, batch_size=3, seed=0, epoch=0):
@@ -144,7 +139,9 @@ def test_batches_are_of_whole_chunks_only_if_the_loss_knows_which_chunks_answer(
     tiny_model, tmp_path, loss, rows, options, expected
 ):
     sampler = trainer_of(tiny_model, tmp_path, loss=loss, rows=rows, **options).get_train_dataloader().batch_sampler
-    assert isinstance(sampler, expected) if expected else not isinstance(sampler, ChunkBatchSampler | GroupedBatchSampler)
+    assert (
+        isinstance(sampler, expected) if expected else not isinstance(sampler, ChunkBatchSampler | GroupedBatchSampler)
+    )
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
@@ -181,3 +178,46 @@ def test_a_run_resumed_inside_an_epoch_ends_with_the_weights_of_an_uninterrupted
     straight = run("a")
     for step in (2, 4):  # inside the first epoch of three steps, and inside the second
         assert torch.equal(run(f"b{step}", resume_from_checkpoint=str(tmp_path / "a" / f"checkpoint-{step}")), straight)
+
+
+TWO_PROCESSES = """
+import json, sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from datasets import Dataset
+from sentence_transformers import SentenceTransformer
+from embedtune.training.arguments import TuningArguments
+from embedtune.training.trainer import EmbeddingTrainer
+
+folder, out = Path(sys.argv[1]), Path(sys.argv[2])
+rows = Dataset.from_dict(json.loads((out / "rows.json").read_text()))
+model = SentenceTransformer(str(folder), device="cpu")
+args = TuningArguments(
+    str(out / "run"), num_train_epochs=2, per_device_train_batch_size=3, learning_rate=1e-3, use_cpu=True, ddp_backend="gloo",
+    eval_strategy="no", save_strategy="no", load_best_model_at_end=False, disable_tqdm=True,
+)
+trainer = EmbeddingTrainer(model, args, train_dataset=rows)
+seen, step = [], trainer.training_step
+def spy(model, inputs, *rest):
+    seen.append(len(inputs["text_rows"]))
+    return step(model, inputs, *rest)
+trainer.training_step = spy
+trainer.train()
+weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+both = [torch.empty_like(weights) for _ in range(2)]
+dist.all_gather(both, weights)
+assert torch.equal(*both)
+print("SEEN", json.dumps([dist.get_rank(), seen]), flush=True)
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_together_on_every_question(tiny_model_folder, tmp_path):
+    (tmp_path / "rows.json").write_text(json.dumps(PAIRS.to_dict()))
+    result = launch(tmp_path, TWO_PROCESSES, tiny_model_folder, tmp_path)
+    assert result.returncode == 0, result.stderr[-8000:]
+    lines = [line.partition("SEEN ")[2] for line in result.stdout.splitlines() if "SEEN " in line]
+    seen = dict(json.loads(line) for line in lines)
+    assert len(seen[0]) == len(seen[1]) == 4, "two steps in each of two epochs"
+    assert sum(seen[0]) + sum(seen[1]) == 2 * len(PAIRS)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 import torch.nn.functional as F
 from sentence_transformers.base.losses.merged_forward import embed_columns
-from sentence_transformers.util import all_gather, all_gather_with_grad, cos_sim, get_rank, get_world_size
+from sentence_transformers.util import all_gather, cos_sim, get_rank, get_world_size
 from torch import Tensor, nn
 
 if TYPE_CHECKING:
@@ -120,9 +120,10 @@ class InBatchNegativesLoss(RetrievalLoss):
         ids = labels
         first = 0
         if self.gather_across_devices and get_world_size() > 1:
-            candidates = [all_gather_with_grad(column) for column in candidates]
-            ids = all_gather(labels) if labels is not None else None
-            first = get_rank() * len(questions)
+            sizes = _rows_per_process(questions)
+            candidates = [_gather(column, sizes) for column in candidates]
+            ids = _gather(labels, sizes) if labels is not None else None
+            first = sum(sizes[: get_rank()])
         scores = cos_sim(questions, torch.cat(candidates)) * self.scale
         targets = torch.arange(first, first + len(questions), device=scores.device)
         if labels is not None and ids is not None:
@@ -340,7 +341,8 @@ def _hardest(questions: Tensor, chunks: Tensor, labels: Tensor | None) -> tuple[
         raise ValueError("negatives='hardest' needs ids to find negatives: data.pairs(split, with_ids=True).")
     ids = labels
     if get_world_size() > 1:
-        chunks, ids = all_gather_with_grad(chunks), all_gather(labels)
+        sizes = _rows_per_process(chunks)
+        chunks, ids = _gather(chunks, sizes), _gather(labels, sizes)
     with torch.no_grad():  # the choice of the hardest chunk has no gradient
         scores = cos_sim(questions, chunks).masked_fill(is_relevant(labels, ids[:, 0]), -torch.inf)
         best = scores.max(dim=1)
@@ -356,3 +358,16 @@ def _check_negatives(negatives: str) -> None:
 def _check_columns(loss: nn.Module, embeddings: list[Tensor], expected: int) -> None:
     if len(embeddings) != expected:
         raise ValueError(f"{type(loss).__name__} takes {expected} columns, but the dataset has {len(embeddings)}.")
+
+
+def _rows_per_process(rows: Tensor) -> list[int]:
+    """Return the batch size of each process; batches of whole chunks differ in size."""
+    sizes: list[int] = all_gather(torch.tensor([len(rows)], device=rows.device)).tolist()
+    return sizes
+
+
+def _gather(rows: Tensor, sizes: list[int]) -> Tensor:
+    """Concatenate the rows of all processes, with their gradients."""
+    padded = F.pad(rows, (0, 0, 0, max(sizes) - len(rows)))
+    parts = all_gather(padded, with_grad=rows.requires_grad).split(max(sizes))
+    return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])

@@ -15,8 +15,8 @@ from embedtune.dataset.views import COLUMN_ROLES
 from embedtune.models.families.prompts import prompt_of
 from embedtune.models.packing.encoder import tokens_per_pass
 from embedtune.training.dropout import set_dropout
-from embedtune.training.freezing import freeze_lower_layers, lower_layers
 from embedtune.training.encode_once.sampler import longest_run
+from embedtune.training.freezing import freeze_lower_layers, lower_layers
 from embedtune.training.losses import LOSSES
 from embedtune.training.memory.simulation import Column, peak_activations
 
