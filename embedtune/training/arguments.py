@@ -20,14 +20,17 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             (`CosineEmbeddingLoss`), with default settings. Pass other losses and settings to the trainer:
             ``EmbeddingTrainer(..., loss=TripletMarginLoss(model, margin=0.5))``.
         num_negatives: Random negatives per question, for losses that read negatives from the table.
-        dropout: Dropout probability of every layer during training. None keeps the model's own. On a CPU, 0 makes
-            BERT-like models faster.
-        frozen_layers: Share of the transformer's layers, counted from the input, that keep their weights, together with the
-            embeddings: half a step's time. 0 trains everything. Not for models that have frozen weights already, such as a LoRA.
+        dropout: Dropout probability of every layer during training. None keeps the model's own, which makes BERT-like
+            models slower on a CPU.
+        frozen_layers: Share of each transformer's layers, counted from the input, that keep their weights during training,
+            together with the embeddings. 0 trains everything. No effect on a model that has frozen weights already, such
+            as a LoRA.
         encode_once: Encode each distinct text of a batch once. The loss and its gradient do not change. Falls back to the
             stock trainer's batches if the loss or the model does not allow it.
-        group_rows: Put rows about the same chunk into the same batch (`GroupedBatchSampler`), so that more texts
-            repeat. None does this only for losses without in-batch negatives, such as ``"triplet"`` and ``"cosine"``.
+        group_rows: Put rows about the same chunk into the same batch, so that more texts repeat. With ``"in-batch"``, a
+            batch then holds ``per_device_train_batch_size`` *chunks*, each with all its questions (`ChunkBatchSampler`);
+            with ``"triplet"`` and ``"cosine"``, as many rows (`GroupedBatchSampler`). None does this for every loss that
+            it suits, False shuffles the rows.
         mini_batch_num_tokens: Maximum number of tokens per forward pass. Turns on gradient caching (Gao et al. 2021,
             https://arxiv.org/abs/2101.06983) for any loss: large batches in little memory, at about a third more time.
         check_saved: After ``save_model``, load the saved model and raise if its vectors differ. Skipped for checkpoints,
@@ -35,7 +38,9 @@ class TuningArguments(SentenceTransformerTrainingArguments):
 
     These defaults differ from ``SentenceTransformerTrainingArguments``:
 
-    * ``per_device_train_batch_size=32``: the other chunks of the batch are the negatives, and eight are too few.
+    * ``per_device_train_batch_size=24``: the other chunks of the batch are the negatives, and eight are too few.
+    * ``num_train_epochs=8``, ``learning_rate=1e-4``, ``dropout=0``, ``frozen_layers=0.5``: measured with MiniLM, see the
+      benchmarks in the documentation. Larger models usually need a lower learning rate.
     * ``warmup_steps=0.1``: a tenth of all steps.
     * ``eval_strategy="epoch"``, ``save_strategy="epoch"``, ``load_best_model_at_end=True``: keeps the checkpoint that
       retrieves best on the dev split. The trainer fills in ``metric_for_best_model``.
@@ -47,18 +52,20 @@ class TuningArguments(SentenceTransformerTrainingArguments):
 
     Example:
         >>> TuningArguments("out/handbook", num_train_epochs=2).per_device_train_batch_size
-        32
+        24
     """
 
     loss: LossName = "in-batch"
     num_negatives: int = 5
-    dropout: float | None = None
+    dropout: float | None = 0.0
     frozen_layers: float = 0.5
     encode_once: bool = True
     group_rows: bool | None = None
     mini_batch_num_tokens: int | None = None
     check_saved: bool = True
-    per_device_train_batch_size: int = 32
+    per_device_train_batch_size: int = 24
+    num_train_epochs: float = 8.0
+    learning_rate: float = 1e-4
     warmup_steps: float = 0.1
     eval_strategy: str = "epoch"
     save_strategy: str = "epoch"
