@@ -10,7 +10,7 @@ import torch
 from datasets import Dataset
 from model_repositories import gte_qwen2_repository, jina_hf_repository
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.sampler import DefaultBatchSampler
+from sentence_transformers.base.training_args import BatchSamplers
 from sentence_transformers.sentence_transformer import losses as st
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
@@ -108,12 +108,10 @@ def step(tmp_path):
         model = copy.deepcopy(model).double()
         settings = {"use_cpu": True, "dropout": 0.0, "eval_strategy": "no", "load_best_model_at_end": False}
         settings |= {"per_device_train_batch_size": len(dataset) // steps, "gradient_accumulation_steps": steps}
-        settings |= {
-            "batch_sampler": DefaultBatchSampler
-        }  # texts repeat, also for losses that would have distinct ones
         args = TuningArguments(str(tmp_path / "out"), **(settings | {"group_rows": False} | options))
         trainer = EmbeddingTrainer(model, args, train_dataset=dataset, loss=loss)
         trainer.current_gradient_accumulation_steps = steps
+        trainer.args.batch_sampler = BatchSamplers.BATCH_SAMPLER  # texts repeat, whatever the loss
         model.train()
         batches = [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
         value = sum(float(trainer.training_step(model, dict(batch))) for batch in batches)

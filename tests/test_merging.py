@@ -10,7 +10,6 @@ from test_forgetting import shaken
 from test_verdict import evaluate
 
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.intervals import standard_error
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.training.experiments.merging import ALPHAS, merge_with_base, smallest_within_one_error
 
@@ -91,17 +90,39 @@ def test_where_tuning_has_won_nothing_the_base_is_taken_and_said_so(tiny_model, 
     assert "the merged model equals the base model" in caplog.text
 
 
-def test_one_standard_error_is_measured_on_the_same_questions():
-    ranks = np.random.default_rng(0).integers(1, 12, size=80)
-    poor, good, best = evaluate(ranks + 3), evaluate(np.maximum(ranks - 3, 1)), evaluate(np.maximum(ranks - 3, 1))
-    few = np.maximum(ranks - 3, 1)
-    few[0] += 1  # one question a little worse: its error is as large as its loss
-    almost = evaluate(few)
-    assert smallest_within_one_error({0.0: poor, 0.5: good, 1.0: best}) == 0.5
-    lost = best.per_query_metrics["ndcg@10"] - almost.per_query_metrics["ndcg@10"]
-    is_within = lost.mean() <= standard_error(lost[:, None], best.clusters)[0]
-    assert smallest_within_one_error({0.0: poor, 0.5: almost, 1.0: best}) == (0.5 if is_within else 1.0)
-    assert smallest_within_one_error({1.0: poor}) == 1.0
+def ndcg(ranks):
+    """nDCG@10 of questions with one relevant chunk."""
+    return np.where(np.array(ranks) <= 10, 1 / np.log2(np.array(ranks) + 1), 0)
+
+
+@pytest.mark.parametrize(
+    ("best", "other", "within"),
+    [
+        ([2] * 20, [10] * 11 + [1] * 9, True),  # 0.3 standard errors below the best
+        ([2] * 20, [10] * 14 + [1] * 6, False),  # 1.7 standard errors
+        ([2, 3, 4, 5, 6], [3, 4, 5, 6, 7], False),  # 3 of the paired differences, 0.9 of unpaired results
+    ],
+)
+def test_the_smallest_alpha_within_one_paired_standard_error_of_the_best_is_taken(best, other, within):
+    lost = ndcg(best) - ndcg(other)
+    assert lost.mean() > 0
+    assert (lost.mean() <= lost.std(ddof=1) / np.sqrt(len(lost))) == within
+    poor = [30] * len(best)
+    results = {0.0: evaluate(poor), 0.5: evaluate(other), 1.0: evaluate(best)}
+    assert smallest_within_one_error(results) == (0.5 if within else 1.0)
+
+
+def test_questions_about_one_chunk_count_as_one_for_the_standard_error():
+    best, other = [2] * 20, [10] * 14 + [1] * 6  # as above, but about two chunks only
+    chunk_of = [0] * 14 + [1] * 6
+    results = {0.5: evaluate(other, chunk_of=chunk_of), 1.0: evaluate(best, chunk_of=chunk_of)}
+    assert smallest_within_one_error(results) == 0.5
+
+
+def test_of_equal_results_the_smaller_alpha_is_taken():
+    results = {0.0: evaluate([5] * 9), 0.5: evaluate([2] * 9), 1.0: evaluate([2] * 9)}
+    assert smallest_within_one_error(results) == 0.5
+    assert smallest_within_one_error({1.0: results[1.0]}) == 1.0
 
 
 def test_an_unmerged_lora_is_refused(tiny_model):

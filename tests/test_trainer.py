@@ -217,6 +217,22 @@ def test_a_base_model_that_no_checkpoint_beats_is_reported(tiny_model, data, arg
     assert "No checkpoint is better than the base model: eval_dev_ndcg@10 was" in caplog.text
 
 
+@pytest.mark.parametrize("gets_better", [False, True])
+def test_the_warning_compares_losses_by_the_smaller_one_and_names_the_metric(
+    tiny_model, arguments, caplog, gets_better
+):
+    rows = make_data(dev_size=0).pairs("train", with_ids=True)
+    callbacks = [] if gets_better else [SpoilAfter(1)]
+    args = arguments(num_train_epochs=2, learning_rate=3e-3 if gets_better else 0.0, dropout=0.0)
+    trainer = EmbeddingTrainer(tiny_model, args, train_dataset=rows, eval_dataset=rows, callbacks=callbacks)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
+    assert (trainer.state.best_metric < losses[0]) == gets_better
+    assert ("No checkpoint is better than the base model: eval_loss was" in caplog.text) != gets_better
+    assert "dev split" not in caplog.text
+
+
 def test_a_chosen_metric_is_kept(tiny_model, data, arguments):
     args = arguments(metric_for_best_model="eval_dev_accuracy@1", greater_is_better=True)
     trainer = EmbeddingTrainer(tiny_model, args, data=data)
@@ -232,6 +248,40 @@ def test_an_eval_dataset_chooses_by_its_loss_where_there_is_no_dev_split(tiny_mo
     assert trainer.state.best_metric == pytest.approx(
         min(log["eval_loss"] for log in trainer.state.log_history if log.get("eval_loss") and log["step"] > 0)
     )
+
+
+# Trainers of one's own
+
+
+class Weighted:
+    """Overrides ``compute_loss`` with the stock trainer's own lines."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        features, labels = self.collect_features(inputs)
+        loss = 0.5 * self.loss(features, labels)
+        return (loss, {}) if return_outputs else loss
+
+
+def test_a_trainer_that_overrides_compute_loss_gets_the_columns_of_the_stock_trainer(
+    tiny_model, data, arguments, caplog
+):
+    class Mine(Weighted, EmbeddingTrainer):
+        pass
+
+    args = arguments(dropout=0.0, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+    trainer = Mine(tiny_model, args, data=data)
+    assert "because Mine overrides compute_loss" in caplog.text
+    batch = batches(trainer)[0]
+    assert {"anchor_input_ids", "positive_input_ids"} <= batch.keys()
+    stock = SentenceTransformerTrainer(
+        tiny_model, trainer.args, train_dataset=trainer.train_dataset, loss=InBatchNegativesLoss(tiny_model)
+    )
+    tiny_model.eval()
+    torch.testing.assert_close(
+        trainer.compute_loss(tiny_model, dict(batch)), 0.5 * stock.compute_loss(tiny_model, dict(batch))
+    )
+    with pytest.raises(ValueError, match="mini_batch_num_tokens=50 is not possible here, because Mine overrides"):
+        Mine(tiny_model, arguments(mini_batch_num_tokens=50), data=data)
 
 
 # What the stock trainer and plain sentence-transformers do with it

@@ -100,10 +100,17 @@ def _with_lora(model: SentenceTransformer) -> list[nn.Module]:
 
 
 def _with_linear_layer(model: SentenceTransformer) -> list[nn.Module]:
-    """Put a linear layer, at first the identity, behind the vector, and freeze everything else."""
+    """Put a linear layer, at first the identity, behind the vector, and freeze everything else.
+
+    A layer from an earlier round of training is trained further instead.
+    """
     modules = _side(model, "query")
     for module in modules:
         module.requires_grad_(False)
+    end = len(modules) - isinstance(modules[-1], Normalize)
+    if _is_query_layer(modules[end - 1], _side(model, "document")):
+        modules[end - 1].requires_grad_(True)
+        return modules
     if any(parameter.dtype != torch.float32 for module in modules for parameter in module.parameters()):
         raise ValueError(
             "query='linear' needs float32 weights. Load the model with dtype='float32', or use query='lora'."
@@ -111,8 +118,18 @@ def _with_linear_layer(model: SentenceTransformer) -> list[nn.Module]:
     dim = Router({"query": modules}).get_embedding_dimension()
     # Without a bias, so that it makes no difference whether the vector has length 1 already.
     layer = Dense(dim, dim, bias=False, activation_function=None, init_weight=torch.eye(dim))
-    end = len(modules) - isinstance(modules[-1], Normalize)
     return [*modules[:end], layer, *modules[end:]]
+
+
+def _is_query_layer(module: nn.Module, documents: list[Any]) -> bool:
+    """Return whether a module is a linear layer of `freeze_index`, which only the query side has."""
+    return (
+        isinstance(module, Dense)
+        and module.linear.bias is None
+        and module.linear.in_features == module.linear.out_features
+        and isinstance(module.activation_function, nn.Identity)
+        and not any(module is other for other in documents)
+    )
 
 
 def _with_weights_of_its_own(model: SentenceTransformer) -> list[nn.Module]:
