@@ -36,7 +36,7 @@ for name, options in json.loads(sys.argv[3]).items():
     args = TuningArguments(
         str(root / "out" / name), max_steps=3, per_device_train_batch_size=4, learning_rate=1e-3, use_cpu=True,
         ddp_backend="gloo", warmup_steps=0, save_strategy="steps", save_steps=3,
-        eval_strategy="steps", eval_steps=3, load_best_model_at_end=True, disable_tqdm=True,
+        eval_strategy="steps", eval_steps=3, load_best_model_at_end=True, disable_tqdm=True, frozen_layers=0.0,
     )
     trainer = EmbeddingTrainer(model, args, data=data)
     assert dist.get_world_size() == 2

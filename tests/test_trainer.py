@@ -312,7 +312,7 @@ def test_training_is_the_same_as_with_the_stock_trainer(tiny_model_folder, data,
             use_cpu=True,
         )
         if trainer_class is EmbeddingTrainer:
-            args.eval_on_start = False
+            args.eval_on_start, args.frozen_layers, args.group_rows = False, 0.0, False
             trainer = trainer_class(
                 model, args, data=RetrievalDataset(data.corpus, data.queries, {"train": data.qrels["train"]})
             )
@@ -402,9 +402,9 @@ def test_dropout_is_set_in_every_layer_or_left_alone(tiny_model, data, arguments
         return {module.p for module in tiny_model.modules() if isinstance(module, torch.nn.Dropout)}
 
     assert probabilities() == {0.1}
-    EmbeddingTrainer(tiny_model, arguments(), data=data)
+    EmbeddingTrainer(tiny_model, arguments(dropout=None), data=data)
     assert probabilities() == {0.1}
-    EmbeddingTrainer(tiny_model, arguments(dropout=0.0), data=data)
+    EmbeddingTrainer(tiny_model, arguments(), data=data)
     assert probabilities() == {0.0}
     with pytest.raises(ValueError, match=r"dropout=1\.5 must be at least 0 and below 1"):
         arguments(dropout=1.5)
