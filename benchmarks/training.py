@@ -39,7 +39,7 @@ from transformers import (
 
 from embedtune import EmbeddingTrainer, TripletMarginLoss, TuningArguments, load_model
 from embedtune.models.lora import add_lora
-from embedtune.training.trainer import set_dropout
+from embedtune.training.dropout import set_dropout
 
 CONTENDERS = ("sentence-transformers", "hand-written loop", "embedtune")
 WORDS = [f"w{i}" for i in range(3000)]

@@ -111,7 +111,7 @@ _HOME = {
     "FeedbackLog": "embedtune.serving.feedback",
     "FrozenIndexLoss": "embedtune.training.frozen_index",
     "FrozenIndexTrainer": "embedtune.training.frozen_index",
-    "GroupedBatchSampler": "embedtune.training.encode_once.batches",
+    "GroupedBatchSampler": "embedtune.training.encode_once.sampler",
     "Hit": "embedtune.retrieval.retriever",
     "InBatchNegativesLoss": "embedtune.training.losses",
     "LLM": "embedtune.llms.protocol",
@@ -225,7 +225,7 @@ if TYPE_CHECKING:
     from embedtune.serving.suggest import label_misses as label_misses
     from embedtune.serving.suggest import suggest_chunk as suggest_chunk
     from embedtune.training.arguments import TuningArguments as TuningArguments
-    from embedtune.training.encode_once.batches import GroupedBatchSampler as GroupedBatchSampler
+    from embedtune.training.encode_once.sampler import GroupedBatchSampler as GroupedBatchSampler
     from embedtune.training.experiments.learning_curve import LearningCurve as LearningCurve
     from embedtune.training.experiments.learning_curve import learning_curve as learning_curve
     from embedtune.training.experiments.loss_comparison import LossComparison as LossComparison

@@ -10,14 +10,15 @@ import torch
 from datasets import Dataset
 from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.training_args import BatchSamplers
 from sentence_transformers.sentence_transformer import losses as st
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import nn
 
 from embedtune.models.lora import transformers_of
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.encode_once.batches import TEXT_ROWS, UniqueTextCollator
-from embedtune.training.encode_once.losses import takes_embeddings
+from embedtune.training.encode_once.collator import TEXT_ROWS, UniqueTextCollator
+from embedtune.training.encode_once.embedded_loss import takes_embeddings
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -109,6 +110,7 @@ def step(tmp_path):
         args = TuningArguments(str(tmp_path / "out"), **(settings | {"group_rows": False} | options))
         trainer = EmbeddingTrainer(model, args, train_dataset=dataset, loss=loss)
         trainer.current_gradient_accumulation_steps = steps
+        trainer.args.batch_sampler = BatchSamplers.BATCH_SAMPLER  # texts repeat, whatever the loss
         model.train()
         batches = [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
         value = sum(float(trainer.training_step(model, dict(batch))) for batch in batches)

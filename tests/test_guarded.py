@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from datasets import Dataset
 from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family
 from sentence_transformers import SentenceTransformer
 from test_trainer import make_data
@@ -99,7 +98,7 @@ def test_the_run_stops_at_the_very_step_with_the_weights_and_checkpoint_of_the_s
 ):
     loss = Poisoned(tiny_model, at=3, how=how)
     trainer = EmbeddingTrainer(tiny_model, arguments(), data=data, loss=loss)
-    with pytest.raises(FloatingPointError, match=r"At step 3 .*last good checkpoint: .*checkpoint-2\."):
+    with pytest.raises(FloatingPointError, match=r"at step 3: .*last good checkpoint: .*checkpoint-2\."):
         trainer.train()
     assert trainer.state.global_step == 2
     saved = SentenceTransformer(str(Path(trainer.args.output_dir, "checkpoint-2")), device="cpu")
@@ -340,28 +339,6 @@ def test_rotation_never_deletes_the_best_nor_the_last(tiny_model, data, argument
     trainer.add_callback(Look())
     trainer.train()
     assert seen == [{"checkpoint-1"}, *({"checkpoint-1", f"checkpoint-{n}"} for n in (2, 3, 4))]
-
-
-# Metrics
-
-
-@pytest.mark.parametrize("encode_once", [True, False])
-def test_the_tokens_are_those_that_the_model_was_given(tiny_model, arguments, encode_once):
-    rows = Dataset.from_dict({"anchor": ["open the pump", "check"] * 4, "positive": ["the a of to", "in"] * 4})
-    args = arguments(
-        num_train_epochs=3,
-        load_best_model_at_end=False,
-        save_strategy="no",
-        eval_strategy="no",
-        encode_once=encode_once,
-    )
-    trainer = EmbeddingTrainer(tiny_model, args, train_dataset=rows)
-    output = trainer.train()
-    # With [CLS] and [SEP]: 5 and 3 tokens in a row of questions, 6 and 3 in one of chunks; no padding.
-    assert output.metrics["train_tokens"] == 3 * (1 if encode_once else 4) * (5 + 3 + 6 + 3)
-    assert output.metrics["train_tokens_per_second"] >= output.metrics["train_tokens"] / output.metrics["train_runtime"]
-    assert trainer.state.log_history[-1]["train_tokens"] == output.metrics["train_tokens"]
-    assert output.metrics["train_samples_per_second"] > 0
 
 
 # Precision

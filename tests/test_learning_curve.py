@@ -6,13 +6,11 @@ import itertools
 
 import pytest
 import torch
-from datasets import Dataset
 from test_trainer import make_data
 
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.learning_curve import learning_curve, part_of
-from embedtune.training.experiments.runs import num_tokens
 from embedtune.training.trainer import EmbeddingTrainer
 
 
@@ -67,44 +65,36 @@ def test_each_run_is_what_a_trainer_makes_of_that_part_and_the_model_stays_as_it
     assert curve.runs[0].evaluations["test"].metrics != curve.base.metrics
 
 
-def test_the_cost_is_logged_before_the_first_step_and_stands_in_the_result(
+def test_the_number_of_rows_is_logged_before_the_first_step_and_is_in_the_result(
     tiny_model, data, arguments, caplog, tmp_path
 ):
     with caplog.at_level("INFO", logger="embedtune.training"):
         curve = learning_curve(tiny_model, data, args=arguments(num_train_epochs=3), fractions=(0.5, 1.0), k=(1, 3))
     rows = [3 * run.num_questions for run in curve.runs]
-    assert [run.cost.rows for run in curve.runs] == rows
+    assert [run.num_rows for run in curve.runs] == rows
     lines = [record.getMessage() for record in caplog.records if record.name == "embedtune.training.experiments.runs"]
-    assert lines[2] == f"2 runs: {sum(rows)} rows, {sum(run.cost.tokens for run in curve.runs)} tokens."
-    assert lines[3].startswith("50% is done")
-    assert all(run.cost.seconds > 0 for run in curve.runs)
+    assert lines[2] == f"2 runs: {sum(rows)} rows."
+    assert lines[3].startswith("50% finished")
+    assert all(run.seconds > 0 for run in curve.runs)
     assert not (tmp_path / "out").exists(), "no model is kept"
     by_steps = learning_curve(tiny_model, data, args=arguments(max_steps=2), fractions=(1.0,), k=(1,))
-    assert by_steps.runs[0].cost.rows == 16
-
-
-def test_tokens_are_counted_as_the_model_cuts_them(tiny_model):
-    texts = {"anchor": ["open the pump", "open the pump"], "positive": ["red " * 100, "blue"], "label": [1, 2]}
-    counted = sum(
-        int(tiny_model.preprocess([text])["attention_mask"].sum()) for text in texts["anchor"] + texts["positive"]
-    )
-    assert num_tokens(tiny_model, Dataset.from_dict(texts)) == counted == 5 + 5 + 64 + 3
+    assert by_steps.runs[0].num_rows == 16
 
 
 def test_what_it_says_follows_the_last_step_and_prints(tiny_model, data, arguments):
     curve = learning_curve(tiny_model, data, args=arguments(num_train_epochs=1), fractions=(0.5, 1.0), k=(1, 3))
     assert curve.last_step.before.name == "50%"
     opening = {"better": "More data still helps", "cannot tell": "Cannot tell", "worse": "More data made it worse"}
-    assert curve.sentence.startswith(opening[curve.last_step.decision])
+    assert curve.sentences[0].startswith(opening[curve.last_step.decision])
     assert "50% to 100%" in repr(curve)
     assert "ndcg@3" in repr(curve)
     assert curve._repr_html_().startswith("<p><strong>")
     one = learning_curve(tiny_model, data, args=arguments(max_steps=1), fractions=(1.0,), k=(1, 3))
     assert one.last_step is None
-    assert "One fraction alone says nothing" in repr(one)
+    assert "A single fraction does not show" in repr(one)
 
 
 @pytest.mark.parametrize("fractions", [(), (0.0, 1.0), (0.5, 1.5)])
-def test_fractions_that_are_no_shares_are_refused(tiny_model, data, fractions):
-    with pytest.raises(ValueError, match="must be shares above 0 and at most 1"):
+def test_fractions_outside_of_0_to_1_are_refused(tiny_model, data, fractions):
+    with pytest.raises(ValueError, match="must be above 0 and at most 1"):
         learning_curve(tiny_model, data, fractions=fractions)

@@ -261,7 +261,7 @@ def test_a_checkpoint_of_another_run_is_refused(folders, data, tmp_path):
         load_best_model_at_end=False,
     ).train()
     model = load_model(folders["gte"], lora=LoraConfig(r=2, target_modules=["q_proj"]), device="cpu")
-    with pytest.raises(ValueError, match=r"does not hold the 4 tensors that this model trains.*same lora="):
+    with pytest.raises(ValueError, match=r"this model trains other ones \(4\).*same arguments \(lora="):
         trainer_for(model, data, tmp_path / "b").train(resume_from_checkpoint=str(tmp_path / "a" / "checkpoint-1"))
 
 

@@ -176,8 +176,8 @@ def test_a_batch_about_one_chunk_has_no_hardest_negative_and_still_trains(tiny_m
     [
         (InBatchNegativesLoss, {"scale": 0}, "scale=0"),
         (TripletMarginLoss, {"margin": -1}, "margin=-1"),
-        (TripletMarginLoss, {"negatives": "random"}, "negatives='random' is none of"),
-        (CosineEmbeddingLoss, {"margin": 2}, "margin=2 is no cosine"),
+        (TripletMarginLoss, {"negatives": "random"}, "negatives='random' is not one of"),
+        (CosineEmbeddingLoss, {"margin": 2}, "margin=2 must be a cosine"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(tiny_model, make, options, message):

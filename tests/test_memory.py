@@ -18,7 +18,7 @@ from embedtune.models.packing.pack import tokens_per_pass
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.memory.advice import memory_advice
 from embedtune.training.memory.estimate import _passes, estimate_memory
-from embedtune.training.memory.presets import settings_for
+from embedtune.training.memory.presets import arguments_for_gpu
 from embedtune.training.memory.simulation import Column, peak_activations
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -29,8 +29,11 @@ COLUMNS = (Column("query", 8, 12), Column("document", 8, 60))
 
 @pytest.fixture
 def arguments(tmp_path):
+    settings = {"use_cpu": True, "disable_tqdm": True, "per_device_train_batch_size": 32, "frozen_layers": 0.0}
+    settings |= {"dropout": None}
+
     def make(**options):
-        return TuningArguments(str(tmp_path / "out"), **({"use_cpu": True, "disable_tqdm": True} | options))
+        return TuningArguments(str(tmp_path / "out"), **(settings | options))
 
     return make
 
@@ -122,8 +125,12 @@ def test_weights_gradients_and_moments_are_counted_by_what_is_trained(tiny_model
     assert (small.gradients, small.optimizer) == (trained, trained // 2)
 
 
-def test_the_moments_are_those_of_the_trainers_optimiser(tiny_model, data, arguments):
-    args = arguments(max_steps=1, save_strategy="no", eval_strategy="no", load_best_model_at_end=False)
+@pytest.mark.parametrize("frozen_layers", [0.0, 0.5])
+def test_the_moments_are_those_of_the_trainers_optimiser(deep_model, data, arguments, frozen_layers):
+    tiny_model = deep_model
+    args = arguments(
+        frozen_layers=frozen_layers, max_steps=1, save_strategy="no", eval_strategy="no", load_best_model_at_end=False
+    )
     trainer = EmbeddingTrainer(tiny_model, args, data=data)
     trainer.train()
     held = sum(v.nbytes for state in trainer.optimizer.state.values() for v in state.values() if v.ndim)
@@ -148,7 +155,8 @@ def test_the_batch_is_the_losses_with_the_longest_texts_as_the_model_reads_them(
     columns = estimate_memory(tiny_model, arguments(loss=loss, per_device_train_batch_size=7), data=data).columns
     lengths = {"query": 6, "document": 64}  # [CLS] the how to open [SEP]; cut at the 64 tokens that the model reads
     assert [(column.role, column.num_tokens) for column in columns] == [(role, lengths[role]) for role in roles]
-    assert {column.num_rows for column in columns if column.role == "query"} == {7}
+    questions = 3 if loss == "in-batch" else 7  # seven chunks with all their questions, or seven rows
+    assert {column.num_rows for column in columns if column.role == "query"} == {questions}
 
 
 @pytest.mark.parametrize("loss", ["triplet", "cosine"])
@@ -167,6 +175,21 @@ def test_no_batch_has_more_chunks_than_was_estimated_and_some_has_nearly_as_many
     estimated = columns[place].num_rows
     assert max(found) <= estimated
     assert max(found) >= estimated / 2
+
+
+def test_no_batch_of_whole_chunks_has_more_texts_than_was_estimated(tiny_model, arguments):
+    texts = [(f"valve {i}", [f"{i} open {j}" for j in range(1 + i)]) for i in range(7)]
+    data = RetrievalDataset.from_pairs(texts, test_size=0, dev_size=0)
+    args = arguments(per_device_train_batch_size=3)
+    columns = {column.role: column.num_rows for column in estimate_memory(tiny_model, args, data=data).columns}
+    assert columns == {"query": 3 + 3 + 3, "document": 3}, "a chunk with more than three questions is cut into parts"
+    loader = EmbeddingTrainer(tiny_model, args, data=data).get_train_dataloader()
+    for epoch in range(10):
+        loader.set_epoch(epoch)
+        for batch in loader:
+            questions, chunks = (len(column.unique()) for column in batch["text_rows"].T)
+            assert questions <= columns["query"]
+            assert chunks <= columns["document"]
 
 
 def test_on_a_cpu_a_large_batch_goes_through_the_model_in_parts(tiny_model, arguments):
@@ -189,10 +212,11 @@ def test_what_saves_memory_is_seen_to(tiny_model, data, arguments):
         return estimate_memory(tiny_model, arguments(**options), data=data, device=device).activations
 
     plain = activations()
-    assert activations(per_device_train_batch_size=16) < plain
+    assert activations(per_device_train_batch_size=2) < plain
     assert activations(gradient_checkpointing=True) < plain
     assert activations(dropout=0.0) < plain
     assert activations(bf16=True) < plain
+    assert activations(frozen_layers=0.5) < plain
     assert activations(device="cuda") < plain, "attention with dropout is fused there"
 
 
@@ -228,13 +252,18 @@ def total_of(model, data, **options):
     return estimate_memory(model, args, data=data, device="cuda").total
 
 
+TUNED = ("gradient_checkpointing", "optim", "mini_batch_num_tokens", "per_device_train_batch_size")
+TUNED += ("gradient_accumulation_steps",)
+
+
 def chosen_for(num_bytes, model, data, **settings):
     """What is chosen for a GPU that has so many bytes left, without what is given and bf16."""
     given = {"output_dir": "out", "use_cpu": True} | settings
     memory = f"{(num_bytes / 2**30 + 1) / 0.92:.12f}GB"
-    chosen = settings_for(memory, model=model, data=data, settings=given)
-    assert chosen.items() >= (given | {"bf16": True}).items()
-    return {name: value for name, value in chosen.items() if name not in given | {"bf16": True}}
+    chosen = arguments_for_gpu(memory, model=model, data=data, **given)
+    default = TuningArguments(**given)
+    assert chosen.bf16
+    return {name: getattr(chosen, name) for name in TUNED if getattr(chosen, name) != getattr(default, name)}
 
 
 CHECKPOINTED = {"gradient_checkpointing": True}
@@ -273,7 +302,7 @@ def test_a_batch_that_holds_the_negatives_stays_whole_down_to_the_smallest_gpu(d
 
 
 def test_a_batch_of_rows_that_do_not_see_each_other_is_halved(deep_model, long_data):
-    halves = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 4}
+    halves = {"per_device_train_batch_size": 6, "gradient_accumulation_steps": 4}
     half = total_of(deep_model, long_data, loss="triplet", **CHECKPOINTED, **halves)
     chosen = chosen_for(half * 1.001, deep_model, long_data, loss="triplet")
     assert chosen == CHECKPOINTED | halves
@@ -289,19 +318,19 @@ def test_a_batch_of_ones_own_is_kept_for_every_loss(deep_model, long_data):
 
 
 def test_a_loss_that_there_is_not_is_named(tiny_model, data):
-    with pytest.raises(ValueError, match="loss='margin' is none of"):
-        settings_for("8GB", model=tiny_model, data=data, settings={"output_dir": "out", "loss": "margin"})
+    with pytest.raises(ValueError, match="loss='margin' is not one of"):
+        arguments_for_gpu("8GB", model=tiny_model, data=data, output_dir="out", loss="margin")
 
 
 def test_what_does_not_fit_is_refused_with_what_it_takes(tiny_model, data):
     with pytest.raises(ValueError, match=r"does not fit into 1GB(.|\n)*total(.|\n)*lora=True"):
-        TuningArguments.for_gpu("1GB", model=tiny_model, data=data, output_dir="out", use_cpu=True)
-    with pytest.raises(ValueError, match="memory='big' is no size"):
-        TuningArguments.for_gpu("big", model=tiny_model, data=data)
+        arguments_for_gpu("1GB", model=tiny_model, data=data, output_dir="out", use_cpu=True)
+    with pytest.raises(ValueError, match="memory='big' is not a size"):
+        arguments_for_gpu("big", model=tiny_model, data=data)
 
 
 def test_settings_of_ones_own_are_kept(tiny_model, data):
-    args = TuningArguments.for_gpu(
+    args = arguments_for_gpu(
         "8GB", model=tiny_model, data=data, output_dir="out", use_cpu=True, bf16=False, num_train_epochs=7
     )
     assert (args.bf16, args.num_train_epochs, args.output_dir) == (False, 7, "out")
@@ -317,7 +346,7 @@ def test_running_out_of_memory_says_what_to_turn_down_and_in_which_order(tiny_mo
         torch.empty(2**60, dtype=torch.uint8)
 
     tiny_model.register_forward_hook(allocate_too_much)
-    with pytest.raises(torch.OutOfMemoryError, match=r"can't allocate memory(.|\n)*In this order") as caught:
+    with pytest.raises(torch.OutOfMemoryError, match=r"can't allocate memory(.|\n)*in this order") as caught:
         trainer.train()
     assert isinstance(caught.value.__cause__, RuntimeError)
     lines = str(caught.value).splitlines()
@@ -348,13 +377,13 @@ def test_another_error_of_the_model_is_left_as_it_is(tiny_model, data, arguments
 
 
 def test_cached_gradients_need_the_memory_of_a_part(tiny_model, data, arguments):
-    whole = estimate_memory(tiny_model, arguments(per_device_train_batch_size=64), data=data)
+    whole = estimate_memory(tiny_model, arguments(group_rows=False, per_device_train_batch_size=64), data=data)
     (part,) = estimate_memory(
-        tiny_model, arguments(per_device_train_batch_size=64, mini_batch_num_tokens=100), data=data
+        tiny_model, arguments(group_rows=False, per_device_train_batch_size=64, mini_batch_num_tokens=100), data=data
     ).columns
     assert part.num_tokens == max(column.num_tokens for column in whole.columns)
     assert part.num_rows == 100 // part.num_tokens
     cached = estimate_memory(
-        tiny_model, arguments(per_device_train_batch_size=64, mini_batch_num_tokens=100), data=data
+        tiny_model, arguments(group_rows=False, per_device_train_batch_size=64, mini_batch_num_tokens=100), data=data
     )
     assert cached.activations < whole.activations / 4

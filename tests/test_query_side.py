@@ -59,6 +59,23 @@ def test_the_linear_layer_is_all_that_is_trained_and_weights_are_saved_once(tiny
     assert len(list((tmp_path / "model").glob("**/tokenizer.json"))) == 1
 
 
+def test_freezing_a_saved_model_again_trains_its_linear_layer_further_instead_of_adding_another(tiny_model, tmp_path):
+    model = tiny_model
+    for number in range(3):
+        before = model.encode_query(TEXTS), model.encode_document(TEXTS)
+        frozen = freeze_index(model, query="linear")
+        np.testing.assert_array_equal(frozen.encode_query(TEXTS), before[0])
+        assert [p.shape for p in frozen.parameters() if p.requires_grad] == [(32, 32)]
+        assert is_index_frozen(frozen)
+        disturb(frozen)
+        assert abs(frozen.encode_query(TEXTS) - before[0]).max() > 1e-3
+        np.testing.assert_array_equal(frozen.encode_document(TEXTS), before[1])
+        frozen.save_pretrained(str(tmp_path / str(number)))
+        model = load_model(tmp_path / str(number), device="cpu")
+        router = next(model.children())
+        assert [type(m).__name__ for m in router.sub_modules["query"]] == ["Transformer", "Pooling", "Dense"]
+
+
 def test_the_linear_layer_stands_before_the_normalisation_of_a_model_that_has_one(tiny_model):
     normalised = SentenceTransformer(modules=[*tiny_model.children(), Normalize()], device="cpu")
     frozen = freeze_index(normalised, query="linear")

@@ -63,5 +63,5 @@ def test_workers_that_would_keep_the_first_negatives_are_refused(tiny_model, dat
     remine = RemineNegatives(tiny_model, data)
     args = arguments(dataloader_num_workers=1, dataloader_persistent_workers=True, max_steps=1)
     trainer = EmbeddingTrainer(tiny_model, args, data=data, train_dataset=remine.dataset, callbacks=[remine])
-    with pytest.raises(ValueError, match="would keep reading the first negatives"):
+    with pytest.raises(ValueError, match="the workers would keep the first negatives"):
         trainer.train()

@@ -21,9 +21,10 @@ from embedtune.dataset import RetrievalDataset, build_dataset
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.training import trainer as trainer_module
 from embedtune.training.arguments import TuningArguments
+from embedtune.training.dropout import set_dropout
 from embedtune.training.guards import warn_about_cut_chunks
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
-from embedtune.training.trainer import EmbeddingTrainer, set_dropout
+from embedtune.training.trainer import EmbeddingTrainer
 from embedtune.types import Chunk, Question
 
 THINGS = ["pump", "valve", "sensor", "door", "filter", "battery", "cable", "crane", "lamp", "clock", "engine", "roof"]
@@ -156,7 +157,7 @@ def test_nothing_to_train_on_is_said(tiny_model, arguments):
 
 
 def test_a_loss_name_that_does_not_exist_is_refused_with_the_names_that_do():
-    with pytest.raises(ValueError, match=r"loss='mnrl' is none of \('in-batch', 'triplet', 'cosine'\)"):
+    with pytest.raises(ValueError, match=r"loss='mnrl' is not one of \('in-batch', 'triplet', 'cosine'\)"):
         TuningArguments("out", loss="mnrl")
 
 
@@ -213,7 +214,23 @@ def test_a_base_model_that_no_checkpoint_beats_is_reported(tiny_model, data, arg
     trainer = EmbeddingTrainer(tiny_model, arguments(), data=data, callbacks=[SpoilAfter(1)])
     with caplog.at_level(logging.WARNING):
         trainer.train()
-    assert "No checkpoint retrieves better than the base model on the dev split" in caplog.text
+    assert "No checkpoint is better than the base model: eval_dev_ndcg@10 was" in caplog.text
+
+
+@pytest.mark.parametrize("gets_better", [False, True])
+def test_the_warning_compares_losses_by_the_smaller_one_and_names_the_metric(
+    tiny_model, arguments, caplog, gets_better
+):
+    rows = make_data(dev_size=0).pairs("train", with_ids=True)
+    callbacks = [] if gets_better else [SpoilAfter(1)]
+    args = arguments(num_train_epochs=2, learning_rate=3e-3 if gets_better else 0.0, dropout=0.0)
+    trainer = EmbeddingTrainer(tiny_model, args, train_dataset=rows, eval_dataset=rows, callbacks=callbacks)
+    with caplog.at_level(logging.WARNING):
+        trainer.train()
+    losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
+    assert (trainer.state.best_metric < losses[0]) == gets_better
+    assert ("No checkpoint is better than the base model: eval_loss was" in caplog.text) != gets_better
+    assert "dev split" not in caplog.text
 
 
 def test_a_chosen_metric_is_kept(tiny_model, data, arguments):
@@ -231,6 +248,40 @@ def test_an_eval_dataset_chooses_by_its_loss_where_there_is_no_dev_split(tiny_mo
     assert trainer.state.best_metric == pytest.approx(
         min(log["eval_loss"] for log in trainer.state.log_history if log.get("eval_loss") and log["step"] > 0)
     )
+
+
+# Trainers of one's own
+
+
+class Weighted:
+    """Overrides ``compute_loss`` with the stock trainer's own lines."""
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        features, labels = self.collect_features(inputs)
+        loss = 0.5 * self.loss(features, labels)
+        return (loss, {}) if return_outputs else loss
+
+
+def test_a_trainer_that_overrides_compute_loss_gets_the_columns_of_the_stock_trainer(
+    tiny_model, data, arguments, caplog
+):
+    class Mine(Weighted, EmbeddingTrainer):
+        pass
+
+    args = arguments(dropout=0.0, eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+    trainer = Mine(tiny_model, args, data=data)
+    assert "because Mine overrides compute_loss" in caplog.text
+    batch = batches(trainer)[0]
+    assert {"anchor_input_ids", "positive_input_ids"} <= batch.keys()
+    stock = SentenceTransformerTrainer(
+        tiny_model, trainer.args, train_dataset=trainer.train_dataset, loss=InBatchNegativesLoss(tiny_model)
+    )
+    tiny_model.eval()
+    torch.testing.assert_close(
+        trainer.compute_loss(tiny_model, dict(batch)), 0.5 * stock.compute_loss(tiny_model, dict(batch))
+    )
+    with pytest.raises(ValueError, match="mini_batch_num_tokens=50 is not possible here, because Mine overrides"):
+        Mine(tiny_model, arguments(mini_batch_num_tokens=50), data=data)
 
 
 # What the stock trainer and plain sentence-transformers do with it
@@ -261,7 +312,7 @@ def test_training_is_the_same_as_with_the_stock_trainer(tiny_model_folder, data,
             use_cpu=True,
         )
         if trainer_class is EmbeddingTrainer:
-            args.eval_on_start = False
+            args.eval_on_start, args.frozen_layers, args.group_rows = False, 0.0, False
             trainer = trainer_class(
                 model, args, data=RetrievalDataset(data.corpus, data.queries, {"train": data.qrels["train"]})
             )
@@ -351,11 +402,11 @@ def test_dropout_is_set_in_every_layer_or_left_alone(tiny_model, data, arguments
         return {module.p for module in tiny_model.modules() if isinstance(module, torch.nn.Dropout)}
 
     assert probabilities() == {0.1}
-    EmbeddingTrainer(tiny_model, arguments(), data=data)
+    EmbeddingTrainer(tiny_model, arguments(dropout=None), data=data)
     assert probabilities() == {0.1}
-    EmbeddingTrainer(tiny_model, arguments(dropout=0.0), data=data)
+    EmbeddingTrainer(tiny_model, arguments(), data=data)
     assert probabilities() == {0.0}
-    with pytest.raises(ValueError, match=r"dropout=1\.5 is no probability"):
+    with pytest.raises(ValueError, match=r"dropout=1\.5 must be at least 0 and below 1"):
         arguments(dropout=1.5)
 
 
@@ -418,4 +469,4 @@ def test_a_saved_model_is_compared_if_the_gpu_has_room_for_both(
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10**9 + unused)  # kept since training
     trainer_module.check_saved(tiny_model, tmp_path)
     assert checked == [tmp_path] * compared
-    assert ("no room on cuda:0" in caplog.text) != compared
+    assert ("cuda:0 has no room" in caplog.text) != compared

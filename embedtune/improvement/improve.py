@@ -34,7 +34,16 @@ logger = logging.getLogger(__name__)
 # With fewer, no difference is significant.
 _MIN_HELD_OUT = 10
 
-_RECORDED = ("loss", "num_train_epochs", "max_steps", "learning_rate", "per_device_train_batch_size", "dropout", "seed")
+_RECORDED = (
+    "loss",
+    "num_train_epochs",
+    "max_steps",
+    "learning_rate",
+    "per_device_train_batch_size",
+    "dropout",
+    "frozen_layers",
+    "seed",
+)
 
 
 def improve(

@@ -1,4 +1,4 @@
-"""What training a LoRA or tied modules needs of a trainer: checkpoints that come back, and settings for several devices."""
+"""Checkpoints of models with a LoRA, and detection of routes that share weights."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ TRAINED_WEIGHTS = "trained.safetensors"
 
 
 def save_trained_weights(model: SentenceTransformer, folder: str | Path) -> None:
-    """Write the parameters that are trained, each tied one once; does nothing for a model without adapters.
+    """Write the trained parameters, tied ones once. Does nothing for a model without adapters.
 
-    The model in the checkpoint has the adapters merged, and training cannot be continued from a sum.
+    The checkpoint's model has its adapters merged, and training cannot go on from merged weights.
     """
     path = Path(folder, TRAINED_WEIGHTS)
-    path.unlink(missing_ok=True)  # of another run in the same folder, which would be taken for this one's
+    path.unlink(missing_ok=True)  # a file of another run in the same folder
     if has_adapters(model):
         trained = {name: p.detach().contiguous() for name, p in model.named_parameters() if p.requires_grad}
         save_file(trained, path)
 
 
 def load_trained_weights(model: SentenceTransformer, folder: str | Path) -> bool:
-    """Read them back into the model, and say whether there were any.
+    """Load the trained parameters into the model, and return whether the checkpoint has any.
 
     Raises:
-        ValueError: If the checkpoint is not one of this model.
+        ValueError: If the checkpoint belongs to another model.
     """
     path = Path(folder, TRAINED_WEIGHTS)
     if not has_adapters(model) and not path.exists():
@@ -41,8 +41,8 @@ def load_trained_weights(model: SentenceTransformer, folder: str | Path) -> bool
     saved = load_file(path) if path.exists() else {}
     if saved.keys() != trained.keys():
         raise ValueError(
-            f"The checkpoint {str(folder)!r} does not hold the {len(trained)} tensors that this model trains, but {len(saved)}"
-            f" in {TRAINED_WEIGHTS}. Load the model with the same lora=, train= and mode= as in the run that wrote it."
+            f"The checkpoint {str(folder)!r} has {len(saved)} tensors in {TRAINED_WEIGHTS}, but this model trains other ones "
+            f"({len(trained)}). Load the model with the same arguments (lora=, train=, mode=) as in the run that wrote it."
         )
     with torch.no_grad():
         for name, parameter in trained.items():
@@ -51,7 +51,7 @@ def load_trained_weights(model: SentenceTransformer, folder: str | Path) -> bool
 
 
 def is_tied(model: SentenceTransformer) -> bool:
-    """Say whether several routes share parameters."""
+    """Return whether several routes share parameters."""
     backbones = [part.model for route, part in transformers_of(model) if route]
     owned = [{id(parameter) for parameter in backbone.parameters()} for backbone in backbones]
     return len(owned) > 1 and bool(set.intersection(*owned))

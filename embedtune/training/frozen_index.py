@@ -1,4 +1,4 @@
-"""Training of the query side alone, against the vectors that every chunk has and keeps."""
+"""Training only the query side, so that the vectors of all chunks stay valid."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from embedtune.dataset.views import Contents, chunks_for_training, table
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.models.query_side import is_index_frozen
 from embedtune.retrieval.encoders import ModelEncoder
-from embedtune.training.losses import RetrievalLoss, answers
+from embedtune.training.losses import RetrievalLoss, is_relevant
 from embedtune.training.trainer import EmbeddingTrainer
 
 if TYPE_CHECKING:
@@ -31,30 +31,30 @@ logger = logging.getLogger(__name__)
 
 
 class FrozenIndex:
-    """An `Encoder` that encodes each document once, because the document side of its model never changes.
+    """An `Encoder` that encodes each document only once, because its model's document side is frozen.
 
     Args:
         model: A model from `freeze_index`.
-        batch_size: How many texts the model encodes at once.
+        batch_size: Texts per batch of encoding.
         show_progress_bar: Show the progress of encoding.
 
     Raises:
-        ValueError: If the document side of the model is trained.
+        ValueError: If the document side of the model is not frozen.
     """
 
     def __init__(self, model: SentenceTransformer, *, batch_size: int = 32, show_progress_bar: bool = False) -> None:
         if not is_index_frozen(model):
-            raise ValueError("The document side of this model would be trained. Pass et.freeze_index(model) instead.")
+            raise ValueError("The document side of this model is not frozen. Pass et.freeze_index(model) instead.")
         self.model = model
         self._encoder = ModelEncoder(model, batch_size, show_progress_bar)
         self._vectors: dict[str, NDArray[np.float32]] = {}
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one vector a query, of shape ``(num_texts, dim)``."""
+        """Return the vectors of queries, of shape ``(num_texts, dim)``."""
         return self._encoder.encode_queries(texts)
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one vector a document, of shape ``(num_texts, dim)``."""
+        """Return the vectors of documents, of shape ``(num_texts, dim)``."""
         new = [text for text in dict.fromkeys(texts) if text not in self._vectors]
         if new:
             self._vectors.update(zip(new, self._encoder.encode_documents(new), strict=True))
@@ -62,25 +62,24 @@ class FrozenIndex:
 
 
 class FrozenIndexLoss(RetrievalLoss):
-    r"""Tell the chunks that answer a question from all other chunks, whose vectors are computed once.
+    r"""Rank each question's relevant chunks above all other chunks of the corpus, which are encoded only once.
 
-    :math:`-\log \frac{\sum_{c \in R} e^{s \cos(q, c)}}{\sum_{c \in R \cup W} e^{s \cos(q, c)}}`, where :math:`R` are the chunk
-    that the row is about and its near-duplicates, and :math:`W` the chunks that are not known to answer the question. It is
-    `InBatchNegativesLoss` with the whole corpus in every batch and no gradient into the chunks, so that a step costs no more
-    than the questions do.
+    :math:`-\log \frac{\sum_{c \in R} e^{s \cos(q, c)}}{\sum_{c \in R \cup W} e^{s \cos(q, c)}}`, where :math:`R` are the row's
+    chunk and its near-duplicates, and :math:`W` the chunks that are not known to be relevant. This is `InBatchNegativesLoss`
+    with the whole corpus in every batch and without gradients of the chunks, so a step costs only what the questions cost.
 
-    Documents held out for other splits are no negatives: training would push every question away from them, and the result
-    on unseen documents would be worse than in use, where new documents come after training.
+    Documents held out for other splits are not used as negatives: training would push every question away from them, and
+    results on unseen documents would be worse than in use, where new documents arrive after training.
 
     Args:
         model: A model from `freeze_index`.
-        data: The corpus, and what answers what.
-        split: The questions that will be trained on.
-        scale: What similarities are multiplied by, the inverse of the temperature.
-        max_chunks: Of a larger corpus, the chunks that answer a question of the split are used, and of the others a random
-            sample. Each chunk takes ``4 * dim`` bytes on the model's device.
-        seed: Draws the sample.
-        batch_size: How many chunks the model encodes at once.
+        data: Questions and chunks.
+        split: The training questions.
+        scale: Multiplies similarities; the inverse of the temperature.
+        max_chunks: Maximum number of chunks. All chunks relevant to a question of the split are used, and a random sample of
+            the others. Each takes ``4 * dim`` bytes on the model's device.
+        seed: Seed of the sample.
+        batch_size: Chunks per batch of encoding.
         show_progress_bar: Show the progress of encoding.
 
     Attributes:
@@ -89,12 +88,33 @@ class FrozenIndexLoss(RetrievalLoss):
         vectors: Their vectors, of length 1, of shape ``(num_chunks, dim)``.
 
     Inputs:
-        A question and a label of ids: ``data.pairs(split, with_ids=True)``, whose chunks are not read.
+        | Columns               | Label                      |
+        |-----------------------|----------------------------|
+        | ``anchor`` (question) | ids of the relevant chunks |
+
+        `FrozenIndexTrainer` makes this table from ``data.pairs(split, with_ids=True)``.
 
     Raises:
-        ValueError: If the document side of the model is trained, or an option is out of range.
+        ValueError: If the document side of the model is not frozen, or an argument is out of range.
 
     Example:
+        ::
+
+            import embedtune as et
+
+            model = et.load_model("minilm")
+            chunks = et.chunk_documents(et.read_documents("handbook/"), max_tokens=250, tokenizer=model)
+            questions = et.generate_questions(chunks, et.AnthropicLLM("claude-sonnet-5-5"))
+            data = et.build_dataset(chunks, questions)
+            model = et.freeze_index(model, query="linear")
+            trainer = et.FrozenIndexTrainer(
+                model,
+                et.TuningArguments("out/query-side", learning_rate=1e-3),
+                data=data,
+                loss=et.FrozenIndexLoss(model, data, max_chunks=50_000),
+            )
+            trainer.train()
+
         >>> import embedtune as et
         >>> data = et.RetrievalDataset.from_pairs([("Press both.", ["How to restart?"]), ("Turn it.", ["How to lock?"])],
         ...                                       test_size=0, dev_size=0)
@@ -128,26 +148,24 @@ class FrozenIndexLoss(RetrievalLoss):
         self.chunk_ids: list[str] = _sampled(data, split, contents, max_chunks, seed)
         vectors = torch.from_numpy(self.index.encode_documents([texts[chunk] for chunk in self.chunk_ids]))
         ids = torch.tensor([contents.id_of[chunk] for chunk in self.chunk_ids])
-        # No part of the state: a checkpoint holds the model alone.
+        # Not persistent, because a checkpoint holds only the model.
         self.register_buffer("vectors", nn.functional.normalize(vectors, dim=1).to(model.device), persistent=False)
         self.register_buffer("contents", ids.to(model.device), persistent=False)
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None) -> Tensor:
-        """Embed the first column, the questions, and compute the loss, a scalar."""
+        """Embed the first column, the questions, and return the loss, a scalar."""
         return super().forward(list(sentence_features)[:1], labels)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
-        """Compute the loss from questions of shape ``(batch_size, dim)`` and ids of shape ``(batch_size, num_ids)``."""
+        """Return the loss of questions of shape ``(batch_size, dim)`` with ids of shape ``(batch_size, num_ids)``."""
         if labels is None or labels.ndim != 2:
-            raise ValueError(
-                "FrozenIndexLoss needs the ids of data.pairs(split, with_ids=True) to know the right chunks."
-            )
-        questions = embeddings[0].float()[:, : self.vectors.shape[1]]  # truncate_dim: the numbers that search uses
+            raise ValueError("FrozenIndexLoss needs ids to know the relevant chunks: data.pairs(split, with_ids=True).")
+        questions = embeddings[0].float()[:, : self.vectors.shape[1]]  # truncate_dim: the dimensions that search uses
         scores = nn.functional.normalize(questions, dim=1) @ self.vectors.T * self.scale
-        right = answers(labels[:, :1], self.contents)
-        right_too = answers(labels, self.contents) & ~right
-        of_all = scores.masked_fill(right_too, -torch.inf).logsumexp(dim=1)
-        return (of_all - scores.masked_fill(~right, -torch.inf).logsumexp(dim=1)).mean()
+        own = is_relevant(labels[:, :1], self.contents)
+        also_relevant = is_relevant(labels, self.contents) & ~own
+        of_all = scores.masked_fill(also_relevant, -torch.inf).logsumexp(dim=1)
+        return (of_all - scores.masked_fill(~own, -torch.inf).logsumexp(dim=1)).mean()
 
     def get_config_dict(self) -> dict[str, Any]:
         """Return the settings for the model card."""
@@ -155,21 +173,21 @@ class FrozenIndexLoss(RetrievalLoss):
 
 
 class FrozenIndexTrainer(EmbeddingTrainer):
-    """An `EmbeddingTrainer` for a model from `freeze_index`: no chunk is encoded more than once, whatever the epochs.
+    """An `EmbeddingTrainer` for a model from `freeze_index`: each chunk is encoded only once in the whole run.
 
-    It trains with `FrozenIndexLoss` on questions alone, and takes the documents' vectors for the dev split from the same index.
+    It trains with `FrozenIndexLoss` on questions only. Evaluations of the dev split use the same vectors of chunks.
 
     Args:
-        model: A model from `freeze_index`; its query side is changed in place.
-        args: The arguments; ``loss``, ``num_negatives`` and what is said of chunks do not apply. Learning rates that
-            suit so few weights are higher than usual: 1e-3 for a linear layer, 2e-4 for a LoRA.
-        data: Questions and chunks. The ``train`` split is trained on; ``dev``, if there, chooses the checkpoint.
-        loss: A `FrozenIndexLoss` with settings of its own.
-        evaluator: One evaluator or several to run besides the dev split's.
+        model: A model from `freeze_index`. Its query side is changed in place.
+        args: The arguments; ``loss`` and ``num_negatives`` do not apply. The learning rate should be higher than for a whole
+            model: 1e-3 for a linear layer, 2e-4 for a LoRA.
+        data: Questions and chunks. Trains on the split ``train``; ``dev``, if it exists, chooses the checkpoint.
+        loss: A `FrozenIndexLoss` with other settings.
+        evaluator: One or more evaluators to run in addition to the dev split's.
         **options: Further arguments of ``SentenceTransformerTrainer``.
 
     Raises:
-        ValueError: If the document side of the model would be trained.
+        ValueError: If the document side of the model is not frozen.
 
     Example:
         >>> import embedtune as et
@@ -203,7 +221,7 @@ class FrozenIndexTrainer(EmbeddingTrainer):
 
 
 class _IndexEvaluator(TopKEvaluator):
-    """Takes the documents' vectors from an index, for the model that the index belongs to."""
+    """Takes the documents' vectors from an index, if it belongs to the evaluated model."""
 
     def __init__(self, index: FrozenIndex, data: RetrievalDataset, split: str) -> None:
         super().__init__(data, split, k=[k for k in (1, 3, 5, 10) if k <= len(data.corpus)])
@@ -215,18 +233,18 @@ class _IndexEvaluator(TopKEvaluator):
 
 
 def _sampled(data: RetrievalDataset, split: str, contents: Contents, max_chunks: int, seed: int) -> list[str]:
-    """Return the chunks to tell apart: what answers a question of the split, and as many others as fit."""
+    """Return the chunks to rank: those relevant to a question of the split, and as many others as fit."""
     allowed = chunks_for_training(data, split)
     if len(allowed) <= max_chunks:
         return allowed
-    right = set().union(*contents.answers(split).values())
-    others = [chunk for chunk in allowed if contents.id_of[chunk] not in right]
+    relevant = set().union(*contents.answers(split).values())
+    others = [chunk for chunk in allowed if contents.id_of[chunk] not in relevant]
     room = max_chunks - (len(allowed) - len(others))
     if room < 0:
         raise ValueError(
-            f"max_chunks={max_chunks} has no room for the {len(allowed) - len(others)} chunks that answer a question of the "
-            f"split {split!r}."
+            f"max_chunks={max_chunks} must be at least {len(allowed) - len(others)}, the number of chunks that are relevant "
+            f"to a question of the split {split!r}."
         )
     drawn = {others[i] for i in np.random.default_rng(seed).choice(len(others), size=room, replace=False)}
-    logger.info("%d of %d chunks are the negatives, drawn at random.", room, len(others))
-    return [chunk for chunk in allowed if contents.id_of[chunk] in right or chunk in drawn]
+    logger.info("Drew %d of %d other chunks as negatives.", room, len(others))
+    return [chunk for chunk in allowed if contents.id_of[chunk] in relevant or chunk in drawn]

@@ -1,4 +1,4 @@
-"""The model card that sentence-transformers writes while training: with the best checkpoint's results, without training text."""
+"""The model card that sentence-transformers writes: with the results of the best checkpoint, without training texts."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from embedtune.training.arguments import TuningArguments
 
-# Shown where sentence-transformers would show texts that were trained on.
+# Shown instead of training texts.
 _WIDGET = {
     "source_sentence": "Which planet is known as the Red Planet?",
     "sentences": [
@@ -29,13 +29,13 @@ _SAMPLES = ("examples", "examples_table", "_example_columns")
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """What a card tells of a training run.
+    """What the card says about a training run.
 
     Attributes:
-        seconds: How long it took, evaluations included.
-        device: What it ran on.
-        num_devices: How many of them.
-        best_step: The checkpoint that was kept; None if it was the last.
+        seconds: Duration, including evaluations.
+        device: The device.
+        num_devices: Number of devices.
+        best_step: The step of the best checkpoint; None if the last one was kept.
     """
 
     seconds: float
@@ -45,7 +45,7 @@ class TrainingRun:
 
 
 class ModelCardCallback(SentenceTransformerModelCardCallback):
-    """Collects what the model card says, for every model: the texts of the training data stay out of it."""
+    """Fills in the model card, without texts of the training data."""
 
     def on_init_end(
         self,
@@ -56,10 +56,10 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
         trainer: Any,
         **options: Any,
     ) -> None:
-        """Describe the training data by numbers alone."""
+        """Describe the training data only by its statistics."""
         card = model.model_card_data
         card.widget = card.widget or [_WIDGET]
-        card.ir_model = True  # its example of use has encode_query and encode_document
+        card.ir_model = True  # its usage example has encode_query and encode_document
         super().on_init_end(args, state, control, model=model, trainer=trainer, **options)
         for dataset in [*card.train_datasets, *card.eval_datasets]:
             for key in _SAMPLES:
@@ -69,11 +69,11 @@ class ModelCardCallback(SentenceTransformerModelCardCallback):
         self,
         args: TuningArguments,
         state: TrainerState,
-        control: TrainerControl,  # noqa: ARG002 - a callback is given it
+        control: TrainerControl,  # noqa: ARG002  # a callback's signature
         model: SentenceTransformer,
         **options: Any,  # noqa: ARG002
     ) -> None:
-        """Note the time and the machine, and give the card the results of the checkpoint that was loaded, not the last's."""
+        """Add the time, the device and the results of the checkpoint that was kept."""
         card = model.model_card_data
         best = _best_step(args, state)
         runtime = next((log["train_runtime"] for log in reversed(state.log_history) if "train_runtime" in log), 0.0)

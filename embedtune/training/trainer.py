@@ -1,4 +1,4 @@
-"""EmbeddingTrainer: SentenceTransformerTrainer that knows what a RetrievalDataset is."""
+"""EmbeddingTrainer: a SentenceTransformerTrainer that takes a RetrievalDataset."""
 
 from __future__ import annotations
 
@@ -20,14 +20,17 @@ from embedtune.models.selfcheck import check_model
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.columns import check_table, fill_columns
+from embedtune.training.dropout import set_dropout
 from embedtune.training.encode_once.trainer import EncodeOnceTrainer
+from embedtune.training.freezing import freeze_lower_layers
 from embedtune.training.guards import (
     check_inputs,
     warn_about_cut_chunks,
     warn_about_half_precision,
     warn_about_single_rows,
 )
-from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, RetrievalLoss, TripletMarginLoss
+from embedtune.training.loss_kinds import view_for
+from embedtune.training.losses import LOSSES
 from embedtune.training.model_card import ModelCardCallback
 from embedtune.training.resilience.guarded import GuardedTrainer
 
@@ -39,43 +42,36 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LOSSES: dict[str, type[RetrievalLoss]] = {
-    "in-batch": InBatchNegativesLoss,
-    "triplet": TripletMarginLoss,
-    "cosine": CosineEmbeddingLoss,
-}
-
 
 class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
     """Fine-tune a SentenceTransformer on a `RetrievalDataset`.
 
     A ``SentenceTransformerTrainer`` that in addition
 
-    * takes ``data`` and chooses the view that the loss needs,
-    * fills prompts (and routes) for each column from the model: the stock trainer would train without the prompts that
+    * takes ``data`` and chooses the view that the loss reads,
+    * fills in the prompt and route of each column from the model: the stock trainer would train without the prompts that
       ``encode_query`` uses,
-    * evaluates retrieval on the dev split and keeps the checkpoint that is best at it,
-    * encodes every distinct text of a batch once, and without padding, to the same loss and gradient,
+    * evaluates retrieval on the dev split and keeps the best checkpoint,
+    * encodes each distinct text of a batch once, without padding, with the same loss and gradient,
     * refuses columns that would be trained on by mistake, and warns of chunks that the model would cut,
-    * loses nothing: stops at a loss that is no number, resumes from complete checkpoints only, and leaves one at SIGTERM
-      and Ctrl-C.
+    * stops at a NaN loss, resumes only from complete checkpoints, and writes one at SIGTERM and Ctrl-C.
 
-    Everything else is the stock trainer's: callbacks, trackers, ``accelerate launch``.
+    Everything else is as in the stock trainer: callbacks, trackers, ``accelerate launch``.
 
     Args:
-        model: The model to train; it is changed in place.
+        model: The model to train. It is changed in place.
         args: The arguments.
-        data: Questions and chunks. The ``train`` split is trained on; ``dev``, if there, chooses the checkpoint.
+        data: Questions and chunks. Trains on the split ``train``; ``dev``, if it exists, chooses the checkpoint.
         train_dataset: Rows to train on instead of a view of ``data``.
-        eval_dataset: Rows on which to compute the loss besides.
-        loss: A loss (or a function from a model to one) instead of the one that ``args.loss`` names. With ``data`` it is
-            given the view it was made for; a loss that is not embedtune's is given ``data.pairs("train")``.
-        evaluator: One evaluator or several to run besides the dev split's. One on a test split never chooses the
-            checkpoint.
-        **options: Further arguments of ``SentenceTransformerTrainer``, for instance ``callbacks``.
+        eval_dataset: Rows to compute the loss on, in addition to the dev split.
+        loss: A loss, or a function from a model to a loss, instead of the one that ``args.loss`` names. With ``data``,
+            embedtune's losses get their own view, other losses ``data.pairs("train")``.
+        evaluator: One or more evaluators to run in addition to the dev split's. An evaluator of a test split never
+            chooses the checkpoint.
+        **options: Further arguments of ``SentenceTransformerTrainer``, for example ``callbacks``.
 
     Raises:
-        ValueError: If there is nothing to train on, or a dataset has columns that no loss takes.
+        ValueError: If there is nothing to train on, or a dataset has columns that the loss cannot read.
 
     Example:
         >>> import embedtune as et
@@ -105,8 +101,9 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         evaluator: BaseEvaluator | list[BaseEvaluator] | None = None,
         **options: Any,
     ) -> None:
+        self._frozen: list[nn.Parameter] = []
         check_inputs(model, data)
-        # A copy, because what is filled in belongs to this model and these data.
+        # A copy, because the settings filled in below depend on this model and this data.
         args = copy.copy(args) if args is not None else TuningArguments("tmp_trainer")
         reference = model if model is not None else _from_init(options.get("model_init"))
         loss = loss if loss is not None else LOSSES[args.loss]
@@ -117,7 +114,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         self._given_columns = args.prompts, args.router_mapping
         fill_columns(args, reference, train_dataset, eval_dataset)
         if args.ddp_find_unused_parameters is None and is_tied(reference):
-            args.ddp_find_unused_parameters = False  # looking for them counts a shared parameter twice, and fails
+            args.ddp_find_unused_parameters = False  # the search would count a shared parameter twice, and fail
         if data is not None:
             warn_about_cut_chunks(reference, data, prompt=prompt_of(reference, "document"))
         super().__init__(
@@ -135,18 +132,25 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         warn_about_single_rows(self.loss, self.args, self.train_dataset)
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
-        """Train as ``SentenceTransformerTrainer.train`` does, and say so if the base model was the best on dev."""
-        output = super().train(*args, **kwargs)
-        metric = self.args.metric_for_best_model
+        """Train as ``SentenceTransformerTrainer.train`` does, and warn if no checkpoint is better than the base model."""
+        try:
+            output = super().train(*args, **kwargs)
+        finally:
+            for parameter in self._frozen:
+                parameter.requires_grad_(True)
+        metric = self.args.metric_for_best_model or ""
+        metric = metric if metric.startswith("eval_") else f"eval_{metric}"
         base = next((log[metric] for log in self.state.log_history if log["step"] == 0 and metric in log), None)
-        if base is not None and self.state.best_metric is not None and self.state.best_metric <= base:
-            logger.warning(
-                "No checkpoint retrieves better than the base model on the dev split (%s: %.4f before, %.4f at best). Keep "
-                "the base model, or try more data, fewer epochs, a lower learning rate or another loss.",
-                metric,
-                base,
-                self.state.best_metric,
-            )
+        best = self.state.best_metric
+        if base is None or best is None or (best > base if self.args.greater_is_better else best < base):
+            return output
+        logger.warning(
+            "No checkpoint is better than the base model: %s was %.4f before training and is %.4f at best. Keep the base "
+            "model, or try more data, fewer epochs, a lower learning rate or another loss.",
+            metric,
+            base,
+            best,
+        )
         return output
 
     def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
@@ -162,13 +166,19 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
         return metrics
 
+    def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
+        """Freeze the lower layers until the end of training, and create the optimizer of the others."""
+        self._frozen += freeze_lower_layers(self.model, self.args.frozen_layers)
+        optimizer: torch.optim.Optimizer = super().create_optimizer(model)
+        return optimizer
+
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Save the model, in safetensors alone."""
-        if not self.args.should_save:  # every process comes here, and two would write one file at a time
+        """Save the model, without pickled files."""
+        if not self.args.should_save:  # every process comes here, and two would write the same file
             return
         super()._save(output_dir, state_dict)
         folder = Path(output_dir or self.args.output_dir)
-        # A pickle that nothing reads again, with paths and settings that need not travel with the model.
+        # A pickle that nothing reads, with paths and settings that do not belong to the model.
         Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             save_trained_weights(self.model, folder)
@@ -180,21 +190,21 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
             super()._load_from_checkpoint(checkpoint_path)
 
     def _load_best_model(self) -> None:
-        """Load the best checkpoint, or raise; the superclass would log the error and keep the last weights."""
+        """Load the best checkpoint. Errors are raised; the superclass would log them and keep the last weights."""
         best = str(self.state.best_model_checkpoint)
         self._load_from_checkpoint(best)
         self.model.model_card_data.set_best_model_step(int(best.rpartition("-")[2]))
 
 
 def check_saved(model: SentenceTransformer, folder: Path) -> None:
-    """Raise a ``ValueError`` if plain sentence-transformers gets other vectors from a folder than the model in memory gives."""
+    """Raise a ``ValueError`` if plain sentence-transformers gets other vectors from the saved model than from this one."""
     size = sum(parameter.nbytes for parameter in model.parameters())
     if model.device.type == "cuda" and _free_memory(model.device) < 1.5 * size:
         logger.warning(
-            "There is no room on %s for a second copy of the model, so %s was not compared with it. In a new process: "
+            "The saved model in %s was not checked, because %s has no room for a second copy. Check it in a new process: "
             "check_model(load_model(%r)).",
-            model.device,
             folder,
+            model.device,
             str(folder),
         )
         return
@@ -202,47 +212,14 @@ def check_saved(model: SentenceTransformer, folder: Path) -> None:
 
 
 def _free_memory(device: torch.device) -> int:
-    """Return the bytes that a GPU has left: what nobody holds, and what PyTorch keeps since training and does not use."""
+    """Return the free bytes of a GPU, including those that PyTorch has reserved but does not use."""
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def set_dropout(model: nn.Module, probability: float) -> None:
-    """Set the probability of dropout in every layer of a model."""
-    for module in model.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = probability
-        elif isinstance(getattr(module, "attention_dropout", None), float):  # decoders pass a number to the kernel
-            setattr(module, "attention_dropout", probability)  # noqa: B010  # the type checker expects a module
 
 
 def _from_init(model_init: Callable[[], SentenceTransformer] | None) -> SentenceTransformer:
     if model_init is None:
         raise ValueError("EmbeddingTrainer needs a model: EmbeddingTrainer(model, args, data=data).")
     return model_init()
-
-
-def view_for(loss: Any, model: SentenceTransformer, data: RetrievalDataset | None, args: TuningArguments) -> Dataset:
-    """Return the view of the training split that the loss was made for."""
-    if data is None:
-        raise ValueError("There is nothing to train on: pass data=build_dataset(...), or a train_dataset.")
-    if isinstance(loss, Mapping):
-        raise ValueError("Several losses need several datasets: pass train_dataset={name: dataset, ...} as well.")
-    if "train" not in data.qrels:
-        raise ValueError(f"The dataset has no split 'train', only {data.splits}.")
-    inner = _innermost(loss if isinstance(loss, nn.Module) else loss(model))
-    if not isinstance(inner, RetrievalLoss):
-        return data.pairs("train")
-    if inner.view == "pairs":
-        return data.pairs("train", with_ids=inner.uses_ids)
-    seed = args.data_seed if args.data_seed is not None else args.seed
-    view = data.triplets if inner.view == "triplets" else data.labelled_pairs
-    return view("train", num_negatives=args.num_negatives, seed=seed)
-
-
-def _innermost(loss: nn.Module) -> nn.Module:
-    """Return the loss inside wrappers such as ``MatryoshkaLoss``."""
-    inner = dict(loss.named_children()).get("loss")
-    return loss if inner is None else _innermost(inner)
 
 
 def _choose_by_dev(
@@ -256,7 +233,7 @@ def _choose_by_dev(
     given = [evaluator] if isinstance(evaluator, BaseEvaluator) else list(evaluator or [])
     judges = [e for e in given if not (isinstance(e, TopKEvaluator) and e.split.startswith("test"))]
     if data is not None and "dev" in data.qrels and not any(isinstance(e, TopKEvaluator) for e in judges):
-        dev = TopKEvaluator(data, "dev", k=_dev_cut_offs(args, data), batch_size=args.per_device_eval_batch_size)
+        dev = TopKEvaluator(data, "dev", k=_dev_cutoffs(args, data), batch_size=args.per_device_eval_batch_size)
         given, judges = [dev, *given], [dev, *judges]
     if args.metric_for_best_model is None and judges and judges[0].primary_metric:
         args.metric_for_best_model = f"eval_{judges[0].primary_metric}"
@@ -264,23 +241,18 @@ def _choose_by_dev(
     if not given and not has_eval_dataset:
         args.eval_strategy, args.eval_on_start = "no", False
     if args.load_best_model_at_end and args.metric_for_best_model is None:
-        _keep_the_last(args, has_eval_dataset=has_eval_dataset)
+        if has_eval_dataset:
+            args.metric_for_best_model, args.greater_is_better = "eval_loss", False
+        else:
+            args.load_best_model_at_end = False
+            logger.warning(
+                "There is no dev split to choose the best checkpoint, so the last one is kept. "
+                "build_dataset(..., dev_size=0.1) makes one."
+            )
     return given if len(given) > 1 else next(iter(given), None)
 
 
-def _dev_cut_offs(args: TuningArguments, data: RetrievalDataset) -> list[int]:
-    """Return 10 and the cut-off of the chosen metric: few, because every metric of every evaluation is printed."""
+def _dev_cutoffs(args: TuningArguments, data: RetrievalDataset) -> list[int]:
+    """Return 10 and the cut-off of the chosen metric. Only these, because every metric of every evaluation is logged."""
     _, _, chosen = (args.metric_for_best_model or "").partition("@")
     return [min(10, len(data.corpus)), *([int(chosen)] if chosen.isdigit() else [])]
-
-
-def _keep_the_last(args: TuningArguments, *, has_eval_dataset: bool) -> None:
-    """Choose the checkpoint by the loss if there is one to compute; else keep the last, and say so."""
-    if has_eval_dataset:
-        args.metric_for_best_model, args.greater_is_better = "eval_loss", False
-        return
-    args.load_best_model_at_end = False
-    logger.warning(
-        "There is no dev split to choose the best checkpoint by, so the last one is kept. "
-        "build_dataset(..., dev_size=0.1) makes one."
-    )

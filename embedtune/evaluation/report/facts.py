@@ -42,6 +42,7 @@ _SETTINGS = (
     "weight_decay",
     "max_grad_norm",
     "dropout",
+    "frozen_layers",
     "num_negatives",
     "batch_sampler",
     "bf16",

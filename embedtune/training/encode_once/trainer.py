@@ -1,4 +1,4 @@
-"""The part of EmbeddingTrainer that encodes every distinct text of a batch once."""
+"""The part of EmbeddingTrainer that encodes each distinct text of a batch once."""
 
 from __future__ import annotations
 
@@ -10,21 +10,17 @@ import torch
 from datasets import Dataset
 from sentence_transformers.base.losses.gradcache import uses_gradient_cache
 from sentence_transformers.base.training_args import BatchSamplers
-from sentence_transformers.sentence_transformer.losses import (
-    ContrastiveLoss,
-    CosineSimilarityLoss,
-    DistillKLDivLoss,
-    MarginMSELoss,
-    MatryoshkaLoss,
-    TripletLoss,
-)
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 
 from embedtune.models.packing.attention import packed_attention
 from embedtune.models.packing.pack import tokens_per_pass
-from embedtune.training.encode_once.batches import TEXT_ROWS, GroupedBatchSampler, UniqueTextCollator, ViewCollator
-from embedtune.training.encode_once.losses import GradientCachedLoss, embed_texts, loss_of_columns, takes_embeddings
-from embedtune.training.losses import RetrievalLoss
+from embedtune.training.encode_once.chunk_batches import ChunkBatchSampler
+from embedtune.training.encode_once.collator import TEXT_ROWS, UniqueTextCollator, ViewCollator
+from embedtune.training.encode_once.embedded_loss import loss_of_columns, takes_embeddings
+from embedtune.training.encode_once.gradient_cache import GradientCachedLoss
+from embedtune.training.encode_once.sampler import GroupedBatchSampler
+from embedtune.training.loss_kinds import is_row_by_row, needs_distinct_texts, takes_whole_chunks
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,25 +28,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# To these, the other rows of a batch make no difference.
-_ROW_BY_ROW = (TripletLoss, ContrastiveLoss, CosineSimilarityLoss, MarginMSELoss, DistillKLDivLoss)
-
-# Tokens of a mini-batch of a cached loss that counts rows, for models without a limit of their own.
+# Tokens per row of a cached loss that counts rows, if the model has no maximum length.
 _TOKENS_PER_ROW = 512
 
 
 class EncodeOnceTrainer(SentenceTransformerTrainer):
-    """A ``SentenceTransformerTrainer`` whose batches hold each distinct text once, where the loss allows it.
+    """A ``SentenceTransformerTrainer`` whose batches contain each distinct text once.
 
-    The loss and its gradient are those of the stock trainer's batch. Where that is not possible, for a loss that needs more
-    than embeddings, the stock trainer's batches are used, and that is said once.
+    The loss and its gradient are those of the stock trainer's batch. A loss that needs more than embeddings gets the stock
+    trainer's batches, and a warning says so.
 
     Args:
         *args: Passed on.
         **kwargs: Passed on.
 
     Raises:
-        ValueError: If ``mini_batch_num_tokens`` is given, and there is no way to keep to it.
+        ValueError: If ``mini_batch_num_tokens`` is set but gradients cannot be cached.
     """
 
     data_collator: Any
@@ -58,56 +51,80 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._group_rows = False
+        self._group_rows = bool(self.args.group_rows)
+        self._keep_texts_distinct()
         if not self.args.encode_once and self.args.mini_batch_num_tokens is None:
-            self._group_rows = bool(self.args.group_rows)
             return
         if reason := self._why_not():
             if self.args.mini_batch_num_tokens is not None:
                 raise ValueError(
                     f"mini_batch_num_tokens={self.args.mini_batch_num_tokens} is not possible here, because {reason}."
                 )
-            logger.warning("Repeated texts are encoded again for every row, because %s.", reason)
-            self._group_rows = bool(self.args.group_rows)
+            logger.warning("Repeated texts are encoded once per row, which takes longer, because %s.", reason)
             return
         max_tokens = self._max_tokens() or tokens_per_pass(self.model, self.args.device)
         self.data_collator = UniqueTextCollator(self.data_collator, self.model, max_tokens=max_tokens)
-        self._group_rows = self.args.group_rows if self.args.group_rows is not None else is_row_by_row(self.loss)
+        if self.args.group_rows is None:
+            self._group_rows = is_row_by_row(self.loss) or self._takes_whole_chunks(self.train_dataset)
         if self.args.ddp_broadcast_buffers is None:
-            # Each forward pass would wait for the other processes, and they may have more passes, or fewer.
+            # Each forward pass would wait for the other processes, which may have a different number of passes.
             self.args.ddp_broadcast_buffers = False
+
+    def _keep_texts_distinct(self) -> None:
+        """Choose batches without duplicates for losses that would use a question's own chunk as its negative."""
+        tables = self.train_dataset.values() if isinstance(self.train_dataset, Mapping) else [self.train_dataset]
+        columns = [table.column_names for table in tables if isinstance(table, Dataset)]
+        if (
+            not self.args.group_rows
+            and self.args.batch_sampler == BatchSamplers.BATCH_SAMPLER
+            and any(needs_distinct_texts(self.loss, names) for names in columns)
+        ):
+            self.args.batch_sampler = BatchSamplers.NO_DUPLICATES
 
     def _why_not(self) -> str | None:
         """Return why the texts of a batch cannot be encoded once, or None if they can."""
         args = self.args
+        own_loop = [
+            name
+            for name in ("compute_loss", "collect_features")
+            if getattr(type(self), name) is not getattr(EncodeOnceTrainer, name)
+        ]
         reasons = {
             "encode_once is False": not args.encode_once,
-            "a data_collator of your own makes the batches": type(self.data_collator) is not self.data_collator_class,
+            "you passed a data_collator": type(self.data_collator) is not self.data_collator_class,
+            f"{type(self).__name__} overrides {' and '.join(own_loop)}": bool(own_loop),
             f"{_name(self.loss)} needs more than the embeddings of its columns": not takes_embeddings(self.loss),
-            "several GPUs share this process: start one for each with torchrun": args.n_gpu > 1,
-            "a compiled model would be compiled for each batch": bool(args.torch_compile),
-            "FSDP and DeepSpeed need as many passes on each device": self.is_fsdp_enabled or self.is_deepspeed_enabled,
+            "several GPUs share this process (start one process per GPU with torchrun)": args.n_gpu > 1,
+            "a compiled model would be compiled again for each batch": bool(args.torch_compile),
+            "FSDP and DeepSpeed need equally many passes on each device": self.is_fsdp_enabled
+            or self.is_deepspeed_enabled,
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
 
     def _max_tokens(self) -> int | None:
-        """Return the tokens of a mini-batch where gradients are cached, else None."""
+        """Return the tokens per mini-batch if gradients are cached, else None."""
         if self.args.mini_batch_num_tokens is not None:
             return int(self.args.mini_batch_num_tokens)
         losses = self.loss.values() if isinstance(self.loss, Mapping) else [self.loss]
-        cached = [_innermost(loss) for loss in losses if uses_gradient_cache(_innermost(loss))]
+        cached = [_unwrapped(loss) for loss in losses if uses_gradient_cache(_unwrapped(loss))]
         per_row = self.model.max_seq_length or _TOKENS_PER_ROW
         return min((loss.mini_batch_num_tokens or loss.mini_batch_size * per_row for loss in cached), default=None)
 
     def get_batch_sampler(self, dataset: Dataset, **options: Any) -> BatchSampler | None:
-        """Keep the questions about one chunk together, where that is wanted and no other sampler is."""
+        """Return a sampler that groups rows, if this is wanted and ``batch_sampler`` is not set."""
         if self._group_rows and isinstance(dataset, Dataset) and self.args.batch_sampler == BatchSamplers.BATCH_SAMPLER:
-            return GroupedBatchSampler(dataset, **options)
+            sampler_class = ChunkBatchSampler if self._takes_whole_chunks(dataset) else GroupedBatchSampler
+            return sampler_class(dataset, **options)
         sampler: BatchSampler | None = super().get_batch_sampler(dataset, **options)
         return sampler
 
+    def _takes_whole_chunks(self, dataset: Any) -> bool:
+        """Return whether batches are built from whole chunks. A mixture of datasets has batches of equal size."""
+        alone = isinstance(self.train_dataset, Dataset) and isinstance(dataset, Dataset)
+        return alone and takes_whole_chunks(self.loss, dataset.column_names)
+
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Do a forward and a backward pass, both with the attention that packed texts need."""
+        """Run a forward and a backward pass, both with the attention that packed texts need."""
         with packed_attention(self.model):
             loss: Tensor = super().training_step(*args, **kwargs)
         return loss
@@ -139,7 +156,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
             if cached.components:
                 self.track_loss_components(cached.components)
             return total
-        texts = embed_texts(model, parts)
+        texts = torch.cat([model(dict(part))["sentence_embedding"] for part in parts])
         columns = [texts[column] for column in rows.unbind(dim=1)]
         loss = loss_of_columns(loss_fn, columns, labels, model=self.model)
         if not isinstance(loss, dict):
@@ -153,13 +170,5 @@ def _name(loss: nn.Module | Mapping[str, nn.Module]) -> str:
     return ", ".join(type(part).__name__ for part in losses if not takes_embeddings(part))
 
 
-def _innermost(loss: Any) -> Any:
-    return _innermost(loss.loss) if isinstance(loss, MatryoshkaLoss) else loss
-
-
-def is_row_by_row(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
-    """Say whether the other rows of a batch make no difference to a row's loss."""
-    if isinstance(loss, Mapping):
-        return all(is_row_by_row(part) for part in loss.values())
-    inner = _innermost(loss)
-    return inner.view != "pairs" if isinstance(inner, RetrievalLoss) else type(inner) in _ROW_BY_ROW
+def _unwrapped(loss: Any) -> Any:
+    return _unwrapped(loss.loss) if isinstance(loss, MatryoshkaLoss) else loss

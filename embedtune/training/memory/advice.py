@@ -1,4 +1,4 @@
-"""What to turn down when training runs out of memory."""
+"""The settings to change when training runs out of memory."""
 
 from __future__ import annotations
 
@@ -11,34 +11,23 @@ if TYPE_CHECKING:
 
 
 def memory_advice(args: Any, model: SentenceTransformer) -> str:
-    """Say what to turn down after an out-of-memory error, what costs least first; what is done already is left out."""
-    halved = max(args.per_device_train_batch_size // 2, 1)
-    steps = [
-        (not (args.bf16 or args.fp16), "bf16=True: activations take half, and steps are faster"),
-        (
-            not args.gradient_checkpointing,
-            "gradient_checkpointing=True: the same gradients, in about a third more time",
-        ),
-        (
-            args.mini_batch_num_tokens is None,
-            "mini_batch_num_tokens=8192: any batch in the memory of a small one",
-        ),
-        (args.dropout is None, "dropout=0: fewer activations are kept"),
-        (
-            not has_adapters(model) and "8bit" not in str(args.optim),
-            "load_model(..., lora=True): nearly no gradients and optimiser states; or optim='paged_adamw_8bit' (with "
-            "bitsandbytes), a quarter of the optimiser's states",
-        ),
-        (
-            args.per_device_train_batch_size > 1,
-            f"per_device_train_batch_size={halved}, gradient_accumulation_steps={2 * args.gradient_accumulation_steps}: half "
-            "the activations, but losses with negatives from the batch see fewer",
-        ),
-        (True, "shorter chunks: chunk_documents(..., max_tokens=...), or load_model(..., max_seq_length=...)"),
-    ]
-    lines = [text for applies, text in steps if applies]
+    """Return which settings save memory, the cheapest first, without those that are already set."""
+    batch, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
+    advice = {
+        "bf16=True: half the activations, and faster steps": not (args.bf16 or args.fp16),
+        "gradient_checkpointing=True: the same gradients, at about a third more time": not args.gradient_checkpointing,
+        "mini_batch_num_tokens=8192: the batch in pieces, at about a third more time": args.mini_batch_num_tokens
+        is None,
+        "dropout=0: fewer activations": args.dropout is None,
+        "load_model(..., lora=True): almost no gradients and optimizer states; or optim='paged_adamw_8bit' (needs "
+        "bitsandbytes): a quarter of the optimizer states": not has_adapters(model) and "8bit" not in str(args.optim),
+        f"per_device_train_batch_size={max(batch // 2, 1)}, gradient_accumulation_steps={2 * steps}: half the activations, "
+        "but fewer in-batch negatives": batch > 1,
+        "shorter chunks: chunk_documents(..., max_tokens=...) or load_model(..., max_seq_length=...)": True,
+    }
+    lines = [text for text, applies in advice.items() if applies]
     numbered = "\n".join(f"  {number}. {line}" for number, line in enumerate(lines, start=1))
     return (
-        f"Training needs more memory than there is. In this order:\n{numbered}\nestimate_memory(model, args, data=data) "
-        "tells what each of them saves."
+        f"Training needs more memory than there is. Try, in this order:\n{numbered}\n"
+        "estimate_memory(model, args, data=data) shows what each of them saves."
     )

@@ -1,4 +1,4 @@
-"""How much memory a run will take, known before it is started."""
+"""The memory that training will need, estimated before it starts."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from sentence_transformers.base.modules import Router
 from embedtune.dataset.columns import VIEW_ROLES
 from embedtune.models.packing.pack import tokens_per_pass
 from embedtune.models.prompts import prompt_of
-from embedtune.training.encode_once.batches import longest_run
-from embedtune.training.encode_once.trainer import is_row_by_row
+from embedtune.training.dropout import set_dropout
+from embedtune.training.encode_once.sampler import longest_run
+from embedtune.training.freezing import freeze_lower_layers, lower_layers
+from embedtune.training.losses import LOSSES
 from embedtune.training.memory.simulation import Column, peak_activations
-from embedtune.training.trainer import LOSSES, set_dropout
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -26,22 +27,22 @@ if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
     from embedtune.training.arguments import TuningArguments
 
-# Tokenising a few thousand texts finds a length that few exceed, and takes seconds.
+# A sample of a few thousand texts finds a length that few exceed, and takes seconds.
 _MAX_TEXTS_COUNTED = 5_000
 _STATELESS_OPTIMIZERS = ("sgd", "adafactor", "lomo")
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What a step of training holds, in bytes, on each device.
+    """The memory of a training step, in bytes per device.
 
     Attributes:
         weights: The model.
-        gradients: Of what is trained; twice under DDP, which copies them into buckets.
-        optimizer: The moments of Adam, or what else the optimiser keeps.
-        activations: What a step holds on top of these at its peak, for a batch of the longest texts. The tensors that the
-            forward pass keeps go while the gradients come, so where all weights are trained it may be little.
-        columns: That batch, or the largest part of it that is in memory at once, where gradients are cached.
+        gradients: The gradients of the trained weights; twice under DDP, which copies them into buckets.
+        optimizer: The states of the optimizer, such as the moments of Adam.
+        activations: What a step needs in addition at its peak, for a batch of the longest texts. The tensors of the forward
+            pass are freed while the gradients are created, so this may be small if all weights are trained.
+        columns: That batch or, with cached gradients, the largest part of it that is in memory at once.
     """
 
     weights: int
@@ -64,23 +65,26 @@ class MemoryEstimate:
 def estimate_memory(
     model: SentenceTransformer, args: TuningArguments, *, data: RetrievalDataset, device: str | None = None
 ) -> MemoryEstimate:
-    """Estimate the memory that training takes at its peak, before it is started.
+    """Estimate the peak memory of training before it starts.
 
-    Weights, gradients and the optimiser's states are counted; activations come from a step on tensors without contents,
-    so that every layer, a LoRA, dropout, bf16 and gradient checkpointing are seen as they are. It takes seconds and no
-    memory, and the model may be on the device ``"meta"``.
+    Weights, gradients and optimizer states are counted. Activations come from a step on tensors without contents, which
+    sees every layer, LoRA, dropout, bf16 and gradient checkpointing as they are. This takes seconds and no memory, and the
+    model may be on the device ``"meta"``.
 
-    Not counted: the CUDA context and the libraries' workspaces (0.5 to 1 GB), what the allocator cannot use of its blocks,
-    and the loss itself (the square of the batch size). FSDP and DeepSpeed divide the first three rows among the devices.
-    It errs on the high side where texts of different lengths lie end to end instead of being padded to the longest. A chunk
-    that stands in several rows of a batch counts once where the rows about a chunk are kept together.
+    Not included: the CUDA context and the libraries' workspaces (0.5 to 1 GB), gaps between the allocator's blocks, and the
+    loss itself (the square of the batch size). FSDP and DeepSpeed divide the first three parts among the devices. With packed
+    texts of different lengths the estimate is too high, because it assumes the longest. A chunk that occurs in several rows
+    of a batch counts once if rows about a chunk are grouped.
 
     Args:
-        model: What to train, as `load_model` returns it.
-        args: Batch size, loss, precision, gradient checkpointing and optimiser are read.
-        data: The longest question and the longest chunk make the batch.
-        device: Where it will be trained, ``"cuda"`` or ``"cpu"``; the model's device where nothing is given. On a CPU,
-            dropout in attention costs memory that no GPU needs.
+        model: The model to train.
+        args: The arguments of the run: batch size, loss, precision, gradient checkpointing and optimizer count.
+        data: The training data. Its longest question and longest chunk make the batch.
+        device: ``"cuda"`` or ``"cpu"``. None for the model's device. On a CPU, dropout in attention needs memory that it does
+            not need on a GPU.
+
+    Returns:
+        The estimate. Printing it shows a table.
 
     Example:
         >>> import embedtune as et
@@ -94,7 +98,8 @@ def estimate_memory(
         weights        0.09 GB
     """
     columns = _at_once(_columns(model, args, data), args.mini_batch_num_tokens)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    frozen = {id(parameter) for parameter in lower_layers(model, args.frozen_layers)}
+    trained = [p for p in model.parameters() if p.requires_grad and id(p) not in frozen]
     return MemoryEstimate(
         weights=_num_bytes(model.parameters()) + _num_bytes(model.buffers()),
         gradients=_num_bytes(trained) * (2 if args.world_size > 1 else 1),
@@ -105,7 +110,11 @@ def estimate_memory(
 
 
 def _activations(model: SentenceTransformer, args: TuningArguments, columns: tuple[Column, ...], device: str) -> int:
-    dropout = args.dropout
+    def prepare(copy: Any) -> None:
+        freeze_lower_layers(copy, args.frozen_layers)
+        if args.dropout is not None:
+            set_dropout(copy, args.dropout)
+
     passes = _passes(model, args, columns, device)
     return peak_activations(
         model,
@@ -117,14 +126,14 @@ def _activations(model: SentenceTransformer, args: TuningArguments, columns: tup
         accumulating=args.gradient_accumulation_steps > 1
         or args.mini_batch_num_tokens is not None
         or args.world_size > 1,
-        prepare=None if dropout is None else lambda copy: set_dropout(copy, dropout),
+        prepare=prepare,
     )
 
 
 def _passes(
     model: SentenceTransformer, args: TuningArguments, columns: tuple[Column, ...], device: str
 ) -> tuple[Column, ...] | None:
-    """Return the parts of a batch that go through the model one after the other, or None if all goes at once."""
+    """Return the parts of a batch that are encoded one after the other, or None if there is a single forward pass."""
     if not args.encode_once:
         return columns
     limit = tokens_per_pass(model, device) if args.mini_batch_num_tokens is None else None
@@ -135,13 +144,13 @@ def _passes(
 
 
 def _parts(column: Column, num_rows: int) -> Iterator[Column]:
-    """Cut a column into parts of so many rows."""
+    """Cut a column into parts of ``num_rows``."""
     for start in range(0, column.num_rows, num_rows):
         yield replace(column, num_rows=min(num_rows, column.num_rows - start))
 
 
 def _optimizer_bytes(name: str, trained: list[nn.Parameter]) -> int:
-    """Two moments for each weight: of the weight's own type, or of one byte."""
+    """Return the size of Adam's two moments per weight, of the weight's own type or of one byte."""
     if name.startswith(_STATELESS_OPTIMIZERS):
         return 0
     if "8bit" in name:
@@ -150,22 +159,32 @@ def _optimizer_bytes(name: str, trained: list[nn.Parameter]) -> int:
 
 
 def _columns(model: SentenceTransformer, args: TuningArguments, data: RetrievalDataset) -> tuple[Column, ...]:
-    """Return the batch that is made of the longest question and the longest chunk."""
+    """Return a batch of the longest question and the longest chunk."""
     loss = LOSSES[args.loss](model)
     roles = VIEW_ROLES[loss.view]
     texts = {"query": data.queries["text"], "document": data.corpus["text"]}
     longest = {role: _longest(model, texts[role], prompt=prompt_of(model, role)) for role in dict.fromkeys(roles)}
     num_rows = args.per_device_train_batch_size
-    grouped = args.encode_once and (is_row_by_row(loss) if args.group_rows is None else args.group_rows)
-    chunks = _most_chunks(data, num_rows, args.num_negatives) if grouped and loss.view != "pairs" else num_rows
-    num_texts = {"query": num_rows, "document": chunks}
+    grouped = args.encode_once and args.group_rows is not False
+    num_texts = {"query": num_rows, "document": num_rows}
+    if grouped and loss.view == "pairs":
+        num_texts = _whole_chunks(data, num_rows)
+    elif grouped:
+        num_texts["document"] = _most_chunks(data, num_rows, args.num_negatives)
     return tuple(Column(role, num_texts[role], longest[role]) for role in roles)
 
 
-def _most_chunks(data: RetrievalDataset, num_rows: int, num_negatives: int) -> int:
-    """Return how many chunks a batch can be about at most, where the rows about a chunk come in runs.
+def _whole_chunks(data: RetrievalDataset, batch_size: int) -> dict[str, int]:
+    """Return the chunks of a batch, and the questions if they are the chunks with the most questions."""
+    questions = Counter(chunk for chunks in data.relevant("train").values() for chunk in chunks)
+    most = sorted((min(count, batch_size) for count in questions.values()), reverse=True)[:batch_size]
+    return {"query": sum(most), "document": len(most)}
 
-    Those with the shortest runs, and a last row of one chunk before them and a first row of another after them.
+
+def _most_chunks(data: RetrievalDataset, num_rows: int, num_negatives: int) -> int:
+    """Return the largest number of chunks in a batch whose rows come in runs about one chunk.
+
+    These are the chunks with the shortest runs, with a single row of another chunk before and after them.
     """
     questions = Counter(chunk for chunks in data.relevant("train").values() for chunk in chunks)
     sizes = [num_negatives * count for count in questions.values()]
@@ -175,7 +194,7 @@ def _most_chunks(data: RetrievalDataset, num_rows: int, num_negatives: int) -> i
 
 
 def _at_once(columns: tuple[Column, ...], max_tokens: int | None) -> tuple[Column, ...]:
-    """Return what is in memory at once: everything or, where gradients are cached, a part of so many tokens."""
+    """Return what is in memory at once: everything or, with cached gradients, one mini-batch."""
     if max_tokens is None:
         return columns
     longest = max(columns, key=lambda column: column.num_tokens)

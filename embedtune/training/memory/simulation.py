@@ -1,4 +1,4 @@
-"""A training step in which every tensor has a shape and no contents: what it would hold in memory, at its peak."""
+"""The peak memory of a training step, measured on tensors that have shapes but no contents."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a batch as the model gets it.
+    """One column of a batch.
 
     Attributes:
         role: Whether it holds questions or chunks.
-        num_rows: Its texts.
-        num_tokens: The longest one's tokens, to which the others are padded.
+        num_rows: Number of texts.
+        num_tokens: Tokens of the longest text, to which the others are padded.
     """
 
     role: Role
@@ -48,23 +48,21 @@ def peak_activations(
     one_pass: bool = False,
     prepare: Callable[[nn.Module], None] | None = None,
 ) -> int:
-    """Return the bytes that one forward and backward pass holds at its peak on top of the weights and all their gradients.
+    """Return the peak bytes of a forward and backward pass, in addition to the weights and all their gradients.
 
-    While gradients come, activations go, so that may be little.
-
-    The step is run on tensors without contents (``FakeTensorMode``), so that it takes no memory, and the model is not
-    changed. It may be on the device ``"meta"``.
+    Activations are freed while gradients are created, so this may be small. The step runs on tensors without contents
+    (``FakeTensorMode``), which takes no memory and does not change the model. It may be on the device ``"meta"``.
 
     Args:
-        model: What to train.
-        columns: The batch. Nothing of one column is freed before the backward pass.
-        bf16: Under autocast.
-        gradient_checkpointing: Keep only what goes into each layer, and compute it again.
-        fused_attention: Attention with dropout keeps no matrix of probabilities, as on GPUs; on CPUs it does.
-        accumulating: There are gradients from the start.
-        one_pass: The model is called once for all columns, so that there is one gradient of the word embeddings, at the very
-            end. Otherwise it is called for one column after the other.
-        prepare: Something to do to the copy of the model first.
+        model: The model to train.
+        columns: The batch. Nothing of a column is freed before the backward pass.
+        bf16: Run under autocast.
+        gradient_checkpointing: Keep only the input of each layer, and compute the rest again.
+        fused_attention: Attention with dropout does not keep its probabilities, as on GPUs. On CPUs it does.
+        accumulating: Gradients exist from the start.
+        one_pass: The model is called once for all columns, so the word embeddings get a single gradient, at the very end.
+            Otherwise it is called once per column.
+        prepare: A change to the copy of the model before the step.
     """
     with warnings.catch_warnings(), FakeTensorMode():
         warnings.simplefilter("ignore", FutureWarning)  # of the name gradient_checkpointing_enable
@@ -91,7 +89,7 @@ def peak_activations(
 
 
 class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the storages that operations create, besides a model's own, and takes them off when they are freed."""
+    """Tracks the bytes of the storages that operations create, except the model's own."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -120,18 +118,18 @@ class _LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def _fuse_attention(model: nn.Module) -> None:
-    """Take the dropout out of attention: on a GPU it is part of the kernel, and nothing of it is kept."""
+    """Turn off dropout in attention: on a GPU it is part of the kernel, which keeps nothing of it."""
     for module in model.modules():
         if "Attention" in type(module).__name__:
             for child in module.children():
                 if isinstance(child, nn.Dropout):
                     child.p = 0.0
             if isinstance(getattr(module, "attention_dropout", None), float):
-                setattr(module, "attention_dropout", 0.0)  # noqa: B010  # the type checker expects a module
+                setattr(module, "attention_dropout", 0.0)  # noqa: B010  # mypy expects a module
 
 
 def _frozen_embeddings(model: nn.Module) -> list[nn.Embedding]:
-    """Freeze the embeddings that would be trained, unless there is nothing else, and return them."""
+    """Freeze the trained embeddings, unless nothing else is trained, and return them."""
     trained = {parameter for parameter in model.parameters() if parameter.requires_grad}
     found = [m for m in model.modules() if isinstance(m, nn.Embedding) and m.weight in trained]
     if trained == {module.weight for module in found}:
@@ -142,7 +140,7 @@ def _frozen_embeddings(model: nn.Module) -> list[nn.Embedding]:
 
 
 def _imitate_gradients(embeddings: Iterable[nn.Embedding]) -> None:
-    """Have a gradient for each pass: the first stays, further ones are added to it in place, which autograd does not do here."""
+    """Create one gradient per embedding in the backward pass: on a real device, further ones are added to it in place."""
     kept: dict[Tensor, Tensor] = {}
     anchor = torch.zeros((), requires_grad=True)
 
@@ -157,7 +155,7 @@ def _imitate_gradients(embeddings: Iterable[nn.Embedding]) -> None:
 
 
 class _CalledBack(torch.autograd.Function):
-    """Does nothing, and calls a function when the backward pass comes by."""
+    """The identity; its backward pass calls a function."""
 
     @staticmethod
     def forward(ctx: Any, output: Tensor, _: Tensor, function: Callable[[], None]) -> Tensor:
@@ -175,7 +173,7 @@ def _num_bytes(parameters: Iterable[nn.Parameter]) -> int:
 
 
 def _without_contents(model: SentenceTransformer, *, gradients: bool) -> Any:
-    """Copy a model with tensors of the same shapes, and if wanted with gradients, as from the second batch of a step on."""
+    """Copy a model with tensors of the same shapes, with gradients if they are accumulated."""
     memo: dict[int, Any] = {}
     for tensor in itertools.chain(model.parameters(), model.buffers()):
         empty = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu")

@@ -1,4 +1,4 @@
-"""Hard negatives: wrong chunks that the model ranks high, without those that are right after all."""
+"""Hard negatives: chunks that the model ranks high although they are not relevant."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# How far down the ranking negatives are looked for. Where the right chunk stands lower, every candidate is as near as it.
+# The lowest rank of a negative. If the relevant chunk ranks even lower, all candidates are hard.
 _RANGE_MAX = 200
 
 Found = Mapping[str, Sequence[str]]
@@ -32,7 +32,7 @@ Found = Mapping[str, Sequence[str]]
 
 
 class MiningOptions(TypedDict, total=False):
-    """Arguments of sentence-transformers' ``mine_hard_negatives`` that are passed on."""
+    """Arguments that are passed on to sentence-transformers' ``mine_hard_negatives``."""
 
     range_min: int
     range_max: int
@@ -56,28 +56,28 @@ def mine_hard_negatives(
     seed: int = 0,
     **options: Unpack[MiningOptions],
 ) -> Dataset:
-    """Find for each question wrong chunks that the model ranks high, as rows to train on.
+    """Find hard negatives for each question, and return rows to train on.
 
-    sentence-transformers' function of this name searches and filters by score. Added is what the dataset knows: no negative
-    of a question is a chunk that answers it, a near-duplicate of one, a neighbour that overlaps one, or a chunk that
-    answers the same question elsewhere in the table. And no negative comes from a document that is held out for another
-    split, because a document that was pushed away is not unseen any more. A question with too few candidates is given
-    random wrong chunks in their place, so that no question is lost.
+    sentence-transformers' function of this name searches and filters by score. This one also uses what the dataset knows: a
+    negative is never a chunk that is relevant to the question, a near-duplicate of one, a neighbour that overlaps one, or a
+    chunk relevant to the same question elsewhere in the table. It never comes from a document held out for another split
+    either, because a document that training has pushed away is not unseen any more. A question with too few candidates
+    gets random chunks that are not relevant, so that no question is lost.
 
     Args:
-        model: What ranks the chunks, usually the model that is to be trained. Its vectors are never cached.
+        model: The model that ranks the chunks, usually the one to train. Its vectors are never cached.
         data: Questions and chunks.
-        split: Whose questions.
-        loss: What the rows are for. ``"in-batch"``: a question (``anchor``), its chunk (``positive``), wrong chunks
-            (``negative``, or ``negative_1``, ...) and a ``label`` of ids which keeps each negative out of the way of the
-            questions that it answers. ``"triplet"``: the same without a label and with one negative in each row, for
+        split: The split whose questions are used.
+        loss: The loss that will read the rows. ``"in-batch"``: a question (``anchor``), its chunk (``positive``),
+            negatives (``negative``, or ``negative_1``, ...) and a ``label`` of ids, by which the loss does not use a negative
+            against the questions that it answers. ``"triplet"``: the same without a label and with one negative per row, for
             `TripletMarginLoss`. ``"cosine"``: a question, a chunk (``candidate``) and a ``label`` of 1 or -1, for
-            `CosineEmbeddingLoss`. Questions are the anchors in all of them.
-        num_negatives: How many for each question and right chunk.
-        relative_margin: A candidate whose score is above 95% (for 0.05) of the right chunk's is taken for one that
-            nobody has judged, and left out ("NV-Retriever", Moreira et al. 2024, https://arxiv.org/abs/2407.15831).
-            None keeps all: then several of the hardest negatives are usually right answers.
-        seed: Draws what fills up.
+            `CosineEmbeddingLoss`. The anchor is always a question.
+        num_negatives: Negatives per question and relevant chunk.
+        relative_margin: Leave out candidates that score above 95% (for 0.05) of the relevant chunk's score, because they
+            are probably relevant ("NV-Retriever", Moreira et al. 2024, https://arxiv.org/abs/2407.15831). None keeps all,
+            and then several of the hardest negatives are usually relevant.
+        seed: Seed of the random negatives.
         **options: Further filters and settings of ``sentence_transformers.util.mine_hard_negatives``: ``range_min``,
             ``range_max`` (200), ``max_score``, ``min_score``, ``absolute_margin``, ``cross_encoder``, ``batch_size``,
             ``use_faiss``, ``use_multi_process``.
@@ -87,7 +87,7 @@ def mine_hard_negatives(
 
     Raises:
         TypeError: If an option is not one of these.
-        ValueError: If the split or the loss is unknown, or a question has no wrong chunk at all.
+        ValueError: If the split or the loss is unknown, or all chunks are relevant to a question.
 
     Example:
         >>> import embedtune as et
@@ -106,14 +106,14 @@ def mine_hard_negatives(
 
 @dataclass(frozen=True)
 class Miner:
-    """What stays the same from one mining to the next.
+    """The settings of `mine_hard_negatives`, and what does not depend on the model.
 
     Attributes:
         data: Questions and chunks.
-        split: Whose questions.
-        num_negatives: How many for each question.
+        split: The split whose questions are used.
+        num_negatives: Negatives per question.
         relative_margin: As in `mine_hard_negatives`.
-        seed: Draws what fills up.
+        seed: Seed of the random negatives.
         options: Passed on to sentence-transformers.
     """
 
@@ -126,7 +126,9 @@ class Miner:
 
     def __post_init__(self) -> None:
         if unknown := sorted(self.options.keys() - MiningOptions.__annotations__.keys()):
-            raise TypeError(f"mine_hard_negatives takes no {unknown}, only {sorted(MiningOptions.__annotations__)}.")
+            raise TypeError(
+                f"mine_hard_negatives does not take {unknown}, only {sorted(MiningOptions.__annotations__)}."
+            )
         if self.num_negatives < 1:
             raise ValueError(f"num_negatives={self.num_negatives} must be at least 1.")
         if not self.data.relevant(self.split):
@@ -134,28 +136,28 @@ class Miner:
 
     @cached_property
     def pairs(self) -> Dataset:
-        """The questions and their chunks, with ids."""
+        """Questions and their chunks, with ids."""
         return self.data.pairs(self.split, with_ids=True)
 
     @cached_property
     def pool(self) -> list[str]:
-        """The texts that may become negatives, each once."""
+        """The distinct texts that may become negatives."""
         chunks = self.data.corpus_texts
         return list(dict.fromkeys(chunks[c] for c in chunks_for_training(self.data, self.split)))
 
     @cached_property
     def contents(self) -> Contents:
-        """What each chunk says."""
+        """The id of each chunk's content, which near-duplicates share."""
         return Contents(self.data)
 
     @cached_property
     def content_of(self) -> dict[str, int]:
-        """What each chunk's text says, as the number that the labels of `pairs` use."""
+        """The id of each text, as in the labels of `pairs`."""
         return {text: self.contents.id_of[chunk] for chunk, text in self.data.corpus_texts.items()}
 
     @cached_property
-    def right(self) -> dict[str, set[str]]:
-        """The texts that are no negatives of a question, by its text."""
+    def relevant(self) -> dict[str, set[str]]:
+        """The texts that must not become negatives of a question, by its text."""
         answers, texts = self.contents.answers(self.split), self.data.query_texts
         texts_of: dict[int, set[str]] = {}
         for text in self.pool:
@@ -163,18 +165,18 @@ class Miner:
         return {texts[q]: set().union(*(texts_of.get(c, ()) for c in contents)) for q, contents in answers.items()}
 
     def mine(self, model: SentenceTransformer) -> Found:
-        """Return ``num_negatives`` texts for the text of each question."""
+        """Return ``num_negatives`` texts for each question."""
         candidates = self._candidates(model)
         rng = np.random.default_rng(self.seed)
         found, dropped, missing = {}, 0, 0
-        for question, right in self.right.items():
-            hard = [text for text in candidates.get(question, ()) if text not in right]
+        for question, relevant in self.relevant.items():
+            hard = [text for text in candidates.get(question, ()) if text not in relevant]
             dropped += len(candidates.get(question, ())) - len(hard)
             missing += max(0, self.num_negatives - len(hard))
-            found[question] = self._filled(rng, right, hard[: self.num_negatives], question)
+            found[question] = self._filled(rng, relevant, hard[: self.num_negatives], question)
         logger.info(
-            "Mined %d hard negatives for %d questions among %d texts: %d candidates were known to be right, and %d places "
-            "without a candidate below the score filters were filled at random.",
+            "Mined %d hard negatives for %d questions from %d texts. Left out %d candidates that are relevant; filled %d places "
+            "at random, because the score filters left too few candidates.",
             len(found) * self.num_negatives - missing,
             len(found),
             len(self.pool),
@@ -185,8 +187,8 @@ class Miner:
 
     def _candidates(self, model: SentenceTransformer) -> dict[str, list[str]]:
         """Return more texts than needed for each question, hardest first, filtered by score."""
-        # What is known to be right is dropped afterwards, so the search must find so many more.
-        wanted = self.num_negatives + max(len(right) for right in self.right.values())
+        # Relevant texts are left out afterwards, so the search must find enough to replace them.
+        wanted = self.num_negatives + max(map(len, self.relevant.values()))
         options: dict[str, Any] = {"range_max": _RANGE_MAX, **self.options}
         options["range_max"] = max(options["range_max"], options.get("range_min", 0) + wanted)
         rows = mine(
@@ -204,22 +206,24 @@ class Miner:
             found.setdefault(question, {})[text] = None
         return {question: list(texts) for question, texts in found.items()}
 
-    def _filled(self, rng: np.random.Generator, right: set[str], hard: Sequence[str], question: str) -> list[str]:
-        """Return as many wrong texts as wanted: the hard ones, then random ones, and repetitions if there are no more."""
-        chosen, num_wrong = dict.fromkeys(hard), len(self.pool) - len(right)
-        if not num_wrong:
-            raise ValueError(f"Every chunk answers the question {question!r}, so it has no negative. Add other chunks.")
-        while len(chosen) < min(self.num_negatives, num_wrong):
+    def _filled(self, rng: np.random.Generator, relevant: set[str], hard: Sequence[str], question: str) -> list[str]:
+        """Return ``num_negatives`` texts: the hard ones, then random ones, and repetitions if there are no more."""
+        chosen, num_others = dict.fromkeys(hard), len(self.pool) - len(relevant)
+        if not num_others:
+            raise ValueError(
+                f"All chunks are relevant to the question {question!r}, so it has no negatives. Add other chunks."
+            )
+        while len(chosen) < min(self.num_negatives, num_others):
             text = self.pool[rng.integers(len(self.pool))]
-            if text not in right:
+            if text not in relevant:
                 chosen[text] = None
         return list(itertools.islice(itertools.cycle(chosen), self.num_negatives))
 
 
 def checked(loss: str) -> LossName:
-    """Return the name of a loss that rows can be made for, or raise a ``ValueError``."""
+    """Return the name of a loss, or raise a ``ValueError`` if it is unknown."""
     if loss not in ROWS:
-        raise ValueError(f"loss={loss!r} is none of {get_args(LossName)}.")
+        raise ValueError(f"loss={loss!r} is not one of {get_args(LossName)}.")
     return loss
 
 
@@ -259,4 +263,4 @@ ROWS: dict[LossName, Callable[[Dataset, Found, Mapping[str, int]], Dataset]] = {
     "triplet": _triplets,
     "cosine": _labelled_pairs,
 }
-"""Makes rows of the pairs, their negatives, and what each text says."""
+"""Functions from pairs, their negatives and the id of each text to rows, by loss."""

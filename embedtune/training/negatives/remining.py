@@ -1,4 +1,4 @@
-"""Hard negatives that keep up with the model: mined anew at every epoch."""
+"""Hard negatives that are mined again at every epoch."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ if TYPE_CHECKING:
 
 
 class RemineNegatives(TrainerCallback):
-    """Mine hard negatives anew at the start of every epoch, with the model as it is by then.
+    """Mine hard negatives again at the start of every epoch, with the current model.
 
-    A callback of ``transformers.Trainer`` that exchanges the negatives of `dataset` behind the trainer's back. The first
-    epoch trains on what the base model ranks high. Each mining encodes every question and chunk, in every process of a
-    distributed run. After resuming inside an epoch, that epoch goes on with negatives mined at the point of resuming.
+    A callback of ``transformers.Trainer`` that replaces the negatives in `dataset`. The first epoch uses the base model's
+    negatives. Each mining encodes all questions and chunks, in every process of a distributed run. After resuming within an
+    epoch, the rest of it uses negatives mined at that point.
 
     Args:
-        model: The model that is to be trained.
+        model: The model to train.
         data: Questions and chunks.
-        loss: What the rows are for, as in `mine_hard_negatives`.
+        loss: The loss that will read the rows, as in `mine_hard_negatives`.
         num_negatives: As in `mine_hard_negatives`.
         relative_margin: As in `mine_hard_negatives`.
         seed: As in `mine_hard_negatives`.
         **options: As in `mine_hard_negatives`.
 
     Attributes:
-        dataset: The rows to train on; reading them gives the negatives mined last.
+        dataset: The rows to train on, with the negatives that were mined last.
 
     Example:
         >>> import embedtune as et
@@ -67,12 +67,14 @@ class RemineNegatives(TrainerCallback):
         self,
         args: TrainingArguments,
         state: Any,
-        control: Any,  # noqa: ARG002 - the trainer gives it
+        control: Any,  # noqa: ARG002  # a callback's signature
         **kwargs: Any,
     ) -> None:
-        """Mine, unless the model is still the one that `dataset` was made with."""
+        """Mine again, unless training has only just begun."""
         if args.dataloader_num_workers and args.dataloader_persistent_workers:
-            raise ValueError("dataloader_persistent_workers=True would keep reading the first negatives. Leave it out.")
+            raise ValueError(
+                "With dataloader_persistent_workers=True the workers would keep the first negatives. Set it to False."
+            )
         if state.global_step == 0:
             return
         found = self._miner.mine(kwargs["model"])
@@ -84,7 +86,7 @@ class RemineNegatives(TrainerCallback):
 def _replacing(
     now: Mapping[tuple[str, str], str], content_of: Mapping[str, int]
 ) -> Callable[[dict[str, list[Any]]], dict[str, list[Any]]]:
-    """Return a transform of batches that puts, for each question, the new negatives in the place of the first ones."""
+    """Return a transform of batches that replaces the first negatives of each question by the new ones."""
 
     def replace(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
         if not now or "anchor" not in batch:

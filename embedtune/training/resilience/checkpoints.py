@@ -1,10 +1,8 @@
-"""Checkpoints that are whole or do not count: a manifest is written last, and only what has one is resumed from."""
+"""Complete checkpoints: a marker is written last, and only a checkpoint with a marker is resumed from."""
 
 from __future__ import annotations
 
-import hashlib
 import json
-import logging
 import os
 import shutil
 import time
@@ -18,78 +16,81 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from embedtune.storage import replace_file
 
-logger = logging.getLogger(__name__)
-
-MANIFEST_NAME = "checkpoint_manifest.json"
+MARKER_NAME = "checkpoint_complete.json"
 
 
 def seal(folder: str | Path) -> None:
-    """Write the manifest of a checkpoint, which says that it is complete: every file with its size and SHA-256."""
+    """Mark a checkpoint as complete: write the marker, with the size of each file."""
     root = Path(folder)
-    files = {path.relative_to(root).as_posix(): _entry(path) for path in _files_of(root)}
-    replace_file(root / MANIFEST_NAME, json.dumps({"written_ns": time.time_ns(), "files": files}, indent=2) + "\n")
+    files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != MARKER_NAME]
+    for path in files:
+        with path.open("r+b") as file:  # the marker must not outlive the files in a power cut
+            os.fsync(file.fileno())
+    sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
+    replace_file(root / MARKER_NAME, json.dumps({"written_ns": time.time_ns(), "sizes": sizes}, indent=2) + "\n")
 
 
-def fault_of(folder: str | Path, *, read_files: bool = True) -> str | None:
-    """Say what a checkpoint lacks to be complete, as a clause, or None for a complete one.
-
-    Args:
-        folder: The checkpoint.
-        read_files: Compare contents too; else sizes alone.
-    """
+def fault_of(folder: str | Path) -> str | None:
+    """Return what a checkpoint lacks, as a clause, or None if it is complete."""
     root = Path(folder)
-    manifest = _manifest(root)
-    if manifest is None:
-        return f"it has no readable {MANIFEST_NAME}, which is written last"
-    for name, expected in manifest["files"].items():
+    marker = _marker(root)
+    if marker is None:
+        return f"it has no readable {MARKER_NAME}, which is written last"
+    for name, size in marker["sizes"].items():
         path = root / name
         if not path.is_file():
             return f"{name} is missing"
-        if path.stat().st_size != expected["size"]:
-            return f"{name} has {path.stat().st_size} bytes in the place of {expected['size']}"
-        if read_files and _sha256(path) != expected["sha256"]:
-            return f"{name} has changed since it was written"
+        if path.stat().st_size != size:
+            return f"{name} has {path.stat().st_size} bytes instead of {size}"
     return None
 
 
 def complete_checkpoints(folder: str | Path) -> list[Path]:
-    """Return the complete checkpoints of a run, the newest first, judged by their manifests and the sizes of their files."""
-    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if not fault_of(path, read_files=False)]
-    # By time, not by step: a second run into the same folder begins at step 1 again.
-    return sorted(found, key=_written, reverse=True)
+    """Return the complete checkpoints of a run, the newest first."""
+    found = [path for path in Path(folder).glob(f"{PREFIX_CHECKPOINT_DIR}-*") if fault_of(path) is None]
+    # By time and not by step, because a second run into the same folder begins at step 1 again.
+    return sorted(found, key=lambda path: int((_marker(path) or {}).get("written_ns", 0)), reverse=True)
 
 
 def resumable(checkpoint: str | bool, output_dir: str | Path) -> Path:
-    """Return the checkpoint to resume from, having read every byte of it.
+    """Return the checkpoint to resume from.
 
     Args:
         checkpoint: Its folder, or True for the newest complete one of ``output_dir``.
         output_dir: The folder of the run.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no complete checkpoint.
-        ValueError: If the checkpoint that is named is not complete, or cannot be trained on.
+        FileNotFoundError: If the folder does not exist, or no checkpoint is complete.
+        ValueError: If the checkpoint is not complete, or has no optimizer state.
     """
     if checkpoint is True:
-        return _newest(output_dir)
-    path = Path(str(checkpoint))
-    if not path.is_dir():
-        raise FileNotFoundError(f"There is no checkpoint {str(path)!r}.{_others(path)}")
-    if fault := fault_of(path):
-        raise ValueError(
-            f"The checkpoint {str(path)!r} is not complete: {fault}.{_others(path)} If another program wrote it, and "
-            "you know that it is whole, declare it so with embedtune.training.resilience.checkpoints.seal(path)."
-        )
+        complete = complete_checkpoints(output_dir)
+        if not complete:
+            raise FileNotFoundError(
+                f"{str(output_dir)!r} has no complete checkpoint to resume from. Start again with trainer.train()."
+            )
+        path = complete[0]
+    else:
+        path = Path(str(checkpoint))
+        others = [other.name for other in complete_checkpoints(path.parent) if other.name != path.name]
+        hint = f" Complete checkpoints there: {', '.join(others)}." if others else ""
+        if not path.is_dir():
+            raise FileNotFoundError(f"The checkpoint {str(path)!r} does not exist.{hint}")
+        if fault := fault_of(path):
+            raise ValueError(
+                f"The checkpoint {str(path)!r} is not complete: {fault}.{hint} If another program wrote it and you know "
+                "that it is complete, mark it with embedtune.training.resilience.checkpoints.seal(path)."
+            )
     _check_trainable(path)
     return path
 
 
 @contextmanager
 def written_whole(folder: str | Path) -> Iterator[None]:
-    """Seal the checkpoint that the block writes to ``folder``.
+    """Mark the checkpoint that the block writes to ``folder`` as complete.
 
-    If the block fails, for instance because the disk is full, what it has written is removed, and what stood there
-    before comes back.
+    If the block fails, for example because the disk is full, its files are removed and the previous contents of ``folder``
+    come back.
     """
     target = Path(folder).absolute()
     aside = target.with_name(f".{target.name}.replaced")
@@ -108,9 +109,9 @@ def written_whole(folder: str | Path) -> Iterator[None]:
 
 
 def rotate(output_dir: str | Path, *, keep: Path, best: str | None, limit: int | None) -> None:
-    """Delete what is beyond ``limit``: incomplete checkpoints first, then the oldest; never the one just written, nor the best.
+    """Delete checkpoints beyond ``limit``: incomplete ones first, then the oldest; never ``keep`` or ``best``.
 
-    The stock rotation goes by the folders' times or names, and so may prefer an incomplete checkpoint to a complete one.
+    The stock rotation sorts by time or name, so it may keep an incomplete checkpoint and delete a complete one.
     """
     if limit is None or limit <= 0:
         return
@@ -122,60 +123,20 @@ def rotate(output_dir: str | Path, *, keep: Path, best: str | None, limit: int |
         shutil.rmtree(path, ignore_errors=True)
 
 
-def _newest(output_dir: str | Path) -> Path:
-    for path in complete_checkpoints(output_dir):
-        if fault := fault_of(path):
-            logger.warning("The checkpoint %s is passed over: %s.", path, fault)
-            continue
-        _check_trainable(path)
-        return path
-    raise FileNotFoundError(
-        f"There is no complete checkpoint in {str(output_dir)!r} to resume from. Start anew with trainer.train()."
-    )
-
-
 def _check_trainable(path: Path) -> None:
-    """Raise a ``ValueError`` if what training needs was not saved; the stock trainer would start a new optimiser in silence."""
-    # A file optimizer.pt; under FSDP a folder optimizer_0, under DeepSpeed a folder global_step<n>.
+    """Raise a ``ValueError`` if there is no optimizer state; the stock trainer would silently start with a new optimizer."""
+    # A file optimizer.pt, under FSDP a folder optimizer_0, under DeepSpeed a folder global_step<n>.
     has_optimizer = any(entry.name.startswith(("optimizer", "global_step")) for entry in path.iterdir())
     if not (has_optimizer and (path / TRAINER_STATE_NAME).exists()):
         raise ValueError(
-            f"The checkpoint {str(path)!r} holds a model to use, but no optimiser to go on with (save_only_model=True). Load "
-            f"it with load_model({str(path)!r}) and begin a new run."
+            f"The checkpoint {str(path)!r} was saved without its optimizer (save_only_model=True), so training cannot go "
+            f"on from it. Load it with load_model({str(path)!r}) and start a new run."
         )
 
 
-def _others(checkpoint: Path) -> str:
-    others = [path for path in complete_checkpoints(checkpoint.parent) if path.name != checkpoint.name]
-    return f" Complete ones there: {', '.join(path.name for path in others)}." if others else ""
-
-
-def _files_of(root: Path) -> list[Path]:
-    return sorted(path for path in root.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
-
-
-def _entry(path: Path) -> dict[str, Any]:
-    """Describe a file once it is on the disk itself: the manifest must not outlive its files in a power cut."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    return {"size": path.stat().st_size, "sha256": _sha256(path)}
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _manifest(root: Path) -> dict[str, Any] | None:
+def _marker(root: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((root / MANIFEST_NAME).read_text(encoding="utf-8"))
+        marker = json.loads((root / MARKER_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return manifest if isinstance(manifest, dict) and "files" in manifest else None
-
-
-def _written(root: Path) -> int:
-    return int((_manifest(root) or {}).get("written_ns", 0))
+    return marker if isinstance(marker, dict) and isinstance(marker.get("sizes"), dict) else None

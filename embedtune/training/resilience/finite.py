@@ -1,7 +1,8 @@
-"""Stop at the step whose loss or gradient is no number; the stock trainer logs 0.0 and goes on."""
+"""Stop at a NaN or infinite loss or gradient; the stock trainer logs 0.0 and goes on."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -25,16 +26,16 @@ class _Reading:
 
 @dataclass
 class FiniteGuard:
-    """Looks at the loss and the gradient norm of every step.
+    """Checks the loss and the gradient norm of every step.
 
-    On a CPU that is done before the weights are updated. On CUDA, asking for a number makes the CPU wait until the GPU has
-    nothing left to do. There the numbers are copied in the background and read one step later, and always before a checkpoint
-    is written: the step that is named is the right one, and no such step reaches the disk.
+    On a CPU each step is checked before the weights are updated. On CUDA, reading a number makes the CPU wait for the GPU, so
+    the numbers are copied in the background and read one step later, and always before a checkpoint is written: the error
+    names the right step, and no bad step reaches the disk.
 
     Attributes:
         deferred: Read one step later.
-        check_gradients: False where an infinite gradient is no error: the scaler of float16 skips the step.
-        last_checkpoint: What a run that is stopped can be resumed from.
+        check_gradients: False if an infinite gradient is not an error: the scaler of float16 skips the step.
+        last_checkpoint: The checkpoint that the error message names.
     """
 
     deferred: bool
@@ -48,7 +49,7 @@ class FiniteGuard:
         self._losses.append(loss.detach())
 
     def check(self, step: int, grad_norm: Tensor | float | None) -> None:
-        """Check a step, or with ``deferred`` the one before it.
+        """Check a step or, with ``deferred``, the one before it.
 
         Raises:
             FloatingPointError: If the loss or the gradient norm is not finite.
@@ -60,7 +61,7 @@ class FiniteGuard:
             self.flush()
 
     def flush(self) -> None:
-        """Check what has not been checked yet.
+        """Check the step that has not been checked yet.
 
         Raises:
             FloatingPointError: If the loss or the gradient norm is not finite.
@@ -69,19 +70,18 @@ class FiniteGuard:
         if reading is None:
             return
         loss, grad_norm = reading.read()
-        if not torch.isfinite(torch.tensor([loss, grad_norm])).all():
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise FloatingPointError(
-                f"At step {reading.step} the loss is {loss:g} and the norm of the gradient {grad_norm:g}, so training was "
-                f"stopped. The last good checkpoint: {self.last_checkpoint or 'none yet'}. Lower the learning rate or "
-                "max_grad_norm, warm up longer, or train with bf16=True in the place of fp16=True; a loss of your own may divide "
-                "by zero."
+                f"Training stopped at step {reading.step}: the loss is {loss:g} and the gradient norm {grad_norm:g}. The last "
+                f"good checkpoint: {self.last_checkpoint or 'none yet'}. Lower learning_rate or max_grad_norm, raise "
+                "warmup_steps, or use bf16=True instead of fp16=True. If the loss is your own, check it for divisions by zero."
             )
 
     def _values(self, grad_norm: Tensor | float | None) -> Tensor:
         loss = torch.stack(self._losses).sum().float()
         self._losses.clear()
         norm = grad_norm if self.check_gradients and grad_norm is not None else 0.0
-        if hasattr(norm, "full_tensor"):  # a norm over shards
+        if hasattr(norm, "full_tensor"):  # a sharded tensor
             norm = norm.full_tensor()
         return torch.stack([loss, torch.as_tensor(norm, dtype=torch.float32, device=loss.device)])
 
@@ -89,7 +89,7 @@ class FiniteGuard:
 def _send(step: int, values: Tensor) -> _Reading:
     if values.device.type != "cuda":
         return _Reading(step, values)
-    values = values.to("cpu", non_blocking=True)  # into pinned memory, as PyTorch does for such a copy
+    values = values.to("cpu", non_blocking=True)  # PyTorch puts such a copy into pinned memory
     arrived = torch.cuda.Event()  # type: ignore[no-untyped-call]
     arrived.record()
     return _Reading(step, values, arrived)

@@ -1,4 +1,4 @@
-"""A SentenceTransformerTrainer that loses nothing: whole checkpoints, an orderly stop, and no run on numbers that are none."""
+"""A SentenceTransformerTrainer with complete checkpoints, an orderly stop at signals, and a check for NaN."""
 
 from __future__ import annotations
 
@@ -20,13 +20,12 @@ from embedtune.training.memory.advice import memory_advice
 from embedtune.training.resilience.checkpoints import resumable, rotate, written_whole
 from embedtune.training.resilience.finite import FiniteGuard
 from embedtune.training.resilience.interruption import StopAtCheckpoint
-from embedtune.training.throughput import Throughput
 
 logger = logging.getLogger(__name__)
 
 
 class GuardedTrainer(SentenceTransformerTrainer):
-    """What `EmbeddingTrainer` does when something goes wrong; takes what ``SentenceTransformerTrainer`` takes."""
+    """The part of `EmbeddingTrainer` that handles failures; takes the arguments of ``SentenceTransformerTrainer``."""
 
     is_in_train: bool
     model_wrapped: nn.Module
@@ -35,7 +34,6 @@ class GuardedTrainer(SentenceTransformerTrainer):
         super().__init__(*args, **options)
         self._interruption = StopAtCheckpoint()
         self.add_callback(self._interruption)
-        self._throughput = Throughput()
         self._finite = FiniteGuard(deferred=False)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, **options: Any) -> Any:
@@ -47,7 +45,7 @@ class GuardedTrainer(SentenceTransformerTrainer):
 
         Raises:
             FloatingPointError: At the step whose loss or gradient is not finite.
-            torch.OutOfMemoryError: With what to turn down.
+            torch.OutOfMemoryError: With settings that save memory.
             KeyboardInterrupt: After Ctrl-C, once a checkpoint is complete.
             SystemExit: After SIGTERM, once a checkpoint is complete, with the code 143.
             FileNotFoundError: If there is no checkpoint to resume from.
@@ -58,44 +56,30 @@ class GuardedTrainer(SentenceTransformerTrainer):
         self._finite = FiniteGuard(
             deferred=self.args.device.type == "cuda", check_gradients=scaler is None, last_checkpoint=checkpoint
         )
-        self._throughput = Throughput()
         eval_on_start = self.args.eval_on_start
-        self.args.eval_on_start = eval_on_start and checkpoint is None  # the run that is resumed has done it
+        self.args.eval_on_start = eval_on_start and checkpoint is None  # a resumed run has already done it
         try:
             with self._interruption.listening(), self._forward_restored(), self._out_of_memory_explained():
-                return super().train(resume_from_checkpoint=checkpoint, **options)
+                output = super().train(resume_from_checkpoint=checkpoint, **options)
+                self._finite.flush()
+                return output
         finally:
             self.args.eval_on_start = eval_on_start
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """Evaluate as the stock trainer does."""
-        with self._throughput.paused(), nullcontext() if self.is_in_train else self._forward_restored():
+        with nullcontext() if self.is_in_train else self._forward_restored():
             metrics: dict[str, float] = super().evaluate(*args, **options)
         return metrics
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], *args: Any, **options: Any) -> torch.Tensor:
-        """Compute the gradient of a batch as the stock trainer does."""
-        self._throughput.add(inputs)
+        """Compute the gradient of a batch as the stock trainer does, and remember the loss."""
         loss: torch.Tensor = super().training_step(model, inputs, *args, **options)
         self._finite.add_loss(loss)
         return loss
 
-    def log(self, logs: dict[str, float], *args: Any, **options: Any) -> None:
-        """Log as the stock trainer does, and at the end how many tokens were encoded."""
-        if "train_runtime" in logs:
-            self._finite.flush()
-            logs.update(self._throughput.metrics(self.accelerator))
-            logger.info(
-                "%d steps in %.1f s: %.1f rows/s, %.0f tokens/s",
-                self.state.global_step,
-                logs["train_runtime"],
-                logs["train_samples_per_second"],
-                logs["train_tokens_per_second"],
-            )
-        super().log(logs, *args, **options)
-
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        """Save the model; what stands at ``output_dir`` is replaced once everything is written."""
+        """Save the model. The previous contents of ``output_dir`` are replaced only when everything is written."""
         target = output_dir or self.args.output_dir
         whole = merged_folder(target) if self.args.should_save and not _internal_call else nullcontext(target)
         with whole as folder:
@@ -108,36 +92,40 @@ class GuardedTrainer(SentenceTransformerTrainer):
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
         try:
-            with self._throughput.paused(), written_whole(folder) if self.args.should_save else nullcontext():
+            with written_whole(folder) if self.args.should_save else nullcontext():
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
         except Exception:
-            logger.error("The checkpoint %s could not be written. Complete: %s.", folder, self._finite.last_checkpoint)
+            logger.error(
+                "The checkpoint %s could not be written. The last complete one: %s.",
+                folder,
+                self._finite.last_checkpoint,
+            )
             raise
         finally:
             self.args.save_total_limit = limit
         self._finite.last_checkpoint = str(folder)
         if self.args.should_save:
             rotate(run, keep=folder, best=self.state.best_model_checkpoint, limit=limit)
-        self.accelerator.wait_for_everyone()  # no process may end before the checkpoint is complete
+        self.accelerator.wait_for_everyone()  # no process may exit before the checkpoint is complete
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        """Return the norm of the gradient, having looked at it before the weights are changed."""
+        """Return the gradient norm, after checking it: the weights have not been changed yet."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self._finite.check(self.state.global_step + 1, norm)
         return norm
 
     def _checkpoint_to_resume(self, checkpoint: str | bool) -> str:
-        """Choose the checkpoint in one process: reading it takes a while, and all must take the same."""
+        """Choose the checkpoint in one process, so that all resume from the same one."""
         chosen = [str(resumable(checkpoint, self.args.output_dir)) if self.is_world_process_zero() else ""]
         return str(broadcast_object_list(chosen)[0])
 
     @contextmanager
     def _forward_restored(self) -> Iterator[None]:
-        """Take autocast off the model's forward after the block, where accelerate leaves it.
+        """Remove autocast from the model's forward after the block, because accelerate leaves it there.
 
-        Else the model would encode in bfloat16 ever after, and be compared with the base model in float32.
+        Otherwise the model would encode in bfloat16 from then on, and be compared with the base model in float32.
         """
         try:
             yield
@@ -145,7 +133,7 @@ class GuardedTrainer(SentenceTransformerTrainer):
             self.is_in_train = False
             if self.accelerator.native_amp and not self.is_fsdp_enabled and not self.is_deepspeed_enabled:
                 model = self.accelerator.unwrap_model(self.model_wrapped, keep_fp32_wrapper=False)
-                model.__dict__.pop("_is_accelerate_prepared", None)  # or the next train() would not put it on again
+                model.__dict__.pop("_is_accelerate_prepared", None)  # or the next train() would not add it again
                 self.model_wrapped = self.model
 
     @contextmanager

@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C: finish the step, leave a complete checkpoint, and exit as if killed."""
+"""SIGTERM and Ctrl-C: finish the step, write a complete checkpoint, and exit as if killed."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _DEFAULTS = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_h
 
 
 class StopAtCheckpoint(TrainerCallback):
-    """Stops a run at the end of the step in which a signal arrives, with a checkpoint, in every process at the same step.
+    """Stops a run with a checkpoint at the end of the step in which a signal arrives, in every process at the same step.
 
-    The last step of an epoch ends with the epoch: what is due then (evaluation, the best checkpoint) is done first, so
-    that a resumed run goes on as if there had been no interruption.
+    At the last step of an epoch, evaluation and the choice of the best checkpoint come first, so that a resumed run
+    continues as if it had not been interrupted.
 
     Attributes:
         received: The signal that has arrived in this process.
@@ -35,7 +35,7 @@ class StopAtCheckpoint(TrainerCallback):
 
     @contextmanager
     def listening(self) -> Iterator[None]:
-        """Take note of signals in the place of Python's default handlers; a handler of the user's own is left alone."""
+        """Replace Python's default signal handlers within the block; the user's own handlers stay."""
         previous: dict[signal.Signals, Any] = {}
         if threading.current_thread() is threading.main_thread():
             previous = {s: h for s, h in _DEFAULTS.items() if signal.getsignal(s) == h}
@@ -47,31 +47,31 @@ class StopAtCheckpoint(TrainerCallback):
         finally:
             for number, handler in previous.items():
                 signal.signal(number, handler)
-        if self.received is not None:  # it came after the last step: there is nothing left to save
+        if self.received is not None:  # it arrived after the last step: everything is saved
             self._leave()
 
     def _receive(self, number: int, _frame: Any) -> None:
-        # torchrun passes Ctrl-C on, so that one arrives twice: a second signal changes nothing.
+        # torchrun passes Ctrl-C on, so it arrives twice: only the first signal counts.
         self.received = self.received or signal.Signals(number)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Open a channel between the CPUs, because a question to a GPU would make every step wait for it."""
+        """Open a process group on the CPUs, because asking a GPU would make every step wait for it."""
         if args.world_size > 1 and self._group is None:
             self._group = dist.new_group(backend="gloo")
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Leave at once before the first step: there is nothing to save yet."""
+        """Exit before the first step if a signal has arrived: there is nothing to save yet."""
         if state.global_step == 0 and self._agree():
             self._leave()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint, unless the epoch ends here as well."""
+        """Ask for a checkpoint, unless the epoch also ends here."""
         if self._agree() and state.epoch % 1 != 0:
             control.should_save = True
         return control
@@ -79,30 +79,30 @@ class StopAtCheckpoint(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint after what is due at the end of an epoch."""
+        """Ask for a checkpoint after the evaluation at the end of an epoch."""
         if self._agree():
             control.should_save = True
         return control
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Leave, now that the checkpoint is complete."""
+        """Exit, now that the checkpoint is complete."""
         if self._stopping:
             logger.warning(
-                "Stopped at step %d of %d. Go on with trainer.train(resume_from_checkpoint=True).",
+                "Stopped at step %d of %d. Resume with trainer.train(resume_from_checkpoint=True).",
                 state.global_step,
                 state.max_steps,
             )
             self._leave()
 
     def _agree(self) -> bool:
-        """Say whether any process has been told to stop; all must come here."""
-        told = self._stopping or self.received is not None
+        """Return whether any process has received a signal; every process must call this."""
+        stop = self._stopping or self.received is not None
         if self._group is not None:
-            any_told = torch.tensor(int(told))
-            dist.all_reduce(any_told, dist.ReduceOp.MAX, group=self._group)
-            told = bool(any_told)
-        self._stopping = told
-        return told
+            any_stop = torch.tensor(int(stop))
+            dist.all_reduce(any_stop, dist.ReduceOp.MAX, group=self._group)
+            stop = bool(any_stop)
+        self._stopping = stop
+        return stop
 
     def _leave(self) -> NoReturn:
         received, self.received = self.received, None
