@@ -185,7 +185,7 @@ def test_every_model_gets_the_stock_trainers_gradients_with_prompts_and_routes(m
     model = models(name.split()[0], **MODELS[name])
     for loss, dataset in (LOSSES["in-batch"], LOSSES["triplet"]):
         ours = step(model, loss, dataset, mini_batch_num_tokens=caching)
-        assert ours[2].data_collator.packable, "its texts lie end to end"
+        assert ours[2].data_collator.packable, "its texts are packed"
         assert ours[2].args.prompts
         assert_same(ours, step(model, loss, dataset, encode_once=False))
 
@@ -268,7 +268,7 @@ def with_a_module_between(model):
 
 @pytest.mark.parametrize("made", [lambda _: static_model(), with_eager_attention])
 @pytest.mark.parametrize("caching", [None, 30])
-def test_models_whose_texts_cannot_lie_end_to_end_get_groups_of_similar_length(tiny_model, step, made, caching):
+def test_models_whose_texts_cannot_be_packed_get_groups_of_similar_length(tiny_model, step, made, caching):
     model = made(tiny_model)
     loss, dataset = LOSSES["triplet"]
     ours = step(model, loss, dataset, mini_batch_num_tokens=caching)
