@@ -1,12 +1,12 @@
-"""Memory of training: estimate_memory against what a process takes on a CPU, and its estimates for full-size models.
+"""Memory of training: estimate_memory compared with the measured memory, and estimates for full-size models.
 
     python benchmarks/memory.py                                   # MiniLM, and the estimates for full-size models
-    python benchmarks/memory.py --part full-size                  # those that fit are trained for two steps: minutes a step
+    python benchmarks/memory.py --part full-size                  # also trains those that fit for two steps: minutes per step
     python benchmarks/memory.py --part full-size --device cuda
 
-On a CPU the measured figure is the growth of the process's resident memory from before the model is loaded to the peak, each run
-in a process of its own, in which the allocator gives large blocks back at once; on a GPU, what PyTorch allocated at most. The
-full-size models have their published shapes and random weights, so nothing is downloaded.
+On a CPU, the measured figure is the growth of the process's resident memory from before the model is loaded to the peak. Each run has a
+process of its own, in which the allocator frees large blocks at once. On a GPU, it is PyTorch's peak allocation. The full-size models
+have their published shapes and random weights, so nothing is downloaded.
 """
 
 import argparse

@@ -6,9 +6,9 @@
     python benchmarks/training.py --model jina-v3 --device cuda
 
 Rows are triplets of a chunk, a question about it and a random other question, with the triplet margin loss. The contenders take
-turns, and the ratios are those of medians: absolute times depend on the machine and its load. On one thread the time is the
-process's own CPU time, else the clock's. The share of the peak counts each distinct token once, and compares with the fastest
-matrix product measured in the same run. The peak of memory is that of a process of its own for each contender.
+turns, and ratios are ratios of medians, because absolute times depend on the machine and its load. With one thread, times are CPU
+times of the process, otherwise wall-clock times. The share of the peak counts each distinct token once, and compares with the
+fastest matrix product of the same run. Peak memory is measured in a separate process per contender.
 """
 
 import argparse
@@ -66,7 +66,7 @@ SIZES = {
 
 
 def vocabulary(model):
-    """Words that are one token each."""
+    """Return words of one token each."""
     tokens = model.tokenizer.get_vocab()
     return (
         WORDS if WORDS[0] in tokens else sorted(t for t in tokens if t.isalpha() and t.isascii() and len(t) > 3)[:3000]
@@ -74,7 +74,7 @@ def vocabulary(model):
 
 
 def triplets(model, args, *, chunk_tokens, questions):
-    """A table of rows, in random order."""
+    """Return a table of rows in random order."""
     rng, words = random.Random(0), vocabulary(model)
 
     def text(tokens):
@@ -99,7 +99,7 @@ def triplets(model, args, *, chunk_tokens, questions):
 
 
 def build_model(args):
-    """The model to train: MiniLM's weights, or random ones of any size."""
+    """Return the model to train: MiniLM, or a model of random weights."""
     torch.manual_seed(0)
     config = SIZES[args.model]
     if config is None:
@@ -116,7 +116,7 @@ def build_model(args):
 
 
 def random_model(config):
-    """A SentenceTransformer of random weights, with a tokenizer of made-up words."""
+    """Return a SentenceTransformer of random weights, with a tokenizer of made-up words."""
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
     tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate([*special, *WORDS])}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -139,7 +139,7 @@ def random_model(config):
 
 
 class Stock(SentenceTransformerTrainer):
-    """The stock trainer, which takes the same arguments."""
+    """The stock trainer with the same arguments."""
 
     training_args_class = TuningArguments
 
@@ -166,7 +166,7 @@ class Contender:
         trainer = EmbeddingTrainer if name == "embedtune" else Stock
         loss = TripletMarginLoss(self.model)
         self.trainer = trainer(model=self.model, args=settings, train_dataset=rows, loss=loss)
-        self.trainer.accelerator.prepare_model(self.model)  # which is where autocast comes from
+        self.trainer.accelerator.prepare_model(self.model)  # adds autocast
         self.trainer.current_gradient_accumulation_steps = 1
         if args.gradient_checkpointing:
             self.model[0].model.activation_checkpointing_enable()
@@ -184,7 +184,7 @@ class Contender:
             yield loader
 
     def run(self, num_rows):
-        """Train on so many rows; return the seconds they took."""
+        """Train on ``num_rows`` rows and return the seconds."""
         self.model.train()
         clock = (
             time.process_time if self.model.device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
@@ -206,7 +206,7 @@ class Contender:
 
 
 def useful_flops(model, rows, args):
-    """Floating-point operations per row with each distinct text encoded once: 6 a weight and token, and the attention's."""
+    """Return floating-point operations per row if each distinct text is encoded once: 6 per weight and token, plus attention."""
     linear = [m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear) and "lora" not in name]
     weights = sum(m.weight.numel() for m in linear)
     config = model[0].model.config
@@ -218,7 +218,7 @@ def useful_flops(model, rows, args):
 
 
 def matmul_peak(args):
-    """The most operations a second of any matrix product tried here, in the precision of the run."""
+    """Return the operations per second of the fastest matrix product, in the precision of the run."""
     dtype = torch.bfloat16 if "bf16" in (args.precision, args.weights) else torch.float32
     size = 512 if args.quick else 2048 if args.device == "cpu" else 8192
     a, b = (torch.randn(size, size, device=args.device, dtype=dtype) for _ in range(2))
@@ -234,7 +234,7 @@ def matmul_peak(args):
 
 
 def peak_memory(name, cell):
-    """Megabytes that a process of its own takes at most, for a model, its optimizer and some batches."""
+    """Return the peak memory of a separate process with a model, its optimizer and some batches."""
     command = [sys.executable, __file__, "--memory-of", name, "--cell", json.dumps(cell), *sys.argv[1:]]
     output = subprocess.run(command, capture_output=True, text=True, check=False)
     if output.returncode:
@@ -243,7 +243,7 @@ def peak_memory(name, cell):
 
 
 def most_memory():
-    """Megabytes that this process has held at most; ``getrusage`` would count those of the process that started it, too."""
+    """Return the peak memory of this process in megabytes; ``getrusage`` would include the parent process."""
     status = pathlib.Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
@@ -287,21 +287,25 @@ def parse():
     parser.add_argument("--model", choices=SIZES, default="minilm")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--questions", type=int, nargs="+", default=[1, 2, 5], help="for each chunk")
+    parser.add_argument("--questions", type=int, nargs="+", default=[1, 2, 5], help="per chunk")
     parser.add_argument("--chunk-tokens", type=int, nargs="+", default=[128, 256, 512])
-    parser.add_argument("--spread", type=float, default=0.2, help="of the chunks' lengths, up and down, as a share")
-    parser.add_argument("--negatives", type=int, default=1, help="for each question; the article has 5")
+    parser.add_argument("--spread", type=float, default=0.2, help="relative spread of chunk lengths")
+    parser.add_argument("--negatives", type=int, default=1, help="per question; the article has 5")
     parser.add_argument("--batch-size", type=int, default=40)
-    parser.add_argument("--rows", type=int, default=80, help="that each contender trains on in each repeat")
+    parser.add_argument("--rows", type=int, default=80, help="rows per contender and repeat")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--precision", choices=("fp32", "bf16"), default="fp32")
-    parser.add_argument("--stock-precision", choices=("fp32", "bf16"), help="of the other two, if not the same")
+    parser.add_argument(
+        "--stock-precision", choices=("fp32", "bf16"), help="precision of the other contenders, if different"
+    )
     parser.add_argument("--weights", choices=("fp32", "bf16"), default="fp32", help="of random models")
     parser.add_argument("--lora", action="store_true")
     parser.add_argument("--gradient-checkpointing", action="store_true")
-    parser.add_argument("--optim", default="adamw_torch_fused", help="of the trainers, such as paged_adamw_8bit")
-    parser.add_argument("--mini-batch-num-tokens", type=int, default=None, help="cache gradients, in embedtune")
+    parser.add_argument(
+        "--optim", default="adamw_torch_fused", help="optimizer of the trainers, such as paged_adamw_8bit"
+    )
+    parser.add_argument("--mini-batch-num-tokens", type=int, default=None, help="cache gradients (embedtune only)")
     parser.add_argument("--without", nargs="*", default=[], choices=CONTENDERS)
     parser.add_argument("--no-memory", dest="memory", action="store_false")
     parser.add_argument("--quick", action="store_true", help="a tiny model and few rows")

@@ -52,7 +52,7 @@ def words(model, text):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("max_tokens", [None, 30, 1])
-def test_every_distinct_text_stands_in_a_batch_once_and_every_row_finds_its_texts(tiny_model, attention, max_tokens):
+def test_every_distinct_text_is_in_a_batch_once_and_every_row_finds_its_texts(tiny_model, attention, max_tokens):
     tiny_model[0].model.set_attn_implementation(attention)
     features = [ROWS[i] for i in (0, 6, 12, 1, 5, 4)]
     batch = collator_for(tiny_model, max_tokens=max_tokens)(features)
@@ -64,7 +64,7 @@ def test_every_distinct_text_stands_in_a_batch_once_and_every_row_finds_its_text
         assert [texts[place] for place in places] == [words(tiny_model, text) for text in row.values()]
 
 
-def test_texts_that_lie_end_to_end_have_no_padding_and_stay_below_the_limit(tiny_model):
+def test_packed_texts_have_no_padding_and_stay_below_the_limit(tiny_model):
     features = [ROWS[i] for i in range(12)]
     batch = collator_for(tiny_model, max_tokens=60)(features)
     sizes = [batch[key].shape for key in batch if key.endswith("_input_ids")]

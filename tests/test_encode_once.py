@@ -83,20 +83,6 @@ LOSSES = {
     "MatryoshkaLoss": (lambda m: st.MatryoshkaLoss(m, TripletMarginLoss(m), [32, 16, 8]), TRIPLETS),
     "MatryoshkaLoss in-batch": (lambda m: st.MatryoshkaLoss(m, InBatchNegativesLoss(m), [32, 8]), WITH_IDS),
 }
-CACHED = {
-    "CachedMultipleNegativesRankingLoss": (
-        lambda m: st.CachedMultipleNegativesRankingLoss(m, mini_batch_size=3),
-        TRIPLETS,
-    ),
-    "CachedMultipleNegativesRankingLoss symmetric": (
-        lambda m: st.CachedMultipleNegativesRankingLoss(m, mini_batch_num_tokens=40, **SYMMETRIC),
-        PAIRS,
-    ),
-    "MatryoshkaLoss cached": (
-        lambda m: st.MatryoshkaLoss(m, st.CachedMultipleNegativesRankingLoss(m, mini_batch_size=3), [32, 8]),
-        PAIRS,
-    ),
-}
 
 
 @pytest.fixture
@@ -131,9 +117,9 @@ def assert_same(ours, stock):
             assert (gradients[name] - gradient).norm() <= 1e-5 * gradient.norm() + 1e-9 * total, name
 
 
-@pytest.mark.parametrize("name", [*LOSSES, *CACHED])
+@pytest.mark.parametrize("name", list(LOSSES))
 def test_each_loss_and_its_gradients_are_the_stock_trainers(tiny_model, step, name):
-    loss, dataset = (LOSSES | CACHED)[name]
+    loss, dataset = LOSSES[name]
     ours, stock = (step(tiny_model, loss, dataset, encode_once=once) for once in (True, False))
     assert isinstance(ours[2].data_collator, UniqueTextCollator)
     assert_same(ours, stock)
@@ -198,7 +184,7 @@ def test_every_model_gets_the_stock_trainers_gradients_with_prompts_and_routes(m
     model = models(name.split()[0], **MODELS[name])
     for loss, dataset in (LOSSES["in-batch"], LOSSES["triplet"]):
         ours = step(model, loss, dataset, mini_batch_num_tokens=caching)
-        assert ours[2].data_collator.packable, "its texts lie end to end"
+        assert ours[2].data_collator.packable, "its texts are packed"
         assert ours[2].args.prompts
         assert_same(ours, step(model, loss, dataset, encode_once=False))
 
@@ -281,7 +267,7 @@ def with_a_module_between(model):
 
 @pytest.mark.parametrize("made", [lambda _: static_model(), with_eager_attention])
 @pytest.mark.parametrize("caching", [None, 30])
-def test_models_whose_texts_cannot_lie_end_to_end_get_groups_of_similar_length(tiny_model, step, made, caching):
+def test_models_whose_texts_cannot_be_packed_get_groups_of_similar_length(tiny_model, step, made, caching):
     model = made(tiny_model)
     loss, dataset = LOSSES["triplet"]
     ours = step(model, loss, dataset, mini_batch_num_tokens=caching)
@@ -328,10 +314,19 @@ def with_seed(loss, model):
 
 
 def test_which_losses_take_embeddings(tiny_model):
-    assert all(takes_embeddings(loss(tiny_model)) for loss, _ in (LOSSES | CACHED).values())
+    assert all(takes_embeddings(loss(tiny_model)) for loss, _ in LOSSES.values())
     assert takes_embeddings({"a": TripletMarginLoss(tiny_model), "b": st.CoSENTLoss(tiny_model)})
     assert not takes_embeddings({"a": TripletMarginLoss(tiny_model), "b": NOT_POSSIBLE["Overridden"](tiny_model)})
     assert not takes_embeddings(st.MatryoshkaLoss(tiny_model, NOT_POSSIBLE["Overridden"](tiny_model), [32]))
     assert not takes_embeddings(st.AdaptiveLayerLoss(tiny_model, TripletMarginLoss(tiny_model)))
     assert not takes_embeddings(st.GISTEmbedLoss(tiny_model, tiny_model))
     assert not takes_embeddings(st.CachedGISTEmbedLoss(tiny_model, tiny_model))
+    assert not takes_embeddings(st.CachedMultipleNegativesRankingLoss(tiny_model))
+
+
+def test_a_loss_that_caches_gradients_itself_gets_the_stock_batches_and_a_better_way(tiny_model, step, caplog):
+    with caplog.at_level(logging.WARNING):
+        ours = step(tiny_model, st.CachedMultipleNegativesRankingLoss, PAIRS)
+    assert "use MultipleNegativesRankingLoss with mini_batch_num_tokens instead" in caplog.text
+    better = step(tiny_model, st.MultipleNegativesRankingLoss, PAIRS, mini_batch_num_tokens=15)
+    assert_same(better, ours)

@@ -1,4 +1,4 @@
-"""A loss or a gradient that is no number is found at its step, also where it is read later."""
+"""A loss or a gradient that is not finite is found at its step, also if it is read later."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def step(guard, number, *losses, norm=1.0):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_loss_that_is_no_number_stops_at_once(bad):
+def test_a_loss_that_is_not_finite_stops_at_once(bad):
     guard = FiniteGuard(deferred=False, last_checkpoint="out/checkpoint-2")
     step(guard, 1)
     with pytest.raises(
@@ -27,7 +27,7 @@ def test_a_loss_that_is_no_number_stops_at_once(bad):
 
 
 @pytest.mark.parametrize("bad", BAD)
-def test_a_gradient_that_is_no_number_stops_at_once(bad):
+def test_a_gradient_that_is_not_finite_stops_at_once(bad):
     with pytest.raises(FloatingPointError, match=rf"gradient norm {bad:g}.*none yet"):
         step(FiniteGuard(deferred=False), 1, norm=bad)
 
@@ -53,7 +53,7 @@ def test_what_has_not_been_read_is_read_before_a_checkpoint():
     guard.flush()
 
 
-def test_the_infinite_gradient_of_a_scaled_loss_is_no_error():
+def test_the_infinite_gradient_of_a_scaled_loss_is_not_an_error():
     guard = FiniteGuard(deferred=False, check_gradients=False)
     step(guard, 1, norm=float("inf"))
     with pytest.raises(FloatingPointError, match="loss is nan"):

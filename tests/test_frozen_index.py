@@ -71,14 +71,14 @@ def test_the_loss_is_a_softmax_over_the_corpus_without_what_else_answers_the_que
     torch.testing.assert_close(value, torch.stack(expected).mean())
 
 
-def test_documents_held_out_for_other_splits_are_no_negatives(tiny_model, data):
+def test_documents_held_out_for_other_splits_are_not_negatives(tiny_model, data):
     held_out = {c for split in ("dev", "test") for cs in data.relevant(split).values() for c in cs}
     loss = FrozenIndexLoss(freeze_index(tiny_model, query="linear"), data)
     assert held_out
     assert set(loss.chunk_ids) == set(data.corpus_texts) - held_out
 
 
-def test_a_large_corpus_is_sampled_and_right_chunks_are_always_in(tiny_model):
+def test_a_large_corpus_is_sampled_and_always_holds_the_relevant_chunks(tiny_model):
     texts = [f"the {i} lamp is {i * 7} old" for i in range(40)]
     chunks = [Chunk(f"{i}#0", str(i), text, 0, len(text)) for i, text in enumerate(texts)]
     data = build_dataset(chunks, [Question("q", "how old", ("33#0",))], test_size=0, dev_size=0)
@@ -92,7 +92,7 @@ def test_a_large_corpus_is_sampled_and_right_chunks_are_always_in(tiny_model):
         FrozenIndexLoss(model, data, max_chunks=0)
 
 
-def test_vectors_are_compared_in_as_many_numbers_as_search_uses(tiny_model, data):
+def test_vectors_are_compared_in_the_dimensions_that_search_uses(tiny_model, data):
     tiny_model.truncate_dim = 16
     loss = FrozenIndexLoss(freeze_index(tiny_model, query="linear"), data)
     assert loss.vectors.shape[1] == 16

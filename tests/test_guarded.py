@@ -1,4 +1,4 @@
-"""What a run survives: numbers that are none, signals, a full disk, and being resumed anywhere."""
+"""What a run survives: NaN, signals, a full disk, and being resumed anywhere."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class AtStep(TrainerCallback):
             self.action()
 
 
-# Numbers that are none
+# NaN and infinity
 
 
 class Poisoned(InBatchNegativesLoss):

@@ -286,7 +286,7 @@ def test_an_absent_peft_is_named_with_the_command_that_installs_it(folders, monk
             load_family(folders[name], **options)
 
 
-def test_a_run_without_a_lora_leaves_no_weights_of_one_that_stood_in_its_folder(tiny_model, tmp_path):
+def test_a_run_without_a_lora_leaves_no_weights_of_an_earlier_one_in_its_folder(tiny_model, tmp_path):
     save_trained_weights(
         load_model(copy.deepcopy(tiny_model), lora=LoraConfig(r=2, target_modules=["query"])), tmp_path
     )

@@ -79,7 +79,7 @@ def naive_in_batch_loss(columns, labels, scale):
     return total / len(questions)
 
 
-def test_chunks_that_are_known_to_answer_a_question_are_no_negatives(tiny_model, columns):
+def test_chunks_that_are_known_to_be_relevant_are_not_negatives(tiny_model, columns):
     labels = torch.tensor([[0, 0], [0, 0], [1, 2], [2, 1], [3, 0], [4, 4]])
     loss = InBatchNegativesLoss(tiny_model)
     assert_same(
@@ -89,7 +89,7 @@ def test_chunks_that_are_known_to_answer_a_question_are_no_negatives(tiny_model,
     )
 
 
-def test_a_right_chunk_in_another_row_gets_no_gradient_from_the_question(tiny_model, columns):
+def test_a_relevant_chunk_in_another_row_gets_no_gradient_from_the_question(tiny_model, columns):
     questions, chunks, _ = columns
     labels = torch.tensor([[0, 0], [1, 0], [2, 2], [3, 3], [4, 4], [5, 5]])
     loss = InBatchNegativesLoss(tiny_model)
@@ -130,7 +130,7 @@ def test_a_further_negative_is_none_for_the_questions_that_it_answers(tiny_model
     torch.testing.assert_close(value, functional.cross_entropy(scores, torch.arange(6)))
 
 
-def nearest_wrong_chunk(questions, chunks, labels):
+def hardest_negative(questions, chunks, labels):
     similarity = functional.normalize(questions, dim=1) @ functional.normalize(chunks, dim=1).T
     for i in range(len(questions)):
         for j in range(len(chunks)):
@@ -139,20 +139,20 @@ def nearest_wrong_chunk(questions, chunks, labels):
     return similarity.argmax(dim=1)
 
 
-def test_the_hardest_triplet_takes_the_nearest_wrong_chunk_of_the_batch(tiny_model, columns):
+def test_the_hardest_triplet_takes_the_most_similar_chunk_that_is_not_relevant(tiny_model, columns):
     labels = torch.tensor([[0, 0], [0, 0], [1, 2], [2, 1], [3, 0], [4, 4]])
     loss = TripletMarginLoss(tiny_model, negatives="hardest")
-    nearest = nearest_wrong_chunk(*(c.detach() for c in columns[:2]), labels)
+    nearest = hardest_negative(*(c.detach() for c in columns[:2]), labels)
     oracle = nn.TripletMarginLoss()
     assert_same(
         lambda c: loss.compute_loss_from_embeddings(c, labels), lambda c: oracle(c[0], c[1], c[1][nearest]), columns[:2]
     )
 
 
-def test_the_hardest_cosine_pairs_are_the_right_chunk_and_the_nearest_wrong_one(tiny_model, columns):
+def test_the_hardest_cosine_pairs_are_the_relevant_chunk_and_the_most_similar_other_one(tiny_model, columns):
     labels = torch.tensor([[0, 0], [0, 0], [1, 2], [2, 1], [3, 0], [4, 4]])
     loss = CosineEmbeddingLoss(tiny_model, negatives="hardest")
-    nearest = nearest_wrong_chunk(*(c.detach() for c in columns[:2]), labels)
+    nearest = hardest_negative(*(c.detach() for c in columns[:2]), labels)
 
     def oracle(c):
         right = nn.CosineEmbeddingLoss()(c[0], c[1], torch.ones(6))

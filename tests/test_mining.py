@@ -61,7 +61,7 @@ def by_hand(model, data, question, wrong, *, relative_margin=None):
 
 
 @pytest.mark.parametrize("relative_margin", [None, 0.05])
-def test_negatives_are_the_most_similar_wrong_chunks_below_the_margin(tiny_model, data, relative_margin):
+def test_negatives_are_the_most_similar_other_chunks_below_the_margin(tiny_model, data, relative_margin):
     rows = mine_hard_negatives(tiny_model, data, num_negatives=2, relative_margin=relative_margin)
     pool = {data.corpus_texts[chunk] for chunk in chunks_for_training(data, "train")}
     for row in rows:
@@ -72,7 +72,7 @@ def test_negatives_are_the_most_similar_wrong_chunks_below_the_margin(tiny_model
     assert len(rows) == len(data.pairs("train")), "no question is lost"
 
 
-def test_what_is_known_to_be_right_is_no_negative(tiny_model):
+def test_what_is_known_to_be_relevant_is_not_a_negative(tiny_model):
     data = entangled_data()
     texts = data.corpus_texts
     rows = mine_hard_negatives(tiny_model, data, num_negatives=2, relative_margin=None)
@@ -96,7 +96,7 @@ def test_a_seen_test_split_of_the_same_documents_holds_nothing_out():
     assert set(chunks_for_training(data, "train")) == set(data.corpus_texts) - held_out
 
 
-def test_places_without_a_candidate_are_filled_with_wrong_chunks_by_the_seed(tiny_model, data, caplog):
+def test_places_without_a_candidate_are_filled_with_random_negatives_by_the_seed(tiny_model, data, caplog):
     def mine(seed):
         with caplog.at_level("INFO", logger="embedtune"):
             return mine_hard_negatives(tiny_model, data, num_negatives=3, max_score=-1.0, seed=seed).to_dict()
@@ -109,7 +109,7 @@ def test_places_without_a_candidate_are_filled_with_wrong_chunks_by_the_seed(tin
         assert not any(n == p for n, p in zip(rows[f"negative_{i}"], rows["positive"], strict=True))
 
 
-def test_a_corpus_with_fewer_wrong_chunks_than_wanted_repeats_them_and_one_without_any_is_refused(tiny_model):
+def test_a_corpus_with_fewer_negatives_than_wanted_repeats_them_and_one_without_any_is_refused(tiny_model):
     data = entangled_data()
     rows = mine_hard_negatives(tiny_model, data, num_negatives=5)
     negatives = [rows[0][f"negative_{i}"] for i in range(1, 6)]

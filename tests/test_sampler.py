@@ -52,7 +52,7 @@ def test_runs_are_as_few_as_their_length_allows_and_nearly_equal(sizes, longest)
         assert max(part.values()) - min(part.values()) <= 1
 
 
-def test_a_batch_is_about_several_chunks_however_often_each_stands_in_the_rows():
+def test_a_batch_is_about_several_chunks_however_often_each_occurs_in_the_rows():
     sampler = sampler_of([i // 25 for i in range(500)], batch_size=32)
     found = [len({row // 25 for row in batch}) for epoch in range(5) for batch in [*_epoch(sampler, epoch)][:-1]]
     assert min(found) >= 6, "two runs about one chunk may meet"

@@ -241,7 +241,7 @@ def test_a_chosen_metric_is_kept(tiny_model, data, arguments):
     assert trainer.state.best_metric is not None
 
 
-def test_an_eval_dataset_chooses_by_its_loss_where_there_is_no_dev_split(tiny_model, arguments):
+def test_an_eval_dataset_chooses_by_its_loss_if_there_is_no_dev_split(tiny_model, arguments):
     rows = make_data(dev_size=0).pairs("train", with_ids=True)
     trainer = EmbeddingTrainer(tiny_model, arguments(), train_dataset=rows, eval_dataset=rows.select(range(5)))
     trainer.train()
@@ -439,7 +439,7 @@ def test_the_share_of_cut_text_is_exact(tiny_model):
     assert warn_about_cut_chunks(tiny_model, data, prompt="the ") == pytest.approx(1 / 30)
 
 
-def test_chunks_that_fit_are_no_matter_of_warning(tiny_model, data, arguments, caplog):
+def test_chunks_that_fit_cause_no_warning(tiny_model, data, arguments, caplog):
     with caplog.at_level(logging.WARNING):
         EmbeddingTrainer(tiny_model, arguments(), data=data)
     assert "longer than" not in caplog.text

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from sentence_transformers.base.losses.gradcache import uses_gradient_cache
-from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss, MatryoshkaLoss
+from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from torch import Tensor, nn
 
 from embedtune.training.losses import RetrievalLoss
@@ -24,8 +24,6 @@ def takes_embeddings(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
         return all(takes_embeddings(part) for part in loss.values())
     if type(loss) is MatryoshkaLoss:
         return takes_embeddings(loss.get_submodule("loss"))
-    if isinstance(loss, CachedMultipleNegativesRankingLoss):  # the only cached loss without a second model
-        return type(loss).forward is CachedMultipleNegativesRankingLoss.forward
     # A subclass that overrides forward() may do more there than embed the columns.
     defines = next(
         (c for c in type(loss).__mro__ if {"forward", "compute_loss_from_embeddings"} & vars(c).keys()), nn.Module

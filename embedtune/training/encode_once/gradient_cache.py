@@ -7,8 +7,7 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext, uses_gradient_cache
-from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from sentence_transformers.base.losses.gradcache import CachedLossMixin, RandContext
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -74,8 +73,6 @@ class GradientCachedLoss(CachedLossMixin, nn.Module):
         vectors = vectors.split(self._sizes)
         texts = torch.cat([part for _, part in sorted(zip(self._order, vectors, strict=True), key=itemgetter(0))])
         columns = [texts[column] for column in self.rows.unbind(dim=1)]
-        if uses_gradient_cache(self.loss):
-            return self._by_the_loss_itself(columns, labels, with_backward=with_backward)
         loss = loss_of_columns(self.loss, columns, labels, model=self.trained)
         if isinstance(loss, dict):
             self.components = {name: value.detach() for name, value in loss.items()}
@@ -83,19 +80,6 @@ class GradientCachedLoss(CachedLossMixin, nn.Module):
         if with_backward:
             torch.autograd.backward(loss)
             loss = loss.detach()
-        return loss
-
-    def _by_the_loss_itself(self, columns: list[Tensor], labels: Tensor | None, *, with_backward: bool) -> Tensor:
-        """Let a cached loss of sentence-transformers compute its loss in its own mini-batches."""
-        cached: Any = self.loss
-        while isinstance(cached, MatryoshkaLoss):
-            cached = cached.loss
-        if not with_backward:
-            value: Tensor = cached.calculate_loss([[column] for column in columns], labels)
-            return value
-        leaves = [column.detach().requires_grad_() for column in columns]
-        loss: Tensor = cached.calculate_loss([[leaf] for leaf in leaves], labels, with_backward=True)
-        torch.autograd.backward(columns, [leaf.grad for leaf in leaves])
         return loss
 
 

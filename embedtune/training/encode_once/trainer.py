@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from datasets import Dataset
-from sentence_transformers.base.losses.gradcache import uses_gradient_cache
 from sentence_transformers.base.training_args import BatchSamplers
-from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
+from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 
 from embedtune.models.packing.attention import packed_attention
@@ -27,9 +26,6 @@ if TYPE_CHECKING:
     from torch.utils.data import BatchSampler
 
 logger = logging.getLogger(__name__)
-
-# Tokens per row of a cached loss that counts rows, if the model has no maximum length.
-_TOKENS_PER_ROW = 512
 
 
 class EncodeOnceTrainer(SentenceTransformerTrainer):
@@ -62,7 +58,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
                 )
             logger.warning("Repeated texts are encoded once per row, which takes longer, because %s.", reason)
             return
-        max_tokens = self._max_tokens() or tokens_per_pass(self.model, self.args.device)
+        max_tokens = self.args.mini_batch_num_tokens or tokens_per_pass(self.model, self.args.device)
         self.data_collator = UniqueTextCollator(self.data_collator, self.model, max_tokens=max_tokens)
         if self.args.group_rows is None:
             self._group_rows = is_row_by_row(self.loss) or self._takes_whole_chunks(self.train_dataset)
@@ -84,6 +80,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
     def _why_not(self) -> str | None:
         """Return why the texts of a batch cannot be encoded once, or None if they can."""
         args = self.args
+        losses = self.loss.values() if isinstance(self.loss, Mapping) else [self.loss]
         own_loop = [
             name
             for name in ("compute_loss", "collect_features")
@@ -93,6 +90,9 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
             "encode_once is False": not args.encode_once,
             "you passed a data_collator": type(self.data_collator) is not self.data_collator_class,
             f"{type(self).__name__} overrides {' and '.join(own_loop)}": bool(own_loop),
+            "the loss caches gradients itself (use MultipleNegativesRankingLoss with mini_batch_num_tokens instead)": any(
+                isinstance(loss, CachedMultipleNegativesRankingLoss) for loss in losses
+            ),
             f"{_name(self.loss)} needs more than the embeddings of its columns": not takes_embeddings(self.loss),
             "several GPUs share this process (start one process per GPU with torchrun)": args.n_gpu > 1,
             "a compiled model would be compiled again for each batch": bool(args.torch_compile),
@@ -100,15 +100,6 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
             or self.is_deepspeed_enabled,
         }
         return next((reason for reason, holds in reasons.items() if holds), None)
-
-    def _max_tokens(self) -> int | None:
-        """Return the tokens per mini-batch if gradients are cached, else None."""
-        if self.args.mini_batch_num_tokens is not None:
-            return int(self.args.mini_batch_num_tokens)
-        losses = self.loss.values() if isinstance(self.loss, Mapping) else [self.loss]
-        cached = [_unwrapped(loss) for loss in losses if uses_gradient_cache(_unwrapped(loss))]
-        per_row = self.model.max_seq_length or _TOKENS_PER_ROW
-        return min((loss.mini_batch_num_tokens or loss.mini_batch_size * per_row for loss in cached), default=None)
 
     def get_batch_sampler(self, dataset: Dataset, **options: Any) -> BatchSampler | None:
         """Return a sampler that groups rows, if this is wanted and ``batch_sampler`` is not set."""
@@ -150,7 +141,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
     def _loss_of_texts(
         self, model: nn.Module, loss_fn: nn.Module, parts: list[dict[str, Any]], rows: Tensor, labels: Tensor | None
     ) -> Tensor:
-        if self.args.mini_batch_num_tokens is not None or uses_gradient_cache(loss_fn):
+        if self.args.mini_batch_num_tokens is not None:
             cached = GradientCachedLoss(model, loss_fn, rows, trained=self.model)
             total: Tensor = cached(parts, labels)
             if cached.components:
@@ -168,7 +159,3 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
 def _name(loss: nn.Module | Mapping[str, nn.Module]) -> str:
     losses = loss.values() if isinstance(loss, Mapping) else [loss]
     return ", ".join(type(part).__name__ for part in losses if not takes_embeddings(part))
-
-
-def _unwrapped(loss: Any) -> Any:
-    return _unwrapped(loss.loss) if isinstance(loss, MatryoshkaLoss) else loss

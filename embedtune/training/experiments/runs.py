@@ -137,10 +137,11 @@ def told(verdict: Verdict) -> str:
 def _num_rows(model: SentenceTransformer, plan: Plan) -> int:
     """Return the number of rows of a training, over all epochs."""
     args = plan.args
-    if args.max_steps > 0:
-        return int(args.max_steps * args.train_batch_size * args.world_size * args.gradient_accumulation_steps)
     loss = plan.loss if plan.loss is not None else LOSSES[args.loss]
-    return round(len(view_for(loss, model, plan.data, args)) * args.num_train_epochs)
+    num_rows: float = len(view_for(loss, model, plan.data, args)) * args.num_train_epochs
+    if args.max_steps > 0:
+        num_rows = args.max_steps * args.train_batch_size * args.world_size * args.gradient_accumulation_steps
+    return round(num_rows)
 
 
 def _train(model: SentenceTransformer, plan: Plan, num_rows: int, evaluators: Sequence[TopKEvaluator]) -> Run:
