@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedtune.dataset import build_dataset
-from embedtune.dataset.groups import near_duplicate_pairs, normalised, shingles
+from embedtune.dataset.groups import normalised
+from embedtune.near_duplicates import near_duplicate_pairs, shingles
 from embedtune.types import Chunk, Question
 
 WORDS = [

@@ -2,62 +2,20 @@
 
 from __future__ import annotations
 
-import re
-import zlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedtune.near_duplicates import near_duplicate_pairs
+
 if TYPE_CHECKING:
     from embedtune.types import Chunk
-
-NEAR_DUPLICATE_JACCARD = 0.5
-"""Two texts that share half of their word triples say the same thing twice."""
-
-_WORD = re.compile(r"\w+")
 
 
 def normalised(text: str) -> str:
     """Return the text as it is compared: case folded, white space collapsed."""
     return " ".join(text.casefold().split())
-
-
-def shingles(text: str, size: int = 3) -> frozenset[str]:
-    """Return every run of ``size`` words of a text; a shorter text is one shingle."""
-    words = _WORD.findall(text.casefold())
-    return frozenset(" ".join(words[i : i + size]) for i in range(max(1, len(words) - size + 1)))
-
-
-def near_duplicate_pairs(texts: Sequence[str], *, threshold: float = NEAR_DUPLICATE_JACCARD) -> list[tuple[int, int]]:
-    """Return the pairs of positions whose texts have a Jaccard similarity of word triples of at least ``threshold``.
-
-    MinHash with locality-sensitive hashing proposes the pairs (Broder 1997; Leskovec, Rajaraman and Ullman,
-    "Mining of Massive Datasets", chapter 3), and the exact similarity decides, so no pair is wrong; a pair close to the
-    threshold may be overlooked (at 0.5 about one in twenty).
-
-    Example:
-        >>> near_duplicate_pairs(["press the red button twice", "Press the red button twice!", "open the lid"])
-        [(0, 1)]
-    """
-    from datasketch import MinHash, MinHashLSH
-
-    sets = [shingles(text) for text in texts]
-    # crc32 is much faster than the default sha1 and good enough below a check of the exact similarity.
-    sketches = MinHash.bulk(
-        [[s.encode("utf-8", "replace") for s in one] for one in sets], num_perm=64, hashfunc=zlib.crc32
-    )
-    # Weighting false negatives nine to one makes bands that propose generously.
-    index = MinHashLSH(threshold=threshold, num_perm=64, weights=(0.1, 0.9))
-    pairs = []
-    for position, sketch in enumerate(sketches):
-        pairs += [
-            (other, position)
-            for other in index.query(sketch)
-            if len(sets[other] & sets[position]) >= threshold * len(sets[other] | sets[position])
-        ]
-        index.insert(position, sketch)
-    return sorted(pairs)
 
 
 def spans_overlap(first: Chunk, second: Chunk) -> bool:

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.dataset.groups import near_duplicate_pairs, normalised
+from embedtune.dataset.groups import normalised
+from embedtune.near_duplicates import near_duplicate_pairs
 
 if TYPE_CHECKING:
     from embedtune.evaluation.result import Evaluation
