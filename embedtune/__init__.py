@@ -50,13 +50,13 @@ __all__ = [
     "OpenAILLM",
     "OptionalDependencyError",
     "Price",
-    "Prompt",
     "Publication",
     "Question",
     "Questions",
     "Ranker",
     "Reindexing",
     "RemineNegatives",
+    "Request",
     "RetrievalDataset",
     "Retriever",
     "Round",
@@ -70,7 +70,7 @@ __all__ = [
     "answer",
     "ask_llm",
     "build_dataset",
-    "build_prompt",
+    "build_request",
     "check_forgetting",
     "check_model",
     "chunk_documents",
@@ -127,13 +127,13 @@ _HOME = {
     "OpenAILLM": "embedtune.llms.openai",
     "OptionalDependencyError": "embedtune.errors",
     "Price": "embedtune.llms.protocol",
-    "Prompt": "embedtune.llms.protocol",
     "Publication": "embedtune.hub",
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
     "Reindexing": "embedtune.retrieval.reindex",
     "RemineNegatives": "embedtune.training.negatives.remining",
+    "Request": "embedtune.llms.protocol",
     "RetrievalDataset": "embedtune.dataset",
     "Retriever": "embedtune.retrieval.retriever",
     "Round": "embedtune.improvement.rounds",
@@ -147,7 +147,7 @@ _HOME = {
     "answer": "embedtune.serving.answer",
     "ask_llm": "embedtune.serving.answer",
     "build_dataset": "embedtune.dataset",
-    "build_prompt": "embedtune.serving.answer",
+    "build_request": "embedtune.serving.answer",
     "check_forgetting": "embedtune.evaluation.forgetting",
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
@@ -198,7 +198,7 @@ if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM as LLM
     from embedtune.llms.protocol import Completion as Completion
     from embedtune.llms.protocol import Price as Price
-    from embedtune.llms.protocol import Prompt as Prompt
+    from embedtune.llms.protocol import Request as Request
     from embedtune.models.load import load_model as load_model
     from embedtune.models.query_side import freeze_index as freeze_index
     from embedtune.models.selfcheck import ModelReport as ModelReport
@@ -223,7 +223,7 @@ if TYPE_CHECKING:
     from embedtune.serving.answer import Answer as Answer
     from embedtune.serving.answer import answer as answer
     from embedtune.serving.answer import ask_llm as ask_llm
-    from embedtune.serving.answer import build_prompt as build_prompt
+    from embedtune.serving.answer import build_request as build_request
     from embedtune.serving.feedback import FeedbackLog as FeedbackLog
     from embedtune.serving.suggest import label_misses as label_misses
     from embedtune.serving.suggest import suggest_chunk as suggest_chunk

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 from llm_server import Fault, clean_environment, make_chunks, serving
 
+from embedtune.llms import retries
 from embedtune.llms.anthropic import AnthropicLLM
 from embedtune.llms.errors import GenerationStoppedError
 from embedtune.llms.openai import OpenAILLM
@@ -21,7 +22,7 @@ def _environment(monkeypatch, tmp_path):
     clean_environment(monkeypatch, tmp_path)
     monkeypatch.setattr(batches, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(batches, "GRACE_SECONDS", 0.3)
-    monkeypatch.setattr(batches, "wait_before", lambda attempt, retry_after: 0.01)
+    monkeypatch.setattr(retries, "seconds_to_wait", lambda state: 0.01)
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_a_batch_outlives_a_network_that_fails_for_a_while(server, tmp_path, rou
 
 def test_a_network_that_stays_away_ends_the_run_but_not_the_batch(server, tmp_path):
     server.queue("batches_retrieve", Fault(status=500), times=batches.MAX_TRIES)
-    with pytest.raises(GenerationStoppedError, match=r"go on at the provider; run again to collect"):
+    with pytest.raises(GenerationStoppedError, match=r"continue at the provider; run again to collect"):
         run(server, make_chunks(6), tmp_path)
     assert run(server, make_chunks(6), tmp_path).failed == {}
     assert len(server.batches) == 1
