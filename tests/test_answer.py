@@ -74,10 +74,11 @@ def test_a_refusal_and_a_reply_that_was_cut_off_are_failures(retriever, problem)
     ("passages", "problem", "num_cited"),
     [
         ([], "cites no passage", 0),
-        (None, "cites no passage", 0),
+        (None, "unreadable citations", 0),
+        ([1, "two"], "unreadable citations", 0),
         ([9], "cites passage 9, which was not shown", 0),
         ([1, 0], "cites passage 0, which was not shown", 1),
-        ([1, 1, True, "2"], "", 1),
+        ([1, 1.0, "2"], "", 2),
     ],
 )
 def test_citations_are_checked_against_what_was_shown(retriever, passages, problem, num_cited):

@@ -339,6 +339,24 @@ def test_a_useless_reply_fails_its_chunk_with_a_reason_and_is_not_paid_for_again
     assert len(server.log) == before
 
 
+def test_a_larger_limit_sends_only_what_was_cut_off(server, tmp_path, caplog):
+    chunks = make_chunks(6)
+    server.on_text(chunks[2].text, REPLIES["cut off"][0])
+    small, large = claude(server, max_tokens=512), claude(server, max_tokens=1024)
+    assert generate_questions(chunks, small, folder=tmp_path).failed == {chunks[2].id: "cut off"}
+    assert "1 of 6 chunks have no usable reply (1 cut off)" in caplog.text
+    assert "cut off at max_tokens=512" in caplog.text
+    assert generate_questions(chunks, small, folder=tmp_path).failed == {chunks[2].id: "cut off"}
+    assert server.num_requests("messages") == 6
+    server.by_text.clear()
+    questions = generate_questions(chunks, large, folder=tmp_path)
+    assert questions.failed == {}
+    assert server.num_requests("messages") == 7
+    assert questions.cost_usd == pytest.approx(server.microdollars / 1e6, abs=7e-6)  # the reply that was cut off, too
+    assert as_bytes(generate_questions(chunks, small, folder=tmp_path)) == as_bytes(questions)
+    assert server.num_requests("messages") == 7
+
+
 def item(question, answer=""):
     return {"style": "natural", "question": question, "answer": answer}
 
@@ -676,6 +694,35 @@ def test_any_object_of_the_protocol_will_do(tmp_path):
 def test_a_bug_in_ones_own_model_surfaces_as_it_is(tmp_path):
     with pytest.raises(ZeroDivisionError):
         generate_questions(make_chunks(30), Fake(ZeroDivisionError("oops")), folder=tmp_path, num_workers=2)
+
+
+def test_a_paid_reply_that_cannot_be_read_is_stored_and_not_paid_for_again(tmp_path):
+    class Broken(Fake):
+        is_broken = True
+
+        def read(self, reply):
+            if self.is_broken:
+                raise KeyError("usage")
+            return super().read(reply)
+
+    llm = Broken()
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            generate_questions(make_chunks(1), llm, folder=tmp_path)
+    with Ledger(tmp_path) as ledger:
+        assert ledger.spent() > 10  # the most that it can have cost
+    llm.is_broken = False
+    assert len(generate_questions(make_chunks(1), llm, folder=tmp_path)) == 1
+    assert llm.num_sent == 1
+
+
+def test_a_model_without_a_price_is_said_to_count_no_cost(tmp_path, caplog):
+    class Unpriced(Fake):
+        price = None
+
+    questions = generate_questions(make_chunks(1), Unpriced(), folder=tmp_path)
+    assert questions.cost_usd is None
+    assert "The price of 'fake' is unknown, so no cost is counted" in caplog.text
 
 
 def test_a_new_filter_or_parser_costs_nothing(tmp_path, monkeypatch):
