@@ -68,11 +68,6 @@ class Questions(Sequence[Question]):
     def __len__(self) -> int:
         return len(self.kept)
 
-    @property
-    def num_with_questions(self) -> int:
-        """The number of chunks that at least one kept question was written for."""
-        return len({chunk_id for question in self.kept for chunk_id in question.chunk_ids[:1]})
-
     def summary(self) -> list[tuple[str, str]]:
         """Return the printed table as rows of a label and a number."""
         merged = {chunk_id for question in self.kept for chunk_id in question.chunk_ids[1:]}
