@@ -24,7 +24,7 @@ import anthropic
 from embedtune.llms.anthropic import AnthropicLLM
 from embedtune.llms.protocol import Completion, Price
 from embedtune.questions.generation import generate_questions
-from embedtune.questions.prompt import PromptTemplate, default_instructions
+from embedtune.questions.template import RequestTemplate, default_instructions
 from embedtune.types import Chunk
 
 SERVER = Path(__file__).parents[1] / "tests" / "llm_server.py"
@@ -52,14 +52,14 @@ class Offline:
 
     name, price, max_tokens = "offline", Price(0, 0), 1000
 
-    def request(self, prompt):
-        return {"system": prompt.system, "text": prompt.text, "schema": dict(prompt.schema)}
+    def body(self, request):
+        return {"system": request.system, "text": request.text, "schema": dict(request.schema)}
 
     def prepare(self):
         pass
 
-    def send(self, request):
-        words = request["text"].split()[3:]
+    def send(self, body):
+        words = body["text"].split()[3:]
         some = [" ".join(words[i : i + 8]) for i in range(0, 32, 8)]
         return {"text": "\n".join(f"{i}. How is {text} done?\nAnswer: {text}" for i, text in enumerate(some, start=1))}
 
@@ -72,10 +72,10 @@ def measure_rate(num_chunks: int, *, seconds: float, num_workers: int) -> None:
     with server(seconds) as url, tempfile.TemporaryDirectory() as folder:
         llm = AnthropicLLM("claude-haiku-5-5", client=anthropic.Anthropic(api_key=KEY, base_url=url))
         generate_questions(make_chunks(num_workers), llm, folder=Path(folder, "warm"), num_workers=num_workers)
-        requests = [llm.request(prompt_of(chunk)) for chunk in chunks]
+        bodies = [llm.body(request_about(chunk)) for chunk in chunks]
         start = time.perf_counter()
         with ThreadPoolExecutor(num_workers) as pool:
-            list(pool.map(llm.send, requests))
+            list(pool.map(llm.send, bodies))
         bare = num_chunks / (time.perf_counter() - start)
         start = time.perf_counter()
         generate_questions(chunks, llm, folder=folder, num_workers=num_workers)
@@ -91,8 +91,8 @@ def measure_rate(num_chunks: int, *, seconds: float, num_workers: int) -> None:
     )
 
 
-def prompt_of(chunk: Chunk):
-    return PromptTemplate(default_instructions(), per_chunk=4, seed=1).prompt(chunk)
+def request_about(chunk: Chunk):
+    return RequestTemplate(default_instructions(), per_chunk=4, seed=1).fill(chunk)
 
 
 def measure_rerun(num_chunks: int) -> None:

@@ -48,12 +48,12 @@ __all__ = [
     "OpenAILLM",
     "OptionalDependencyError",
     "Price",
-    "Prompt",
     "Publication",
     "Question",
     "Questions",
     "Ranker",
     "RemineNegatives",
+    "Request",
     "RetrievalDataset",
     "Retriever",
     "Round",
@@ -67,7 +67,7 @@ __all__ = [
     "answer",
     "ask_llm",
     "build_dataset",
-    "build_prompt",
+    "build_request",
     "check_forgetting",
     "check_model",
     "chunk_documents",
@@ -124,12 +124,12 @@ _HOME = {
     "OpenAILLM": "embedtune.llms.openai",
     "OptionalDependencyError": "embedtune.errors",
     "Price": "embedtune.llms.protocol",
-    "Prompt": "embedtune.llms.protocol",
     "Publication": "embedtune.hub",
     "Question": "embedtune.types",
     "Questions": "embedtune.questions.records",
     "Ranker": "embedtune.types",
     "RemineNegatives": "embedtune.training.negatives.remining",
+    "Request": "embedtune.llms.protocol",
     "RetrievalDataset": "embedtune.dataset",
     "Retriever": "embedtune.retrieval.retriever",
     "Round": "embedtune.improvement.rounds",
@@ -143,7 +143,7 @@ _HOME = {
     "answer": "embedtune.serving.answer",
     "ask_llm": "embedtune.serving.answer",
     "build_dataset": "embedtune.dataset",
-    "build_prompt": "embedtune.serving.answer",
+    "build_request": "embedtune.serving.answer",
     "check_forgetting": "embedtune.evaluation.forgetting",
     "check_model": "embedtune.models.selfcheck",
     "chunk_documents": "embedtune.corpus.chunking",
@@ -196,7 +196,7 @@ if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM as LLM
     from embedtune.llms.protocol import Completion as Completion
     from embedtune.llms.protocol import Price as Price
-    from embedtune.llms.protocol import Prompt as Prompt
+    from embedtune.llms.protocol import Request as Request
     from embedtune.models.families.gte_qwen2 import load_gte_qwen2 as load_gte_qwen2
     from embedtune.models.families.jina_v3 import load_jina_v3 as load_jina_v3
     from embedtune.models.load import load_model as load_model
@@ -220,7 +220,7 @@ if TYPE_CHECKING:
     from embedtune.serving.answer import Answer as Answer
     from embedtune.serving.answer import answer as answer
     from embedtune.serving.answer import ask_llm as ask_llm
-    from embedtune.serving.answer import build_prompt as build_prompt
+    from embedtune.serving.answer import build_request as build_request
     from embedtune.serving.feedback import FeedbackLog as FeedbackLog
     from embedtune.serving.suggest import label_misses as label_misses
     from embedtune.serving.suggest import suggest_chunk as suggest_chunk

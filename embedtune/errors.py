@@ -1,4 +1,4 @@
-"""The one exception that the standard library has no name for, and a mistake that many functions refuse."""
+"""A missing optional package, and a mistake that many functions refuse."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ class OptionalDependencyError(ImportError):
 
 
 def refuse_name(model: object) -> None:
-    """Raise a ``TypeError`` for the name or the folder of a model where a loaded one is needed."""
+    """Raise a ``TypeError`` if a model is a name or a folder instead of a loaded model."""
     if isinstance(model, (str, Path)):
         raise TypeError(f"model is the name {str(model)!r}. Load it first: load_model({str(model)!r}).")

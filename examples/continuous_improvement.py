@@ -27,14 +27,14 @@ class ScriptedLLM:
     def prepare(self):
         pass
 
-    def request(self, prompt):
-        return {"text": prompt.text, "judges": "outcome" not in prompt.schema["properties"]}
+    def body(self, request):
+        return {"text": request.text, "judges": "outcome" not in request.schema["properties"]}
 
-    def send(self, request):
-        question = re.search(r"<question>\n(.*)\n</question>", request["text"], re.DOTALL).group(1)
-        passages = re.findall(r'<passage number="(\d+)">\n(.*?)\n</passage>', request["text"], re.DOTALL)
+    def send(self, body):
+        question = re.search(r"<question>\n(.*)\n</question>", body["text"], re.DOTALL).group(1)
+        passages = re.findall(r'<passage number="(\d+)">\n(.*?)\n</passage>', body["text"], re.DOTALL)
         right = [int(n) for n, text in passages if any(text.endswith(chunk) for chunk in self.answers[question])]
-        if request["judges"]:
+        if body["judges"]:
             return {"passages": right}
         if not right:
             return {"outcome": "not in the documents", "answer": "", "passages": []}

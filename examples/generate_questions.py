@@ -6,7 +6,7 @@
     python examples/generate_questions.py handbook/ --local Qwen/Qwen3-4B-Instruct-2507   # nothing leaves this machine
 
 Needs `pip install 'embedtune[anthropic]'` and a key in ANTHROPIC_API_KEY, except with --local. It can be stopped at any
-time: the same command again goes on, and pays nothing twice.
+time: the same command continues, and pays nothing twice.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ def main(
     # 1. Documents to chunks
     chunks = et.chunk_documents(et.read_documents(folder), max_tokens=400, tokenizer=tokenizer)
 
-    # 2. Who writes the questions, and what it will cost
+    # 2. The language model, and what it will cost
     llm = llm or (et.TransformersLLM(local) if local else et.AnthropicLLM(model))
     print(et.estimate_cost(chunks, llm, per_chunk=per_chunk))
     if estimate:
         return None
 
-    # 3. Chunks to questions. Every reply is kept in the project's folder before anything is made of it.
+    # 3. Chunks to questions. Every reply is stored before it is read.
     questions = et.generate_questions(
         chunks, llm, per_chunk=per_chunk, folder=Path(out, "ledger"), mode=mode, budget_usd=budget
     )

@@ -20,15 +20,15 @@ class ScriptedLLM:
     def prepare(self):
         pass
 
-    def request(self, prompt):
-        return {"system": prompt.system, "text": prompt.text, "schema": prompt.schema}
+    def body(self, request):
+        return {"system": request.system, "text": request.text, "schema": request.schema}
 
-    def send(self, request):
-        self.requests.append(request)
+    def send(self, body):
+        self.requests.append(body)
         if self.failures:
             self.failures -= 1
             raise TemporaryError("busy", retry_after=0)
-        said = self.reply(request["text"])
+        said = self.reply(body["text"])
         return {"text": said if isinstance(said, str) else json.dumps(said)}
 
     def read(self, reply):

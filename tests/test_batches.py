@@ -5,8 +5,9 @@ from collections import Counter
 from types import SimpleNamespace
 
 import pytest
-from llm_server import Fault, clean_environment, make_chunks, serving
+from llm_server import Fault, Handler, clean_environment, make_chunks, serving
 
+from embedtune.llms import retries
 from embedtune.llms.anthropic import AnthropicLLM
 from embedtune.llms.errors import GenerationStoppedError
 from embedtune.llms.openai import OpenAILLM
@@ -21,7 +22,7 @@ def _environment(monkeypatch, tmp_path):
     clean_environment(monkeypatch, tmp_path)
     monkeypatch.setattr(batches, "POLL_SECONDS", 0.02)
     monkeypatch.setattr(batches, "GRACE_SECONDS", 0.3)
-    monkeypatch.setattr(batches, "wait_before", lambda attempt, retry_after: 0.01)
+    monkeypatch.setattr(retries, "seconds_to_wait", lambda state: 0.01)
 
 
 @pytest.fixture
@@ -145,7 +146,7 @@ def test_a_batch_outlives_a_network_that_fails_for_a_while(server, tmp_path, rou
 
 def test_a_network_that_stays_away_ends_the_run_but_not_the_batch(server, tmp_path):
     server.queue("batches_retrieve", Fault(status=500), times=batches.MAX_TRIES)
-    with pytest.raises(GenerationStoppedError, match=r"go on at the provider; run again to collect"):
+    with pytest.raises(GenerationStoppedError, match=r"continue at the provider; run again to collect"):
         run(server, make_chunks(6), tmp_path)
     assert run(server, make_chunks(6), tmp_path).failed == {}
     assert len(server.batches) == 1
@@ -173,6 +174,41 @@ def test_a_batch_that_is_refused_stops_the_run(server, tmp_path):
     with pytest.raises(GenerationStoppedError, match=r"batch was refused: HTTP 400: requests: invalid"):
         run(server, make_chunks(5), tmp_path)
     assert run(server, make_chunks(5), tmp_path).failed == {}
+
+
+@pytest.mark.parametrize("route", ["batches_retrieve", "batches_results"])
+def test_a_batch_that_is_not_found_for_a_moment_is_asked_for_again(server, tmp_path, route):
+    server.queue(route, Fault(status=404, message="not found"), times=3)
+    assert run(server, make_chunks(5), tmp_path).failed == {}
+    assert len(server.batches) == 1
+
+
+@pytest.mark.parametrize("fate", ["deleted", "archived"])
+def test_a_batch_that_is_gone_is_named_with_a_way_on_and_sent_again_once_given_up(tmp_path, monkeypatch, fate):
+    chunks = make_chunks(5)
+    with serving() as server:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AnthropicLLM, "batch_status", crash)
+            with pytest.raises(CrashError):
+                run(server, chunks, tmp_path)
+        batch_row = Handler.batch_row
+        if fate == "deleted":
+            server.batches[0].deleted = True
+        else:
+            gone = {"results_url": None, "archived_at": "2026-11-01T00:00:00Z"}
+            monkeypatch.setattr(Handler, "batch_row", lambda self, batch: batch_row(self, batch) | gone)
+        for _ in range(2):
+            with pytest.raises(GenerationStoppedError, match=r"batch msgbatch_0000.*give_up_batch\('msgbatch_0000'\)"):
+                run(server, chunks, tmp_path)
+        monkeypatch.setattr(Handler, "batch_row", batch_row)
+        with Ledger(tmp_path) as ledger:
+            before = ledger.spent()
+            ledger.give_up_batch("msgbatch_0000")
+            assert ledger.spent() == before > 0  # it may have been paid for
+            with pytest.raises(ValueError, match="no open batch 'msgbatch_0000'"):
+                ledger.give_up_batch("msgbatch_0000")
+        assert run(server, chunks, tmp_path).failed == {}
+        assert len(server.batches) == 2
 
 
 @pytest.mark.parametrize("moment", ["before create", "after create", "after naming", "in results"])

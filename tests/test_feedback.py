@@ -320,7 +320,7 @@ def test_a_chunk_that_only_words_find_is_suggested(retriever, monkeypatch):
 
 
 def test_a_judge_chooses_among_the_candidates(retriever):
-    llm = ScriptedLLM(lambda _: {"passages": [3, 99, 1]})
+    llm = ScriptedLLM(lambda _: {"passages": [3, "1"]})
     suggestion = et.suggest_chunk(QUESTIONS[0], retriever, llm, k=5)
     assert suggestion.chunk_ids == (suggestion.candidates[2].id, suggestion.candidates[0].id)
     assert suggestion.judge == "scripted"
@@ -331,6 +331,31 @@ def test_a_judge_chooses_among_the_candidates(retriever):
 def test_an_unusable_verdict_is_none_and_not_an_empty_choice(retriever):
     assert et.suggest_chunk(QUESTIONS[0], retriever, ScriptedLLM(lambda _: "well")).chunk_ids is None
     assert et.suggest_chunk(QUESTIONS[0], retriever, ScriptedLLM(lambda _: {"passages": []})).chunk_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("reply", "problem"),
+    [
+        ({"passages": "1"}, "malformed"),
+        ({"passages": None}, "malformed"),
+        ({"passages": [True]}, "malformed"),
+        ({"passages": [1, 99]}, "names passage 99, which was not shown"),
+        ({"passage_numbers": [1]}, "malformed"),
+        ({"error": "model is loading"}, "malformed"),
+    ],
+)
+def test_an_unreadable_verdict_is_never_recorded_as_no_chunk(retriever, log, caplog, reply, problem):
+    log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
+    assert et.label_misses(log, retriever, ScriptedLLM(lambda _: reply), show_progress_bar=False) == 0
+    assert log.questions()[0].named is None
+    assert len(log.misses()) == 1
+    assert f"no usable reply for 1 of 1 questions: 1 {problem}." in caplog.text
+
+
+def test_a_draft_in_think_is_not_the_verdict(retriever):
+    llm = ScriptedLLM(lambda _: '<think>{"passages": []}?</think>{"passages": [1]}')
+    suggestion = et.suggest_chunk(QUESTIONS[0], retriever, llm)
+    assert suggestion.chunk_ids == (suggestion.candidates[0].id,)
 
 
 def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log):

@@ -9,12 +9,12 @@ from datasets import Dataset
 from test_evaluator import build, made_up
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.dataset.groups import near_duplicate_pairs
 from embedtune.evaluation import forgetting
 from embedtune.evaluation.comparison import MetricChange
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.forgetting import Forgetting, check_forgetting, general_data, load_nanobeir
 from embedtune.models.load import load_model
+from embedtune.near_duplicates import near_duplicate_pairs
 from embedtune.retrieval.bm25 import BM25
 from embedtune.sample.general import load_general
 

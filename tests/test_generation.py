@@ -24,9 +24,9 @@ from embedtune.llms.errors import GenerationStoppedError
 from embedtune.llms.prices import Budget, at_most
 from embedtune.llms.protocol import Completion, Price
 from embedtune.questions.generation import estimate_cost, generate_questions
-from embedtune.questions.prompt import PromptTemplate, default_instructions
 from embedtune.questions.requests import live
 from embedtune.questions.requests.ledger import Ledger
+from embedtune.questions.template import RequestTemplate, default_instructions
 from embedtune.types import Chunk, Question
 
 
@@ -45,15 +45,7 @@ def server():
 def waits(monkeypatch):
     """A clock that does not wait, but remembers for how long it should have."""
     asked = []
-    original = threading.Event.wait
-
-    def wait(self, timeout=None):
-        if timeout is not None and sys._getframe(1).f_code.co_name == "_answer":
-            asked.append(timeout)
-            return self.is_set()
-        return original(self, timeout)
-
-    monkeypatch.setattr(threading.Event, "wait", wait)
+    monkeypatch.setattr(live._LiveRun, "_pause", lambda self, seconds: asked.append(seconds))
     return asked
 
 
@@ -123,7 +115,7 @@ def test_another_folder_and_another_order_of_replies_give_the_same_bytes(server,
     assert as_bytes(first) == as_bytes(second)
 
 
-@pytest.mark.parametrize("change", ["chunk", "prompt", "model", "per_chunk", "new chunk", "moved chunk"])
+@pytest.mark.parametrize("change", ["chunk", "instructions", "model", "per_chunk", "new chunk", "moved chunk"])
 def test_a_change_sends_only_what_it_touches(server, tmp_path, change):
     chunks = make_chunks(10)
     generate_questions(chunks, claude(server), folder=tmp_path)
@@ -139,8 +131,8 @@ def test_a_change_sends_only_what_it_touches(server, tmp_path, change):
     elif change == "moved chunk":
         chunks[0] = replace(chunks[0], id="doc0.md#77", start=500, end=500 + len(chunks[0].text))
         expected = 0
-    elif change == "prompt":
-        options = {"prompt": "Write {num_questions} questions. {styles}"}
+    elif change == "instructions":
+        options = {"instructions": "Write {num_questions} questions. {styles}"}
     elif change == "per_chunk":
         options = {"per_chunk": 5}
     else:
@@ -158,8 +150,10 @@ def test_equal_chunks_are_paid_for_once_and_are_both_right(server, tmp_path):
     adds_up(questions, chunks)
 
 
-def test_an_own_prompt_replaces_the_one_of_the_package(server, tmp_path):
-    generate_questions(make_chunks(1), claude(server), folder=tmp_path, prompt="Write {num_questions} {oddities}.")
+def test_own_instructions_replace_the_one_of_the_package(server, tmp_path):
+    generate_questions(
+        make_chunks(1), claude(server), folder=tmp_path, instructions="Write {num_questions} {oddities}."
+    )
     assert server.log[-1]["body"]["system"] == "Write 4 {oddities}."
 
 
@@ -182,7 +176,7 @@ def test_no_more_than_num_workers_are_under_way(tmp_path):
         ({"num_workers": 0}, "num_workers is 0"),
         ({"budget_usd": 0}, "budget_usd is 0"),
         ({"budget_usd": -1.0}, "budget_usd is -1.0"),
-        ({"prompt": " "}, "prompt is empty"),
+        ({"instructions": " "}, "instructions is empty"),
     ],
 )
 def test_arguments_out_of_range_are_refused_before_anything_is_sent(server, tmp_path, options, message):
@@ -263,7 +257,7 @@ def test_a_fault_that_stays_fails_its_chunk_after_a_few_tries(server, tmp_path, 
     assert list(questions.failed) == [chunks[2].id]
     assert "gave up after 6 tries: HTTP 529" in questions.failed[chunks[2].id]
     assert server.num_requests("messages") == 5 + live.MAX_TRIES
-    assert "1 of 6 chunks have no reply" in caplog.text
+    assert "1 of 6 chunks have no usable reply (1 gave up after 6 tries: HTTP 529)" in caplog.text
     adds_up(questions, chunks)
     server.by_text.clear()
     assert generate_questions(chunks, claude(server), folder=tmp_path).failed == {}
@@ -276,16 +270,10 @@ def test_a_server_that_asks_for_a_day_gets_a_minute(server, tmp_path, waits):
     assert waits == [60.0] * 3
 
 
-def test_waits_grow_and_stay_below_a_minute():
-    for attempt in range(20):
-        assert 0 < live.wait_before(attempt, None) <= min(60.0, 0.5 * 2**attempt)
-    assert live.wait_before(0, 3.0) == 3.0
-
-
 FATAL = {
     "401": (Fault(status=401), "HTTP 401.*ANTHROPIC_API_KEY"),
     "402": (Fault(status=402), "HTTP 402.*billing"),
-    "403": (Fault(status=403), "HTTP 403.*allowed"),
+    "403": (Fault(status=403), "HTTP 403.*permissions"),
     "404": (Fault(status=404), "HTTP 404.*model"),
     "spend limit": (Fault(status=429, code="enforced_spend_limit_reached"), "HTTP 429.*Raise the limit"),
     "contract limit": (Fault(status=429, code="contract_spend_limit_reached"), "HTTP 429.*Raise the limit"),
@@ -349,6 +337,24 @@ def test_a_useless_reply_fails_its_chunk_with_a_reason_and_is_not_paid_for_again
     before = len(server.log)
     generate_questions(chunks, claude(server), folder=tmp_path)
     assert len(server.log) == before
+
+
+def test_a_larger_limit_sends_only_what_was_cut_off(server, tmp_path, caplog):
+    chunks = make_chunks(6)
+    server.on_text(chunks[2].text, REPLIES["cut off"][0])
+    small, large = claude(server, max_tokens=512), claude(server, max_tokens=1024)
+    assert generate_questions(chunks, small, folder=tmp_path).failed == {chunks[2].id: "cut off"}
+    assert "1 of 6 chunks have no usable reply (1 cut off)" in caplog.text
+    assert "cut off at max_tokens=512" in caplog.text
+    assert generate_questions(chunks, small, folder=tmp_path).failed == {chunks[2].id: "cut off"}
+    assert server.num_requests("messages") == 6
+    server.by_text.clear()
+    questions = generate_questions(chunks, large, folder=tmp_path)
+    assert questions.failed == {}
+    assert server.num_requests("messages") == 7
+    assert questions.cost_usd == pytest.approx(server.microdollars / 1e6, abs=7e-6)  # the reply that was cut off, too
+    assert as_bytes(generate_questions(chunks, small, folder=tmp_path)) == as_bytes(questions)
+    assert server.num_requests("messages") == 7
 
 
 def item(question, answer=""):
@@ -440,8 +446,8 @@ def test_a_budget_is_used_up_to_what_one_request_can_cost(server, tmp_path):
     llm = claude(server)
     chunks = make_chunks(150)
     generate_questions(chunks, llm, folder=tmp_path, budget_usd=0.25)
-    template = PromptTemplate(default_instructions(), per_chunk=4)
-    most = max(at_most(llm, llm.request(template.prompt(chunk))) for chunk in chunks)
+    template = RequestTemplate(default_instructions(), per_chunk=4)
+    most = max(at_most(llm, llm.body(template.fill(chunk))) for chunk in chunks)
     assert server.microdollars > 250_000 - most
 
 
@@ -496,12 +502,11 @@ def test_an_estimate_comes_close_without_sending_anything(server, tmp_path):
     assert estimate.live_usd == pytest.approx(server.microdollars / 1e6, rel=0.3)
 
 
-def test_a_price_of_ones_own_replaces_the_table(server):
+def test_a_price_of_ones_own_replaces_the_listed_one(server):
     chunks = make_chunks(5)
     listed = estimate_cost(chunks, claude(server))
     own = estimate_cost(chunks, claude(server, price=Price(4.0, 20.0)))
     assert own.live_usd == pytest.approx(2 * listed.live_usd, rel=0.01)
-    assert (listed.as_of, own.as_of) == ("2026-11-22", "")
 
 
 # Crashes
@@ -662,13 +667,13 @@ class Fake:
     def __init__(self, answer="1. How do I restart it?"):
         self.answer, self.num_sent = answer, 0
 
-    def request(self, prompt):
-        return {"system": prompt.system, "text": prompt.text}
+    def body(self, request):
+        return {"system": request.system, "text": request.text}
 
     def prepare(self):
         pass
 
-    def send(self, request):
+    def send(self, body):
         self.num_sent += 1
         if isinstance(self.answer, Exception):
             raise self.answer
@@ -689,6 +694,35 @@ def test_any_object_of_the_protocol_will_do(tmp_path):
 def test_a_bug_in_ones_own_model_surfaces_as_it_is(tmp_path):
     with pytest.raises(ZeroDivisionError):
         generate_questions(make_chunks(30), Fake(ZeroDivisionError("oops")), folder=tmp_path, num_workers=2)
+
+
+def test_a_paid_reply_that_cannot_be_read_is_stored_and_not_paid_for_again(tmp_path):
+    class Broken(Fake):
+        is_broken = True
+
+        def read(self, reply):
+            if self.is_broken:
+                raise KeyError("usage")
+            return super().read(reply)
+
+    llm = Broken()
+    for _ in range(2):
+        with pytest.raises(KeyError):
+            generate_questions(make_chunks(1), llm, folder=tmp_path)
+    with Ledger(tmp_path) as ledger:
+        assert ledger.spent() > 10  # the most that it can have cost
+    llm.is_broken = False
+    assert len(generate_questions(make_chunks(1), llm, folder=tmp_path)) == 1
+    assert llm.num_sent == 1
+
+
+def test_a_model_without_a_price_is_said_to_count_no_cost(tmp_path, caplog):
+    class Unpriced(Fake):
+        price = None
+
+    questions = generate_questions(make_chunks(1), Unpriced(), folder=tmp_path)
+    assert questions.cost_usd is None
+    assert "The price of 'fake' is unknown, so no cost is counted" in caplog.text
 
 
 def test_a_new_filter_or_parser_costs_nothing(tmp_path, monkeypatch):

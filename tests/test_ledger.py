@@ -107,7 +107,7 @@ def test_many_threads_lose_nothing(tmp_path):
 @pytest.mark.parametrize("other", ["process", "ledger"])
 def test_a_folder_in_use_is_refused_and_says_so(tmp_path, other):
     if other == "ledger":
-        with Ledger(tmp_path), pytest.raises(RuntimeError, match=r"in use by another run.*folder of its own"):
+        with Ledger(tmp_path), pytest.raises(RuntimeError, match=r"in use by another run.*use another folder"):
             Ledger(tmp_path)
     else:
         code = f"from embedtune.questions.requests.ledger import Ledger; l = Ledger({str(tmp_path)!r}); print(1, flush=True); input()"

@@ -14,13 +14,13 @@ from embedtune.llms.anthropic import AnthropicLLM
 from embedtune.llms.errors import GenerationStoppedError, RequestError, TemporaryError
 from embedtune.llms.local import TransformersLLM
 from embedtune.llms.openai import OpenAILLM
-from embedtune.llms.prices import listed_price, paid, price_table, replacement
-from embedtune.llms.protocol import LLM, Completion, Price, Prompt
+from embedtune.llms.prices import listed_price, paid
+from embedtune.llms.protocol import LLM, Completion, Price, Request
 from embedtune.llms.sdk import call
 from embedtune.questions.generation import generate_questions
-from embedtune.questions.prompt import SCHEMA
+from embedtune.questions.template import SCHEMA
 
-PROMPT = Prompt("Write 2 questions.", "<passage>\nThe pump restarts itself after ten seconds.\n</passage>", SCHEMA)
+REQUEST = Request("Write 2 questions.", "<passage>\nThe pump restarts itself after ten seconds.\n</passage>", SCHEMA)
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,7 @@ def gpt(server, **options):
 
 def test_claude_answers_in_the_schema(server):
     llm = claude(server)
-    completion = llm.read(llm.send(llm.request(PROMPT)))
+    completion = llm.read(llm.send(llm.body(REQUEST)))
     assert len(json.loads(completion.text)["questions"]) == 2
     assert completion.input_tokens > 0
     assert completion.output_tokens > 0
@@ -55,7 +55,7 @@ def test_claude_answers_in_the_schema(server):
 
 
 def test_the_request_has_a_schema_and_nothing_that_current_models_refuse(server):
-    request = claude(server, effort="low").request(PROMPT)
+    request = claude(server, effort="low").body(REQUEST)
     assert request["output_config"] == {"format": {"type": "json_schema", "schema": dict(SCHEMA)}, "effort": "low"}
     assert not {"temperature", "top_p", "top_k", "tool_choice", "tools"} & request.keys()
     assert [message["role"] for message in request["messages"]] == ["user"]
@@ -72,26 +72,20 @@ def test_any_client_object_will_do(server):
     original = server.anthropic_client()
     llm = AnthropicLLM("claude-haiku-5-5", client=Cloud())
     llm.prepare()
-    assert llm.read(llm.send(llm.request(PROMPT))).text
+    assert llm.read(llm.send(llm.body(REQUEST))).text
 
 
 def test_the_sdk_is_not_allowed_to_retry_on_its_own(server):
     server.queue("messages", Fault(status=529), times=5)
     llm = claude(server)
     with pytest.raises(TemporaryError, match="HTTP 529"):
-        llm.send(llm.request(PROMPT))
+        llm.send(llm.body(REQUEST))
     assert server.num_requests("messages") == 1
-
-
-@pytest.mark.parametrize("model", ["claude-3-sonnet-20240229", "claude-2.1", "claude-3-opus-20240229"])
-def test_a_model_that_is_known_to_be_retired_is_refused_at_once_with_a_current_one(model):
-    with pytest.raises(ValueError, match=r"is retired.*Use 'claude-(sonnet|opus)-5-5' instead"):
-        AnthropicLLM(model)
 
 
 @pytest.mark.parametrize("model", ["claude-sonnet-4-6", "claude-made-up-9"])
 def test_a_model_that_the_api_does_not_have_is_refused_before_the_first_paid_call(server, tmp_path, model):
-    message = r"(is retired|is unknown to the API).*claude-sonnet-5-5"
+    message = r"(is retired|is unknown to the API).*about-claude/models"
     for mode in ("live", "batch"):
         with pytest.raises(GenerationStoppedError, match=message):
             generate_questions(make_chunks(3), claude(server, model), folder=tmp_path, mode=mode)
@@ -167,7 +161,7 @@ def test_what_the_sdks_raise_is_turned_into_what_to_do(server, make, fault, erro
     server.queue("chat", fault)
     llm = make(server)
     with pytest.raises(error) as caught:
-        llm.send(llm.request(PROMPT))
+        llm.send(llm.body(REQUEST))
     assert type(caught.value) is error
     if maybe_paid is not None:
         assert caught.value.maybe_paid is maybe_paid
@@ -177,7 +171,7 @@ def test_a_server_that_is_not_there_was_not_paid():
     client = anthropic.Anthropic(api_key="sk-ant-x", base_url="http://127.0.0.1:9")
     llm = AnthropicLLM("claude-haiku-5-5", client=client)
     with pytest.raises(TemporaryError) as caught:
-        llm.send(llm.request(PROMPT))
+        llm.send(llm.body(REQUEST))
     client.close()
     assert caught.value.maybe_paid is False
 
@@ -211,7 +205,7 @@ def test_a_compatible_server_gets_the_old_name_of_the_limit_and_no_key(server, m
     server.key = "none"
     llm = OpenAILLM("gpt-test", base_url=f"{server.url}/v1")
     llm.prepare()
-    assert llm.read(llm.send(llm.request(PROMPT))).text
+    assert llm.read(llm.send(llm.body(REQUEST))).text
     assert server.log[-1]["body"]["max_tokens"] == 4096
     assert "secret" not in json.dumps(server.log[-1]["headers"])
     llm._client.close()
@@ -233,7 +227,7 @@ def test_an_unknown_model_of_openai_is_refused_before_the_first_paid_call(server
 def test_openai_says_why_a_reply_is_not_whole(server, reason, problem):
     server.queue("chat", Fault(stop_reason=reason))
     llm = gpt(server)
-    assert llm.read(llm.send(llm.request(PROMPT))).problem == problem
+    assert llm.read(llm.send(llm.body(REQUEST))).problem == problem
 
 
 def test_the_server_plays_embeddings_with_their_limits(server):
@@ -293,9 +287,9 @@ def test_a_local_model_answers_in_groups_and_nothing_breaks(local, tmp_path, mon
 def test_a_local_model_gets_as_many_prompts_at_once_as_it_may(local, tmp_path, monkeypatch):
     sizes, original = [], TransformersLLM.send_all
 
-    def send_all(self, requests):
-        sizes.append(len(requests))
-        return original(self, requests)
+    def send_all(self, bodies):
+        sizes.append(len(bodies))
+        return original(self, bodies)
 
     monkeypatch.setattr(TransformersLLM, "send_all", send_all)
     generate_questions(make_chunks(10, words=5), TransformersLLM(local, batch_size=4, max_tokens=2), folder=tmp_path)
@@ -304,9 +298,9 @@ def test_a_local_model_gets_as_many_prompts_at_once_as_it_may(local, tmp_path, m
 
 def test_a_reply_does_not_depend_on_what_stands_beside_it(local):
     llm = TransformersLLM(local, max_tokens=8)
-    requests = [llm.request(Prompt("Ask.", "word " * n, SCHEMA)) for n in (1, 40, 7)]
-    together = llm.send_all(requests)
-    assert [llm.send(request) for request in requests] == together
+    bodies = [llm.body(Request("Ask.", "word " * n, SCHEMA)) for n in (1, 40, 7)]
+    together = llm.send_all(bodies)
+    assert [llm.send(body) for body in bodies] == together
 
 
 def test_a_reply_ends_at_the_first_end_token(local):
@@ -336,7 +330,7 @@ def test_models_without_a_template_or_a_system_role_are_asked_all_the_same(local
     side = tokenizer.padding_side
     model = AutoModelForCausalLM.from_pretrained(local)
     llm = TransformersLLM(model, tokenizer=tokenizer, max_tokens=3)
-    reply = llm.send(llm.request(PROMPT))
+    reply = llm.send(llm.body(REQUEST))
     assert reply["input_tokens"] > 100
     assert tokenizer.padding_side == side
     assert llm.name == local
@@ -352,10 +346,34 @@ def test_each_client_is_an_llm(server, local):
 
 def test_prices_are_found_under_the_names_that_clouds_give():
     for name in ("claude-haiku-4-5", "claude-haiku-4-5-20251001", "anthropic.claude-haiku-4-5-20251001-v1:0"):
-        assert listed_price(name) == Price(1.0, 5.0)
-    assert listed_price("us.anthropic.claude-haiku-4-5@20251001") == Price(1.0, 5.0)
-    for name in ("claude-haiku-4", "claude-haiku-4-5-turbo", "claude-haiku-4-50", "my-claude-haiku-4-5", "gpt-test"):
-        assert listed_price(name) is None
+        assert listed_price(name, "anthropic") == Price(1.0, 5.0)
+        assert AnthropicLLM(name).price == Price(1.0, 5.0)
+    assert listed_price("us.anthropic.claude-haiku-4-5-20251001-v1:0", "anthropic") == Price(1.0, 5.0)
+    for name in ("claude-haiku-4", "my-claude-haiku-4-5", "gpt-test"):
+        assert listed_price(name, "anthropic") is None
+
+
+def test_the_price_is_that_of_short_requests():
+    assert listed_price("claude-haiku-5-5", "anthropic") == Price(0.1, 0.5)
+
+
+def test_a_price_depends_on_who_sells_the_model():
+    assert OpenAILLM("gpt-4o-mini").price == Price(0.15, 0.6)
+    assert OpenAILLM("gpt-4o-mini", base_url="http://localhost:11434/v1").price is None
+    assert OpenAILLM("gpt-4o-mini", price=Price(1, 2)).price == Price(1, 2)
+
+
+def test_without_genai_prices_the_price_is_unknown(monkeypatch):
+    monkeypatch.setitem(sys.modules, "genai_prices", None)
+    assert AnthropicLLM("claude-haiku-5-5").price is None
+
+
+def test_prices_never_ask_the_network(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("network")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    assert listed_price("claude-opus-5-5", "anthropic") == Price(4.0, 20.0)
 
 
 def test_costs_are_rounded_up_to_whole_microdollars():
@@ -364,9 +382,3 @@ def test_costs_are_rounded_up_to_whole_microdollars():
     assert paid(Price(2.0, 10.0), Completion("", 3, 1)) == 16
     assert paid(Price(2.0, 10.0), Completion("", 3, 1), in_batch=True) == 8
     assert paid(None, Completion("", 3, 1)) == 0
-
-
-def test_no_listed_model_is_retired_and_every_replacement_is_listed():
-    table = price_table()
-    assert not any(replacement(model) for model in table["models"])
-    assert set(table["retired"].values()) <= table["models"].keys()

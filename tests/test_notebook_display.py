@@ -6,7 +6,6 @@ import pytest
 from bs4 import BeautifulSoup
 
 import embedtune as et
-from embedtune.llms.prices import Estimate
 from embedtune.models.selfcheck import Check, ModelReport
 from embedtune.questions.records import Questions, Review
 from embedtune.tables import html_table
@@ -46,7 +45,6 @@ def everything():
         "ModelReport": ModelReport(
             (Check("pooling", False, HOSTILE, "Load it again."), Check("prompts", True, "none"))
         ),
-        "Estimate": Estimate(HOSTILE, 3, 1000, 200, 0.5, 0.25, "2026-11-01"),
     }
 
 
@@ -80,11 +78,6 @@ def test_a_model_report_shows_the_remedy_of_what_fails_alone():
 def test_a_model_report_prints_as_a_table_without_print():
     report = everything()["ModelReport"]
     assert repr(report) == str(report)
-
-
-def test_an_estimate_shows_that_a_price_is_not_known():
-    estimate = Estimate("local", 3, 1000, 200, None, None, "")
-    assert cells(estimate._repr_html_())[1] == ["local", "3", "1,000", "200", "not known", "not known"]
 
 
 def test_a_review_keeps_the_line_breaks_of_a_chunk():

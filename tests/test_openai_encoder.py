@@ -18,7 +18,7 @@ MODEL = "text-embedding-3-large"
 @pytest.fixture(autouse=True)
 def _environment(monkeypatch, tmp_path):
     clean_environment(monkeypatch, tmp_path)
-    monkeypatch.setattr("embedtune.retrieval.openai.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("embedtune.llms.retries.seconds_to_wait", lambda state: 0.0)
 
 
 @pytest.fixture
@@ -101,7 +101,7 @@ def test_texts_longer_than_the_model_reads_are_cut_and_counted(server, encoder, 
     cut = max(server.answered, key=len)
     assert text.startswith(cut)
     np.testing.assert_array_equal(vectors[1], expected([cut])[0])
-    assert "1 texts are longer than text-embedding-3-large reads" in caplog.text
+    assert "1 texts exceed the limit of text-embedding-3-large" in caplog.text
     server.log.clear()
     encoder().encode_documents(texts)
     assert server.log == []
@@ -175,7 +175,7 @@ def test_a_missing_key_is_said(tmp_path):
 
 
 def test_empty_texts_are_named_and_nothing_is_sent(server, encoder):
-    with pytest.raises(ValueError, match="Text 1 is empty"):
+    with pytest.raises(ValueError, match=r"texts\[1\] is empty"):
         encoder().encode_queries(["one", ""])
     assert server.log == []
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedtune.dataset import build_dataset
-from embedtune.dataset.groups import near_duplicate_pairs, shingles
+from embedtune.near_duplicates import near_duplicate_pairs, shingles
 from embedtune.text import same_question
 from embedtune.types import Chunk, Question
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.dataset.groups import near_duplicate_pairs
+from embedtune.near_duplicates import near_duplicate_pairs
 from embedtune.text import same_question
 
 if TYPE_CHECKING:

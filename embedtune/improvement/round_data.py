@@ -11,7 +11,7 @@ import numpy as np
 from datasets import Dataset
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.dataset.groups import near_duplicate_pairs
+from embedtune.near_duplicates import near_duplicate_pairs
 from embedtune.serving.feedback import LoggedQuestion, digest_of, distinct_questions, record_of
 from embedtune.text import same_question
 from embedtune.types import Question

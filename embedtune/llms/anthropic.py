@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from embedtune.llms.errors import GenerationStoppedError, TemporaryError
-from embedtune.llms.prices import listed_price, price_table, replacement
-from embedtune.llms.protocol import BatchResult, BatchStatus, Completion, Price, Prompt
-from embedtune.llms.sdk import call, require_sdk, without_key, without_retries
+from embedtune.llms.errors import BatchMissingError, GenerationStoppedError, RequestError, TemporaryError
+from embedtune.llms.prices import listed_price
+from embedtune.llms.protocol import BatchResult, BatchStatus, Completion, Price, Request
+from embedtune.llms.sdk import call, client_of, require_sdk, without_key
+
+T = TypeVar("T")
 
 _PROBLEMS = {"refusal": "refused", "max_tokens": "cut off", "model_context_window_exceeded": "cut off"}
 
@@ -20,20 +23,19 @@ _PROBLEMS = {"refusal": "refused", "max_tokens": "cut off", "model_context_windo
 class AnthropicLLM:
     """A Claude model, through Anthropic's API or any cloud that the SDK has a client for.
 
-    The key comes from ``ANTHROPIC_API_KEY``, or whatever else the SDK looks at. Replies follow a JSON schema;
-    there is no temperature, which the API no longer has.
+    The SDK reads the key, by default from ``ANTHROPIC_API_KEY``. Replies follow a JSON schema. There is no temperature,
+    because the API no longer has one.
 
     Attributes:
         model: The model's id.
         client: A client of the SDK, for instance ``AnthropicBedrockMantle()``, ``AnthropicVertex(...)`` or an
             ``Anthropic`` with your own settings; by default ``anthropic.Anthropic()``.
-        max_tokens: The most tokens in one reply, thinking included. What is reserved from a budget grows with it.
-        effort: How much the model should think, where it can be told; ``"low"`` is cheaper.
-        price: What it costs, by default the price in the table (see `price_table`).
+        max_tokens: The most tokens in one reply, including thinking. A larger value reserves more of a budget.
+        effort: How much the model should think, if it supports that; ``"low"`` is cheaper.
+        price: The price; by default the one that genai-prices lists, or None if unknown.
         delete_results: Whether to delete a batch from the provider as soon as its results are in the ledger.
 
     Raises:
-        ValueError: If the model is known to be retired.
         OptionalDependencyError: If the package ``anthropic`` is not installed.
 
     Example:
@@ -50,30 +52,29 @@ class AnthropicLLM:
 
     def __post_init__(self) -> None:
         require_sdk("anthropic", purpose="AnthropicLLM")
-        if new := replacement(self.model):
-            raise ValueError(f"the model {self.model!r} is retired, and its provider refuses it. Use {new!r} instead.")
-        object.__setattr__(self, "price", self.price or listed_price(self.model))
+        if self.price is None:
+            object.__setattr__(self, "price", listed_price(self.model, "anthropic", "aws", "google"))
 
     @property
     def name(self) -> str:
         """The model's id."""
         return self.model
 
-    def request(self, prompt: Prompt) -> dict[str, Any]:
+    def body(self, request: Request) -> dict[str, Any]:
         """Return the body of a Messages request."""
-        output: dict[str, Any] = {"format": {"type": "json_schema", "schema": dict(prompt.schema)}}
+        output: dict[str, Any] = {"format": {"type": "json_schema", "schema": dict(request.schema)}}
         if self.effort:
             output["effort"] = self.effort
         return {
             "model": self.model,
             "max_tokens": self.max_tokens,
-            "system": prompt.system,
-            "messages": [{"role": "user", "content": prompt.text}],
+            "system": request.system,
+            "messages": [{"role": "user", "content": request.text}],
             "output_config": output,
         }
 
     def prepare(self) -> None:
-        """Ask Anthropic's API whether it has the model; other clouds name and list models in ways of their own.
+        """Ask Anthropic's API whether it has the model. Other clouds list their models differently and are not asked.
 
         Raises:
             GenerationStoppedError: If the model is unknown or retired.
@@ -85,26 +86,26 @@ class AnthropicLLM:
         try:
             found = self._client.models.retrieve(self.model)
         except anthropic.NotFoundError as err:
-            if self.model in err.message:  # else it is a gateway that has no list of models
+            if self.model in err.message:  # otherwise it is a gateway without a list of models
                 raise self._unusable("is unknown to the API") from err
         except anthropic.APIError:
-            return  # the first request will say what is wrong, and may well be retried
+            return  # the first request will say what is wrong, or will be retried
         except TypeError as err:
             raise without_key("anthropic", err) from err
         else:
             if getattr(found, "lifecycle", "active") == "retired":
                 raise self._unusable("is retired")
 
-    def send(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def send(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send one request."""
-        message = call("anthropic", lambda: self._client.messages.create(**request))
+        message = call("anthropic", lambda: self._client.messages.create(**body))
         if not _is_whole(message):
             raise TemporaryError("the reply was not a message", maybe_paid=True)
         reply: dict[str, Any] = message.to_dict(mode="json")
         return reply
 
     def read(self, reply: Mapping[str, Any]) -> Completion:
-        """Read a message; a block of thinking may stand before its text."""
+        """Read a message. A block of thinking may come before its text."""
         usage = reply["usage"]
         read = ("input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens")
         return Completion(
@@ -114,10 +115,10 @@ class AnthropicLLM:
             problem=_PROBLEMS.get(reply.get("stop_reason") or "", ""),
         )
 
-    def create_batch(self, requests: Mapping[str, Mapping[str, Any]]) -> str:
-        """Create a batch and return its name; the keys come back with the results."""
-        body = [{"custom_id": key, "params": dict(request)} for key, request in requests.items()]
-        batch = call("anthropic", lambda: self._client.messages.batches.create(requests=body))
+    def create_batch(self, bodies: Mapping[str, Mapping[str, Any]]) -> str:
+        """Create a batch and return its name. The keys come back with the results."""
+        requests = [{"custom_id": key, "params": dict(body)} for key, body in bodies.items()]
+        batch = call("anthropic", lambda: self._client.messages.batches.create(requests=requests))
         name: str | None = getattr(batch, "id", None)
         if not name:
             raise TemporaryError("the reply was not a batch", maybe_paid=True)
@@ -132,35 +133,45 @@ class AnthropicLLM:
             yield _status(batch)
 
     def batch_status(self, name: str) -> BatchStatus:
-        """Return how far a batch is."""
-        return call("anthropic", lambda: _status(self._client.messages.batches.retrieve(name)))
+        """Return the progress of a batch."""
+        return _call_about(name, lambda: _status(self._client.messages.batches.retrieve(name)))
 
     def batch_results(self, name: str) -> Iterator[BatchResult]:
-        """Yield the results of a batch that has ended, in any order, while they arrive."""
-        lines = iter(call("anthropic", lambda: self._client.messages.batches.results(name)))
+        """Yield the results of a batch that has ended, in any order, as they arrive."""
+        lines = iter(_call_about(name, lambda: self._client.messages.batches.results(name)))
         while (line := call("anthropic", lambda: next(lines, None))) is not None:
             yield _result(line)
 
     def delete_batch(self, name: str) -> None:
         """Delete a batch and its results from the provider, if `delete_results` says so."""
         if self.delete_results:
-            call("anthropic", lambda: self._client.messages.batches.delete(name))
+            with suppress(BatchMissingError):  # deleted by an earlier try
+                _call_about(name, lambda: self._client.messages.batches.delete(name))
 
     @cached_property
     def _client(self) -> Any:
-        import anthropic
-
-        if self.client is not None:
-            return without_retries(self.client)
-        return without_retries(call("anthropic", anthropic.Anthropic))
+        return client_of("anthropic", "Anthropic", client=self.client)
 
     def _unusable(self, what: str) -> GenerationStoppedError:
-        known = ", ".join(price_table()["models"])
-        return GenerationStoppedError(f"the model {self.model!r} {what}. Current models are, among others: {known}.")
+        return GenerationStoppedError(
+            f"the model {self.model!r} {what}. Choose one of https://platform.claude.com/docs/en/about-claude/models."
+        )
+
+
+def _call_about(name: str, function: Callable[[], T]) -> T:
+    """Call the SDK about a batch that may be missing."""
+    import anthropic
+
+    try:
+        return call("anthropic", function)
+    except GenerationStoppedError as err:
+        if isinstance(err.__cause__, anthropic.NotFoundError):
+            raise BatchMissingError(f"the provider does not know the batch {name}") from err
+        raise
 
 
 def _is_whole(message: Any) -> bool:
-    """Whether a reply is a message: a page of a proxy arrives as a string, an empty object as a message of nothing."""
+    """Whether a reply is a message: a page of a proxy arrives as a string, an empty object as an empty message."""
     usage = getattr(message, "usage", None)
     return (
         getattr(message, "type", None) == "message"
@@ -171,6 +182,8 @@ def _is_whole(message: Any) -> bool:
 
 
 def _status(batch: Any) -> BatchStatus:
+    if getattr(batch, "archived_at", None):
+        raise RequestError(f"the batch {batch.id} is archived: its results are deleted 29 days after its creation")
     counts = batch.request_counts
     num_done = counts.succeeded + counts.errored + counts.canceled + counts.expired
     return BatchStatus(batch.id, batch.processing_status == "ended", num_done, num_done + counts.processing)

@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from embedtune.llms.protocol import Completion, Price, Prompt
+from embedtune.llms.protocol import Completion, Price, Request
 
 
 @dataclass(frozen=True)
 class TransformersLLM:
-    """Any causal language model of transformers, run locally in groups of prompts.
+    """Any causal language model of transformers, run locally on groups of requests.
 
-    It decodes greedily. Nothing holds it to the JSON schema, so expect malformed replies of small models, and look at the
-    counts.
+    It decodes greedily. The JSON schema is only part of the instructions, so small models write malformed replies now and
+    then; ``print(questions)`` counts them.
 
     Attributes:
         model: A model's name on the Hub, a folder, or a loaded model.
-        tokenizer: Its tokenizer; by default the one that comes with the model's name.
-        batch_size: How many prompts go through the model at once.
+        tokenizer: Its tokenizer; by default the one saved with the model.
+        batch_size: How many requests go through the model at once.
         max_tokens: The most tokens in one reply.
-        device: Where to run, for instance ``"cuda"``; by default where a loaded model is, else the best there is.
+        device: Where to run, for instance ``"cuda"``; by default where a loaded model is, otherwise the best device.
 
     Example:
         >>> TransformersLLM("Qwen/Qwen3-4B-Instruct-2507", batch_size=16).price  # loads nothing yet
@@ -44,39 +44,37 @@ class TransformersLLM:
 
     @property
     def price(self) -> Price:
-        """Nothing: it is your own electricity."""
+        """Zero."""
         return Price(0.0, 0.0)
 
-    def request(self, prompt: Prompt) -> dict[str, Any]:
-        """Return what defines the reply; the schema goes into the instructions."""
-        keys = " ".join(f'"{key}"' for key in prompt.schema["properties"])
-        schema = (
-            f"Reply with nothing but JSON that follows this schema, with the key {keys}:\n{json.dumps(prompt.schema)}"
-        )
-        system = f"{prompt.system}\n{schema}"
-        return {"model": self.name, "max_tokens": self.max_tokens, "system": system, "text": prompt.text}
+    def body(self, request: Request) -> dict[str, Any]:
+        """Return what defines the reply. The schema goes into the instructions."""
+        keys = " ".join(f'"{key}"' for key in request.schema["properties"])
+        schema = f"Reply with nothing but JSON that follows this schema, with the key {keys}:"
+        system = f"{request.system}\n{schema}\n{json.dumps(request.schema)}"
+        return {"model": self.name, "max_tokens": self.max_tokens, "system": system, "text": request.text}
 
     def prepare(self) -> None:
         """Load the model and its tokenizer."""
         _ = self._loaded
 
-    def send(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def send(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Answer one request."""
-        return self.send_all([request])[0]
+        return self.send_all([body])[0]
 
-    def send_all(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    def send_all(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answer several requests at once."""
         import torch
 
         model, tokenizer = self._loaded
-        texts = [_chat_text(tokenizer, request["system"], request["text"]) for request in requests]
+        texts = [_chat_text(tokenizer, body["system"], body["text"]) for body in bodies]
         inputs = tokenizer(
             texts, return_tensors="pt", padding=True, add_special_tokens=False, return_token_type_ids=False
         ).to(model.device)
         with torch.inference_mode():
             output = model.generate(
                 **inputs,
-                max_new_tokens=requests[0]["max_tokens"],
+                max_new_tokens=bodies[0]["max_tokens"],
                 do_sample=False,
                 pad_token_id=tokenizer.pad_token_id,
             )
@@ -105,7 +103,7 @@ class TransformersLLM:
         elif self.device:
             model.to(self.device)
         tokenizer = self.tokenizer or AutoTokenizer.from_pretrained(self.name)
-        # A copy, because the side of the padding is a setting of the caller's object.
+        # A copy: the padding side is a setting of the caller's object.
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
@@ -120,7 +118,7 @@ def _best_device() -> str:
 
 
 def _chat_text(tokenizer: Any, system: str, text: str) -> str:
-    """Put a prompt into the model's chat template; some have no system role, and base models have no template."""
+    """Fill the model's chat template. Some templates have no system role, and base models have no template."""
     import jinja2
 
     if not tokenizer.chat_template:
@@ -139,7 +137,7 @@ def _end_tokens(model: Any, tokenizer: Any) -> set[int]:
 
 
 def _reply(tokenizer: Any, tokens: list[int], ends: set[int], *, num_read: int) -> dict[str, Any]:
-    """Keep what comes before the first end token; without one, the text was cut off."""
+    """Keep the tokens before the first end token. Without an end token the text was cut off."""
     length = next((i for i, token in enumerate(tokens) if token in ends), None)
     written = tokens if length is None else tokens[:length]
     return {

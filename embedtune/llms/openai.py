@@ -1,4 +1,4 @@
-"""Chat models of OpenAI, and of every server that speaks its protocol."""
+"""Chat models of OpenAI, and of every server with the same protocol."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 
 from embedtune.llms.errors import GenerationStoppedError, TemporaryError
 from embedtune.llms.prices import listed_price
-from embedtune.llms.protocol import Completion, Price, Prompt
-from embedtune.llms.sdk import call, require_sdk, without_retries
+from embedtune.llms.protocol import Completion, Price, Request
+from embedtune.llms.sdk import call, openai_client, require_sdk
 
 _PROBLEMS = {"length": "cut off", "content_filter": "refused"}
 
@@ -22,10 +22,10 @@ class OpenAILLM:
     Attributes:
         model: The model's id.
         base_url: The server, for instance ``"http://localhost:11434/v1"``. Your OpenAI key is not sent there; pass a
-            client if it needs a key.
-        client: An ``openai.OpenAI`` of your own; by default one with the key of ``OPENAI_API_KEY``.
-        max_tokens: The most tokens in one reply, thinking included. What is reserved from a budget grows with it.
-        price: What it costs; without it, dollars are not known.
+            client if the server needs a key.
+        client: Your own ``openai.OpenAI``; by default one with the key of ``OPENAI_API_KEY``.
+        max_tokens: The most tokens in one reply, including thinking. A larger value reserves more of a budget.
+        price: The price; by default the one that genai-prices lists for the model and the server, or None if unknown.
 
     Raises:
         OptionalDependencyError: If the package ``openai`` is not installed.
@@ -43,28 +43,29 @@ class OpenAILLM:
 
     def __post_init__(self) -> None:
         require_sdk("openai", purpose="OpenAILLM")
-        object.__setattr__(self, "price", self.price or listed_price(self.model))
+        if self.price is None:
+            object.__setattr__(self, "price", listed_price(self.model, self.base_url or "openai"))
 
     @property
     def name(self) -> str:
         """The model's id."""
         return self.model
 
-    def request(self, prompt: Prompt) -> dict[str, Any]:
+    def body(self, request: Request) -> dict[str, Any]:
         """Return the body of a chat completion."""
-        limit = "max_tokens" if self.base_url else "max_completion_tokens"  # servers of others know the old name
+        limit = "max_tokens" if self.base_url else "max_completion_tokens"  # other servers know the old name
         return {
             "model": self.model,
             limit: self.max_tokens,
-            "messages": [{"role": "system", "content": prompt.system}, {"role": "user", "content": prompt.text}],
+            "messages": [{"role": "system", "content": request.system}, {"role": "user", "content": request.text}],
             "response_format": {
                 "type": "json_schema",
-                "json_schema": {"name": "reply", "strict": True, "schema": dict(prompt.schema)},
+                "json_schema": {"name": "reply", "strict": True, "schema": dict(request.schema)},
             },
         }
 
     def prepare(self) -> None:
-        """Ask OpenAI whether it has the model; other servers need not have a list.
+        """Ask OpenAI whether it has the model. Other servers may have no list of models and are not asked.
 
         Raises:
             GenerationStoppedError: If the model is unknown, or there is no key.
@@ -86,9 +87,9 @@ class OpenAILLM:
                 f"the model {self.model!r} is unknown to the API, or retired. It has: {known}."
             ) from err
 
-    def send(self, request: Mapping[str, Any]) -> dict[str, Any]:
+    def send(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Send one request."""
-        completion = call("openai", lambda: self._client.chat.completions.create(**request))
+        completion = call("openai", lambda: self._client.chat.completions.create(**body))
         choices = getattr(completion, "choices", None)
         if not choices or getattr(choices[0], "message", None) is None:
             raise TemporaryError("the reply was not a completion", maybe_paid=True)
@@ -108,10 +109,4 @@ class OpenAILLM:
 
     @cached_property
     def _client(self) -> Any:
-        import openai
-
-        if self.client is not None:
-            return without_retries(self.client)
-        if self.base_url:
-            return without_retries(openai.OpenAI(base_url=self.base_url, api_key="none"))
-        return without_retries(call("openai", openai.OpenAI))
+        return openai_client(self.client, self.base_url)

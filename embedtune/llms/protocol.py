@@ -1,4 +1,4 @@
-"""What a language model is to embedtune: it takes requests, and its replies are kept as they came."""
+"""The language models that embedtune can ask, and the records that go in and come out."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class Request:
     """What a language model is asked.
 
     Attributes:
@@ -27,10 +27,10 @@ class Completion:
     """What a language model replied.
 
     Attributes:
-        text: Its text.
-        input_tokens: Tokens that were read, as the provider counted them.
-        output_tokens: Tokens that were written, thinking included.
-        problem: Why the text is not what was asked for (``"refused"``, ``"cut off"``), or an empty string.
+        text: The text of the reply.
+        input_tokens: The tokens read, as the provider counted them.
+        output_tokens: The tokens written, including thinking.
+        problem: Why the text is not usable (``"refused"``, ``"cut off"``), or an empty string.
     """
 
     text: str
@@ -44,9 +44,9 @@ class Price:
     """What a language model costs, in US dollars per million tokens.
 
     Attributes:
-        input: For tokens that are read.
-        output: For tokens that are written.
-        batch: The share of this that is paid in a batch.
+        input: Price of the tokens read.
+        output: Price of the tokens written.
+        batch: The share of the price that is paid in a batch.
     """
 
     input: float
@@ -56,42 +56,42 @@ class Price:
 
 @runtime_checkable
 class LLM(Protocol):
-    """Answers prompts. Replies are kept as they came, so that reading them anew never costs anything."""
+    """A language model. Its replies are stored unchanged, so that reading them again costs nothing."""
 
     @property
     def name(self) -> str:
-        """The model, as questions and summaries name it."""
+        """The name of the model, as it appears in questions and summaries."""
 
     @property
     def price(self) -> Price | None:
-        """What it costs, or None where that is not known."""
+        """What the model costs, or None if unknown."""
 
     @property
     def max_tokens(self) -> int:
-        """The most tokens that it writes in one reply."""
+        """The most tokens in one reply."""
 
-    def request(self, prompt: Prompt) -> dict[str, Any]:
-        """Return the full request as JSON; the same request is paid for once."""
+    def body(self, request: Request) -> dict[str, Any]:
+        """Return the JSON to send for a request. An equal body is never paid for twice."""
 
     def prepare(self) -> None:
         """Get ready, or raise if the model cannot be used. Called before the first request of a run; costs nothing."""
 
-    def send(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """Send one request, from any thread, and return the reply as JSON."""
+    def send(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Send one body, from any thread, and return the reply as JSON."""
 
     def read(self, reply: Mapping[str, Any]) -> Completion:
-        """Read a reply that `send` returned, now or in an earlier run."""
+        """Read a reply that `send` returned, in this run or an earlier one."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchStatus:
-    """How far a batch is.
+    """The progress of a batch.
 
     Attributes:
-        name: What the provider calls it.
+        name: The provider's id of the batch.
         is_ended: Whether its results can be read.
         num_done: How many of its requests are done.
-        num_requests: How many it has.
+        num_requests: How many requests it has.
     """
 
     name: str
@@ -106,8 +106,8 @@ class BatchResult:
 
     Attributes:
         key: The key of its request.
-        reply: The reply, if there is one.
-        problem: Otherwise what happened: ``"expired"``, ``"canceled"`` or a message.
+        reply: The reply, or None if the request failed.
+        problem: Why it failed: ``"expired"``, ``"canceled"`` or a message.
     """
 
     key: str
@@ -117,19 +117,19 @@ class BatchResult:
 
 @runtime_checkable
 class BatchLLM(LLM, Protocol):
-    """A language model that also takes batches."""
+    """A language model that also takes batches. The methods may raise `BatchMissingError` for an unknown batch."""
 
-    def create_batch(self, requests: Mapping[str, Mapping[str, Any]]) -> str:
-        """Create a batch and return its name."""
+    def create_batch(self, bodies: Mapping[str, Mapping[str, Any]]) -> str:
+        """Create a batch from bodies by key, and return its name."""
 
     def batches_since(self, moment: float) -> Iterator[BatchStatus]:
         """Yield all batches created after a moment (seconds since 1970)."""
 
     def batch_status(self, name: str) -> BatchStatus:
-        """Return how far a batch is."""
+        """Return the progress of a batch. A `RequestError` means that its results can never be read."""
 
     def batch_results(self, name: str) -> Iterator[BatchResult]:
         """Yield the results of a batch that has ended, in any order."""
 
     def delete_batch(self, name: str) -> None:
-        """Delete a batch that has been collected, where that is wanted."""
+        """Delete a batch whose results were stored, if the user wants that."""

@@ -22,10 +22,10 @@ _RETRIED_STATUSES = {408, 409, 425, 429}
 _REMEDIES = {
     401: "Check the API key in {variable}.",
     402: "Check the billing of the account.",
-    403: "Check what the key and the account are allowed to do.",
+    403: "Check the permissions of the key and the account.",
     404: "Check the model's name; retired models are refused, too.",
 }
-# A limit of the account, which no waiting lifts; some arrive as 429, some as 400.
+# Limits of the account: waiting does not help. Some arrive as 429, some as 400.
 _LIMIT_WORDS = ("spend_limit", "ramp_limit", "insufficient_quota", "credit balance", "usage limit", "billing")
 
 
@@ -35,18 +35,26 @@ def require_sdk(package: str, *, purpose: str) -> None:
         raise OptionalDependencyError(package, extra=package, purpose=purpose)
 
 
-def without_retries(client: Any) -> Any:
-    """Return a client that neither retries (it would sleep for as long as a server says) nor waits without end."""
+def client_of(package: str, make: str, *, client: Any = None, **options: Any) -> Any:
+    """Return the given client, or a new one, without the SDK's own retries: each try is accounted for by itself."""
+    if client is None:
+        client = call(package, lambda: getattr(import_module(package), make)(**options))
     return client.with_options(max_retries=0, timeout=TIMEOUT) if hasattr(client, "with_options") else client
 
 
+def openai_client(client: Any, base_url: str | None) -> Any:
+    """Return a client of OpenAI's SDK. The user's OpenAI key is never sent to another server."""
+    options = {"base_url": base_url, "api_key": "none"} if base_url else {}
+    return client_of("openai", "OpenAI", client=client, **options)
+
+
 def call(package: str, function: Callable[[], T]) -> T:
-    """Call an SDK and turn what it raises into what to do about it.
+    """Call an SDK and translate its errors into what to do about them.
 
     Raises:
         TemporaryError: If it may work in a moment.
         RequestError: If this request will never work.
-        GenerationStoppedError: If no request will.
+        GenerationStoppedError: If no request will work.
     """
     sdk: Any = import_module(package)
     try:
@@ -57,8 +65,8 @@ def call(package: str, function: Callable[[], T]) -> T:
         never_sent = type(err.__cause__).__name__ in {"ConnectError", "ConnectTimeout", "PoolTimeout"}
         raise TemporaryError(f"no answer: {type(err).__name__}", maybe_paid=not never_sent) from err
     except (sdk.APIResponseValidationError, json.JSONDecodeError, UnicodeDecodeError, AttributeError) as err:
-        # The SDKs do not check what they get: a page of a proxy ends up as a string in place of an object.
-        raise TemporaryError("the reply was not readable", maybe_paid=True) from err
+        # The SDKs do not check replies: a page of a proxy arrives as a string instead of an object.
+        raise TemporaryError("the reply was unreadable", maybe_paid=True) from err
     except (getattr(sdk, "AnthropicError", sdk.APIError), getattr(sdk, "OpenAIError", sdk.APIError)) as err:
         raise without_key(package, err) from err
     except TypeError as err:
@@ -72,18 +80,18 @@ def call(package: str, function: Callable[[], T]) -> T:
 
 
 def without_key(package: str, err: Exception) -> GenerationStoppedError:
-    """Say what to do when an SDK finds no key."""
+    """Return the error for an SDK that finds no key."""
     said = _redacted(str(err)).strip('"')
     return GenerationStoppedError(f"There is no API key: set {package.upper()}_API_KEY, or pass a client. ({said})")
 
 
 def _redacted(message: str) -> str:
-    """Hide what looks like a key: a proxy may send back what it was sent."""
+    """Hide what looks like a key: a proxy may send back what it received."""
     return _KEY.sub("[key]", message)
 
 
 def _of_status(package: str, err: Any) -> Exception:
-    """Classify an HTTP status other than 2xx; none of these is billed."""
+    """Classify an HTTP status other than 2xx. None of these is billed."""
     status = int(err.status_code)
     body = err.body if isinstance(err.body, dict) else {}
     error = body.get("error", body)  # one SDK unwraps it, the other does not
@@ -101,7 +109,7 @@ def _of_status(package: str, err: Any) -> Exception:
 
 
 def _retry_after(headers: Any) -> float | None:
-    """Return how many seconds a server asks to wait, where it says so in seconds."""
+    """Return how many seconds a server asks to wait, if it says so in seconds."""
     try:
         return max(0.0, float(headers["retry-after"]))
     except (KeyError, ValueError):

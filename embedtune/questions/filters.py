@@ -1,41 +1,49 @@
-"""Rules that cost nothing: each says why a question is not worth keeping."""
+"""Free rules: each says why a question is not worth keeping."""
 
 from __future__ import annotations
 
 import re
+import unicodedata
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from embedtune.questions.languages import is_other_script, language_code, language_of
 from embedtune.text import words
 
 if TYPE_CHECKING:
     from embedtune.types import Chunk, Question
 
-MIN_CHARACTERS = 8
+MIN_WIDTH = 8  # columns: a Chinese, Japanese or Korean character takes two
 MAX_CHARACTERS = 500
 MIN_ANSWER_SHARE = 0.5
 
-# What only somebody with the passage in hand would say.
-_SELF_REFERENCE = re.compile(
-    r"\b(?:this|given|provided|above|following|preceding)\s+(?:passage|text|section|document|excerpt|paragraph|article"
-    r"|chapter|context|snippet|table|figure|example|step)s?\b"
-    r"|\bthe\s+(?:\w+\s+)?(?:passage|excerpt|snippet)s?\b|\bthe\s+(?:text|section|document|paragraph|context)\s+above\b"
-    r"|\b(?:according\s+to|based\s+on|mentioned\s+in|described\s+in|discussed\s+in|stated\s+in|listed\s+in|given\s+in)"
-    r"\s+(?:the\s+)?(?:passage|text|section|document|excerpt|paragraph|article|context|author)\b"
+_PASSAGE = "passage|text|section|document|excerpt|paragraph|article|chapter|context|snippet"
+_TEXTABSCHNITT = "text|textes|abschnitt|abschnitts|passage|textstelle|auszug"
+# What only somebody who sees the passage would say.
+_SPEAKS_OF_PASSAGE = re.compile(
+    rf"\b(?:given|provided|above|preceding)\s+(?:{_PASSAGE})\b|\bthe\s+(?:{_PASSAGE})\s+above\b"
+    r"|\b(?:according\s+to|based\s+on|(?:mentioned|described|discussed|stated|listed|given)\s+in)"
+    rf"\s+(?:the\s+|this\s+)(?:{_PASSAGE}|author)\b"
     r"|\b(?:mentioned|described|listed|stated)\s+(?:above|below|here)\b"
-    r"|\b(?:dieser|diesem|diesen|dieses|der|dem|den|im|laut|obige[nmrs]?|vorliegende[nmrs]?)\s+"
-    r"(?:text|textes|abschnitt|abschnitts|passage|textstelle|auszug)\b"
-    r"|\b(?:ce|cet|le|du|selon\s+le)\s+(?:passage|texte|paragraphe|extrait)\b"
-    r"|\b(?:este|el|del|según\s+el)\s+(?:pasaje|texto|párrafo|fragmento)\b",
+    rf"|\blaut\s+(?:dem\s+|diesem\s+)?(?:{_TEXTABSCHNITT})\b"
+    rf"|\b(?:obige|vorliegende)[nmrs]?\s+(?:{_TEXTABSCHNITT})\b"
+    r"|\b(?:selon|d'après)\s+(?:le|ce)\s+(?:passage|texte|paragraphe|extrait)\b"
+    r"|\bsegún\s+(?:el|este)\s+(?:pasaje|texto|párrafo|fragmento)\b",
+    re.IGNORECASE,
+)
+# The same, unless the passage itself is about such a thing: "the passage between the shelves", "sign this document".
+_MAY_SPEAK_OF_PASSAGE = re.compile(
+    rf"\b(?:this|these|following)\s+({_PASSAGE}|table|figure|example|step)s?\b"
+    r"|\bthe\s+(?:\w+\s+)?(passage|excerpt|snippet)s?\b"
+    rf"|\b(?:dieser|diesem|diesen|dieses|im)\s+({_TEXTABSCHNITT})\b"
+    r"|\b(?:ce|cet)\s+(passage|texte|paragraphe|extrait)\b|\beste\s+(pasaje|texto|párrafo|fragmento)\b",
     re.IGNORECASE,
 )
 _MARKUP = re.compile(r"</?[a-z][^>]*>|```|https?://|www\.|\]\(|\{\s*\"|&(?:lt|gt|amp);", re.IGNORECASE)
 _INSTRUCTION = re.compile(
-    r"\b(?:ignore|disregard|forget|override)\b.{0,40}\b(?:instructions?|prompts?|rules|above|previous|everything)\b"
-    r"|\bsystem\s+prompt\b|\byou\s+are\s+(?:now|a|an|the)\b.{0,40}\b(?:assistant|model|ai|chatbot|bot)\b"
-    r"|\bas\s+an?\s+(?:ai|language\s+model)\b|\b(?:api|secret)\s+key\b.{0,20}\b(?:reveal|print|output)\b"
-    r"|\b(?:reveal|print|output|repeat)\b.{0,30}\b(?:prompt|instructions|api\s+key|password)\b",
+    r"\b(?:ignore|disregard|forget|override)\s+(?:\w+\s+){0,2}(?:previous|prior|above|earlier|your)\s+"
+    r"(?:\w+\s+)?(?:instructions?|prompts?)\b|\bsystem\s+prompt\b"
+    r"|\byou\s+are\s+now\b.{0,40}\b(?:assistant|model|ai|chatbot|bot)\b|\bas\s+an?\s+(?:ai|language\s+model)\b"
+    r"|\b(?:reveal|print|output|repeat)\s+(?:\w+\s+)?your\s+(?:\w+\s+)?(?:prompt|instructions)\b",
     re.IGNORECASE,
 )
 _STEM = 5  # characters of a word that count: "lubricate" is found in "lubrication"
@@ -47,7 +55,7 @@ def broken_rule(question: Question, chunk: Chunk, *, language: str = "") -> str:
     Args:
         question: The question.
         chunk: The chunk that it was written for.
-        language: The language that it should be in, or an empty string for the chunk's.
+        language: The language that was asked for, or an empty string for the chunk's.
 
     Example:
         >>> from embedtune.types import Chunk, Question
@@ -58,48 +66,62 @@ def broken_rule(question: Question, chunk: Chunk, *, language: str = "") -> str:
         ''
     """
     text = question.text
+    start = text[:MAX_CHARACTERS]
     checks = (
         (not text, "malformed"),
-        (len(text) < MIN_CHARACTERS, "too short"),
+        (_width(start) < MIN_WIDTH, "too short"),
         (len(text) > MAX_CHARACTERS, "too long"),
         (not any(map(str.isalpha, text)), "no words"),
-        (bool(_MARKUP.search(text[:MAX_CHARACTERS])), "markup"),
-        (bool(_INSTRUCTION.search(text[:MAX_CHARACTERS])), "reads like an instruction"),
-        (bool(_SELF_REFERENCE.search(text[:MAX_CHARACTERS])), "speaks of the passage"),
+        (any(found[0] not in chunk.text for found in _MARKUP.finditer(start)), "markup"),
+        (bool(_INSTRUCTION.search(start)), "reads like an instruction"),
+        (_speaks_of_passage(start, chunk.text), "speaks of the passage"),
+        # A question in another language than the chunk is in another script and has an answer in other words.
+        (not language and is_other_script(start, chunk.text), "other script"),
+        (not language and not is_grounded(question.answer, chunk), "answer not in the chunk"),
     )
-    for is_broken, reason in checks:
-        if is_broken:
-            return reason
-    if is_other_language(text, chunk.text, language=language):
-        return "other language"
-    # An answer in another language than the chunk has other words.
-    if not language and not is_grounded(question.answer, chunk):
-        return "answer not in the chunk"
-    return ""
+    return next((reason for is_broken, reason in checks if is_broken), "")
 
 
-def is_other_language(text: str, passage: str, *, language: str = "") -> bool:
-    """Whether a text is clearly in another language than the one that was asked for, or than the passage.
+def is_other_script(text: str, passage: str) -> bool:
+    """Return whether a text shares no script with a passage.
 
     Example:
-        >>> is_other_language("Wie lange muss ich die Taste drücken?", "Press both of the buttons for ten seconds.")
-        True
+        >>> is_other_script("Как перезапустить?", "Press both buttons."), is_other_script("API-Key", "APIキー")
+        (True, False)
     """
-    found = language_of(text)
-    if language:
-        wanted = language_code(language)
-        return bool(found and wanted and found != wanted)
-    expected = language_of(passage)
-    return is_other_script(text, passage) or bool(found and expected and found != expected)
+    scripts = _scripts(text)
+    return bool(scripts) and scripts.isdisjoint(_scripts(passage))
 
 
 def is_grounded(answer: str, chunk: Chunk) -> bool:
-    """Whether at least half of an answer's words stand in the chunk, its headings or its title."""
+    """Return whether at least half of an answer's words are in the chunk, its headings or its title."""
     asked = [word[:_STEM] for word in words(answer)]
     there = _stems(" ".join((chunk.title, *chunk.headings, chunk.text)))
     return not asked or sum(word in there for word in asked) >= MIN_ANSWER_SHARE * len(asked)
 
 
+def _speaks_of_passage(text: str, passage: str) -> bool:
+    if _SPEAKS_OF_PASSAGE.search(text):
+        return True
+    named = [noun for found in _MAY_SPEAK_OF_PASSAGE.finditer(text) for noun in found.groups() if noun]
+    return any(noun.lower() not in passage.lower() for noun in named)
+
+
+def _width(text: str) -> int:
+    return sum(2 if unicodedata.east_asian_width(character) in "WF" else 1 for character in text)
+
+
 @lru_cache(maxsize=64)  # a chunk is looked at once for each of its questions
 def _stems(text: str) -> frozenset[str]:
     return frozenset(word[:_STEM] for word in words(text))
+
+
+@lru_cache(maxsize=64)
+def _scripts(text: str) -> frozenset[str]:
+    return frozenset(map(_script, filter(str.isalpha, set(text))))
+
+
+@lru_cache(maxsize=10_000)
+def _script(letter: str) -> str:
+    name = unicodedata.name(letter, "UNKNOWN").partition(" ")[0]
+    return {"HIRAGANA": "CJK", "KATAKANA": "CJK", "HALFWIDTH": "CJK", "FULLWIDTH": "LATIN"}.get(name, name)

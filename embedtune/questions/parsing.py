@@ -1,23 +1,24 @@
-"""Reads questions from what a model wrote: JSON, or else a numbered list."""
+"""Reads questions from what a model wrote: JSON, or else a list."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import islice
+from dataclasses import dataclass, replace
 from typing import Any
 
-from embedtune.questions.prompt import STYLES
+from embedtune.llms.structured import json_in, without_thinking
+from embedtune.questions.template import STYLES
 
-# "1.", "1)", "**1.**", "Q1:", "Question 1.", "-", "*", "•": what an item of a list starts with.
+# The start of a list item: "1.", "1)", "(1)", "1 -", "1、", "**1.**", "a)", "①", "Q1:", "Question 1.", "Pregunta 1:", "-", "•".
 _MARKER = re.compile(
-    r"[ \t>]*[*_#]{0,3}[ \t]*(?:(?:q|question)?[ \t]*\d{1,3}[.):](?=[*_\s]|$)|(?:q|question):|[-*•\u2013](?=[ \t]))[*_]{0,3}[ \t]*",
+    r"[*_#]{0,3} ?(?:\(\d{1,3}\)|(?:[^\W\d]{1,12} ?)?\d{1,3}(?:[.):](?=[*_ ]|$)| [-\u2013] |\u3001)|[a-h]\)(?= )"
+    r"|[\u2460-\u2473]|(?:q|question):|[-*\u2022\u2013](?= ))[*_]{0,3} ?",
     re.IGNORECASE,
 )
-_ANSWER = re.compile(r"[ \t>]*[-*_]{0,3}[ \t]*(?:a|answer)[ \t]*\d{0,3}[.):][*_]{0,2}[ \t]*", re.IGNORECASE)
-_MAX_OPENINGS = 50  # tried as the start of JSON, so that no reply takes long
+_ANSWER = re.compile(r"[-*_]{0,3} ?(?:a|answer) ?\d{0,3}[.):][*_]{0,2} ?", re.IGNORECASE)
+_STYLE = re.compile(rf"[*_]{{0,2}}({'|'.join(STYLES)})[*_]{{0,2}}:[*_]{{0,2}} ?", re.IGNORECASE)
+_OFFER = re.compile(r"(?:would you like|do you want|shall i|should i|can i help|is there anything)\b", re.IGNORECASE)
 _QUOTES = "\"'“”„«»*_` \t"
 
 
@@ -26,7 +27,7 @@ class Candidate:
     """A question as a model wrote it, not checked yet.
 
     Attributes:
-        text: The question; empty if the model wrote something else in its place.
+        text: The question; empty if the model wrote something else instead.
         answer: Its answer, or an empty string.
         style: Its style, or an empty string.
     """
@@ -37,7 +38,7 @@ class Candidate:
 
 
 def parse_questions(text: str) -> list[Candidate] | None:
-    r"""Read the questions in a reply, or return None if there is nothing in it that looks like questions.
+    r"""Read the questions in a reply, or return None if it has nothing that looks like questions.
 
     Example:
         >>> parse_questions('{"questions": [{"style": "keyword", "question": "pump reset", "answer": "Press both."}]}')
@@ -45,47 +46,68 @@ def parse_questions(text: str) -> list[Candidate] | None:
         >>> [candidate.text for candidate in parse_questions("Sure!\n1) How do I\n   restart?\n**2.** Who repairs it?")]
         ['How do I restart?', 'Who repairs it?']
     """
-    found = json_in(text)
-    if isinstance(found, dict):
-        found = found.get("questions")
-    if isinstance(found, list):
-        return [_candidate(entry) for entry in found]
+    entries = _entries(list(json_in(text)), is_alone=text.strip(_QUOTES + "\r\n").startswith("["))
+    if entries is not None:
+        return [_candidate(entry) for entry in entries]
     return list(parse_list(text)) or None
 
 
 def parse_list(text: str) -> Iterator[Candidate]:
-    r"""Read a list of questions: numbered in any of the usual ways, bulleted, or one to a line.
+    r"""Read a list of questions: numbered in any of the usual ways, bulleted, or one per line.
 
-    An item may go on over several lines, up to a blank one; what stands before the first item is left out.
+    An item may continue over several lines, up to a blank one. Text before the first item is left out.
 
     Example:
         >>> [candidate.text for candidate in parse_list("1.\r\n2. What\r\n   is it?\r\n- Why?")]
         ['What is it?', 'Why?']
     """
-    lines = text.splitlines()
+    lines = [" ".join(line.lstrip(" \t>").split()) for line in without_thinking(text).splitlines()]
     if not any(_MARKER.match(line) for line in lines):
-        lines = [f"- {line.strip()}" for line in lines if line.rstrip(_QUOTES).endswith(("?", "\uff1f", "\u061f"))]
+        asked = [line for line in lines if line.rstrip(_QUOTES).endswith(("?", "\uff1f", "\u061f"))]
+        lines = [f"- {line}" for line in asked if not _OFFER.match(line)]
     question: list[str] = []
     answer: list[str] = []
-    goes_on: list[str] | None = None
-    for line in [*lines, "-"]:
+    continued: list[str] | None = None
+    for line in [*lines, "- "]:
         marker, opens_answer = _MARKER.match(line), _ANSWER.match(line)
         if opens_answer and question:
-            answer, goes_on = [line[opens_answer.end() :]], answer
-            goes_on = answer
-        elif marker or line == "-":
+            answer = continued = [line[opens_answer.end() :]]
+        elif marker:
             if joined := _joined(question):
-                yield Candidate(joined, _joined(answer))
-            question, answer = [line[marker.end() :]] if marker else [], []
-            goes_on = question
-        elif not line.strip():
-            goes_on = None if _joined(question) else goes_on
-        elif goes_on is not None:
-            goes_on.append(line)
+                yield _styled(Candidate(joined, _joined(answer)))
+            question, answer = [line[marker.end() :]], []
+            continued = question
+        elif not line:
+            continued = None if _joined(question) else continued
+        elif continued is not None:
+            continued.append(line)
+
+
+def _entries(values: list[Any], *, is_alone: bool) -> list[Any] | None:
+    """Return the entries that are questions, in whichever shape a model wrote them."""
+    for value in values:
+        lists = value.values() if isinstance(value, dict) else [value]
+        for found in [value["questions"]] if isinstance(value, dict) and "questions" in value else lists:
+            if isinstance(found, list) and any(isinstance(e, dict) and "question" in e for e in found):
+                return found
+    if one_each := [value for value in values if isinstance(value, dict) and "question" in value]:
+        return one_each
+    for value in values:
+        found = value.get("questions") if isinstance(value, dict) else value if is_alone else None
+        if isinstance(found, list) and all(isinstance(e, (str, dict)) for e in found):
+            return found
+    return None
 
 
 def _joined(lines: list[str]) -> str:
     return " ".join(" ".join(lines).split()).strip(_QUOTES)
+
+
+def _styled(candidate: Candidate) -> Candidate:
+    """Move a style that was written before the question into its field."""
+    if label := _STYLE.match(candidate.text):
+        return replace(candidate, text=candidate.text[label.end() :].strip(_QUOTES), style=label[1].lower())
+    return candidate
 
 
 def _candidate(entry: Any) -> Candidate:
@@ -99,18 +121,3 @@ def _candidate(entry: Any) -> Candidate:
         " ".join(answer.split()) if isinstance(answer, str) else "",
         style if style in STYLES else "",
     )
-
-
-def json_in(text: str) -> Any:
-    """Return the first JSON object or array in a text, also one in a fence or behind a sentence; None without one."""
-    decoder = json.JSONDecoder()
-    for match in islice(re.finditer(r"[{\[]", text), _MAX_OPENINGS):
-        try:
-            found = decoder.raw_decode(text, match.start())[0]
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(found, dict) or (isinstance(found, list) and found):
-            return found
-        if found == [] and not text[: match.start()].strip(_QUOTES):
-            return found
-    return None

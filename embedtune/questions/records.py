@@ -1,4 +1,4 @@
-"""Questions as they come out of generation: what was kept, what was dropped and why, and what it cost."""
+"""Generated questions: what was kept, what was dropped and why, and the cost."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embedtune.types import Chunk, Question
 
 @dataclass(frozen=True, slots=True)
 class Dropped:
-    """A question that a filter left out.
+    """A question that a filter dropped.
 
     Attributes:
         question: The question.
@@ -31,10 +31,10 @@ class Questions(Sequence[Question]):
 
     Attributes:
         kept: The questions.
-        dropped: Those that a filter left out, with the reason.
-        failed: Why there is no reply for a chunk, by its id.
+        dropped: The questions that a filter dropped, with the reason.
+        failed: Why a chunk has no usable reply, by its id.
         chunks: All chunks that questions were asked about.
-        cost_usd: What the replies behind this cost in all, also those of earlier runs; None if prices are not known.
+        cost_usd: The total cost of the replies, including those of earlier runs; None if the price is unknown.
 
     Example:
         >>> chunk = Chunk("a#0", "a", "Press both buttons.", 0, 19)
@@ -68,13 +68,8 @@ class Questions(Sequence[Question]):
     def __len__(self) -> int:
         return len(self.kept)
 
-    @property
-    def num_with_questions(self) -> int:
-        """How many chunks at least one kept question was written for."""
-        return len({chunk_id for question in self.kept for chunk_id in question.chunk_ids[:1]})
-
     def summary(self) -> list[tuple[str, str]]:
-        """Return the table that is printed, as rows of a label and a number."""
+        """Return the printed table as rows of a label and a number."""
         merged = {chunk_id for question in self.kept for chunk_id in question.chunk_ids[1:]}
         asked = {chunk_id for question in self.kept for chunk_id in question.chunk_ids[:1]}
         rows = [
@@ -89,17 +84,21 @@ class Questions(Sequence[Question]):
             ("  dropped", len(self.dropped)),
             *_by_reason(one.reason for one in self.dropped),
         ]
-        cost = "not known" if self.cost_usd is None else f"${self.cost_usd:.4f}"
+        cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
         return [*((label, f"{number:,}") for label, number in rows), ("cost", cost)]
 
     def review(self, num_questions: int = 8, *, seed: int = 0) -> Review:
-        """Draw a handful of questions with their chunks, for a person to read."""
+        """Draw a few questions with their chunks, for a person to read."""
         drawn = random.Random(seed).sample(self.kept, min(num_questions, len(self.kept)))
         texts = {chunk.id: chunk for chunk in self.chunks}
         return Review(tuple((question, texts[question.chunk_ids[0]]) for question in drawn))
 
     def without(self, reasons: Mapping[str, str]) -> Questions:
-        """Return the same, with some questions dropped: the reason by the question's id."""
+        """Return a copy with some questions dropped.
+
+        Args:
+            reasons: The reason for each question to drop, by its id.
+        """
         return replace(
             self,
             kept=tuple(question for question in self.kept if question.id not in reasons),

@@ -1,4 +1,4 @@
-"""The round trip: does a question lead back to its chunk, and to no other?"""
+"""The round trip: does a question lead back to its own chunk, and to no other?"""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 NOT_FOUND = "own chunk not found"
 AMBIGUOUS = "ambiguous"
 
-_CLEARLY_BEHIND = 5  # places between another chunk at the top and the question's own
+_CLEARLY_BEHIND = 5  # ranks between another chunk at the top and the question's own
 _MIN_ANSWER_WORDS = 2
 _BLOCK = 1024  # queries scored at once
 
@@ -32,23 +32,23 @@ def filter_by_round_trip(
     k: int = 50,
     context: Sequence[ContextPart] = (),
 ) -> Questions:
-    """Drop questions that no longer lead to their chunk, and find other chunks that answer them.
+    """Drop questions that do not lead to their chunk, and find other chunks that answer them.
 
     Each retriever ranks the whole corpus for each question. A question is kept if its chunk is among the first ``k`` of
-    all of them (Dai et al., "Promptagator", 2022, with a much larger ``k``: with a small one, only what the base model
-    can already do would be left to learn from). A chunk that all retrievers put before the question's own is one
-    more right chunk if it holds all words of the answer. If it does not, but stands at the top everywhere with the
-    question's own chunk clearly behind, the question is ``"ambiguous"`` and dropped.
+    all of them (Dai et al., "Promptagator", 2022, with a much larger ``k``: a small one keeps only what the base model
+    can already do). A chunk that all retrievers rank above the question's own is relevant as well if it has all words of
+    the answer. If it does not, but is first everywhere and the question's own chunk is clearly behind, the question is
+    ``"ambiguous"`` and dropped.
 
     Args:
         questions: The questions.
         chunks: Every chunk that will be searched.
         retrievers: BM25 and a base model, for instance ``[et.BM25(), et.load_model("minilm")]``: objects with
             ``rank``, with ``encode_queries`` and ``encode_documents``, or a SentenceTransformer.
-        held_out: Ids of the questions to leave alone: those of the test split, for instance
-            ``data.relevant("test")``. A test set that was filtered by what it compares would favour it.
-        k: Among how many chunks the right one must be.
-        context: What stands before a chunk's text, as in ``build_dataset``.
+        held_out: Ids of questions that are never dropped: those of the test split, for instance
+            ``data.relevant("test")``. A test set filtered by a model would favour that model.
+        k: Among how many chunks the relevant one must be.
+        context: What comes before a chunk's text, as in ``build_dataset``.
 
     Raises:
         ValueError: If there is no retriever, or a question's chunk is not among the chunks.
@@ -90,8 +90,8 @@ def _verdict(
     question: Question, rankings: Sequence[list[int]], chunks: Sequence[Chunk], position: dict[str, int]
 ) -> Question | str:
     """Return the question, perhaps with more chunks, or the reason to drop it."""
-    right = {position[chunk_id] for chunk_id in question.chunk_ids}
-    places = [next((place for place, i in enumerate(ranking) if i in right), None) for ranking in rankings]
+    own = {position[chunk_id] for chunk_id in question.chunk_ids}
+    places = [next((place for place, i in enumerate(ranking) if i in own), None) for ranking in rankings]
     behind = [place for place in places if place is not None]
     if len(behind) < len(rankings):
         return NOT_FOUND

@@ -1,9 +1,8 @@
-"""Embedding models of OpenAI, and of every server that speaks its protocol."""
+"""Embedding models of OpenAI, and of every server with the same protocol."""
 
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +13,9 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from embedtune.llms.errors import RequestError, TemporaryError
-from embedtune.llms.prices import approximate_tokens
-from embedtune.llms.retries import wait_before
-from embedtune.llms.sdk import call, require_sdk, without_retries
+from embedtune.llms.prices import approximate_tokens, listed_price
+from embedtune.llms.retries import retrying
+from embedtune.llms.sdk import call, openai_client, require_sdk
 from embedtune.retrieval.vector_cache import VectorCache, vector_key
 
 if TYPE_CHECKING:
@@ -26,16 +25,12 @@ MAX_TRIES = 6
 
 logger = logging.getLogger(__name__)
 
-# US dollars per million tokens, of 2026-11-22.
-_PRICES = {"text-embedding-3-large": 0.13, "text-embedding-3-small": 0.02, "text-embedding-ada-002": 0.10}
-
 MAX_INPUTS = 2048
 """The most texts in one request."""
 _TOKENS_PER_REQUEST = 300_000
 _TOKENS_PER_TEXT = 8_192
-# Tokens are estimated, so requests are planned with room; one that is too large all the same is refused, unpaid.
-_ROOM = 0.7
-# What a refusal says, of OpenAI's and other servers', if smaller requests may pass.
+_ROOM = 0.7  # tokens are estimated; a request that is too large anyway is refused, unpaid
+# What OpenAI's and other servers say if a smaller request may pass.
 _TOO_LARGE = ("token", "batch size", "too large", "too long")
 
 
@@ -48,7 +43,7 @@ class Quote:
         num_texts: How many distinct texts.
         num_cached: How many of them are in the cache, and free.
         num_tokens: About how many tokens the others have.
-        usd: About how many dollars they cost, or None where the price is not known.
+        usd: About how many dollars they cost, or None if the price is unknown.
     """
 
     model: str
@@ -58,7 +53,7 @@ class Quote:
     usd: float | None
 
     def __str__(self) -> str:
-        dollars = "price not known" if self.usd is None else f"about ${self.usd:.4f}"
+        dollars = "price unknown" if self.usd is None else f"about ${self.usd:.4f}"
         return (
             f"{self.model}: {self.num_texts - self.num_cached:,} of {self.num_texts:,} texts to encode, about "
             f"{self.num_tokens:,} tokens, {dollars}"
@@ -67,24 +62,24 @@ class Quote:
 
 @dataclass(frozen=True)
 class OpenAIEncoder:
-    """A closed embedding model in the same table: of OpenAI, or of a server with the same protocol (vLLM, Ollama, TEI).
+    """An embedding model of OpenAI, or of a server with the same protocol (vLLM, Ollama, TEI), to compare with others.
 
-    Vectors are kept on disk by what was embedded, so a second run costs nothing, a changed chunk costs that chunk, and a
-    run that failed half-way goes on where it stopped. The cost is logged before anything is sent. Texts longer than the
-    model reads are cut, and counted in a warning.
+    Vectors are cached on disk: a second run costs nothing, a changed chunk costs that chunk, and a run that failed
+    continues where it stopped. The estimated cost is logged before anything is sent. Texts longer than the model's limit
+    are cut, and counted in a warning.
 
     Attributes:
         model: The model's id.
-        dimensions: Ask for shorter vectors, where the model can.
+        dimensions: The length of the vectors, if the model supports shorter ones.
         base_url: The server, for instance ``"http://localhost:11434/v1"``. Your OpenAI key is not sent there; pass a
-            client if it needs a key.
-        client: An ``openai.OpenAI`` of your own; by default one with the key of ``OPENAI_API_KEY``.
-        query_prompt: Put before each query, for open models on a server that does not do it (``"query: "`` for e5).
+            client if the server needs a key.
+        client: Your own ``openai.OpenAI``; by default one with the key of ``OPENAI_API_KEY``.
+        query_prompt: Put before each query, for open models whose server does not add it (``"query: "`` for e5).
         document_prompt: Put before each document.
-        cache: The file that keeps the vectors.
-        price: US dollars per million tokens; known for OpenAI's own models.
-        max_usd: Refuse to send what costs more than this in one call, by the estimate.
-        show_progress_bar: Show the progress of encoding.
+        cache: The file of the cached vectors.
+        price: US dollars per million tokens; by default the price that genai-prices lists, or None if unknown.
+        max_usd: The most that one call may cost, by the estimate; beyond it nothing is sent.
+        show_progress_bar: Whether to show the progress of encoding.
 
     Raises:
         OptionalDependencyError: If the package ``openai`` is not installed.
@@ -108,31 +103,27 @@ class OpenAIEncoder:
 
     def __post_init__(self) -> None:
         require_sdk("openai", purpose="OpenAIEncoder")
-        if self.price is None and self.base_url is None:
-            object.__setattr__(self, "price", _PRICES.get(self.model))
+        if self.price is None and (listed := listed_price(self.model, self.base_url or "openai")):
+            object.__setattr__(self, "price", listed.input)
         if self.max_usd is not None and self.price is None:
             raise ValueError(
-                f"max_usd needs the price of {self.model!r}. Give it in dollars per million tokens: price=..."
+                f"max_usd needs the price of {self.model!r}. Pass it in dollars per million tokens: price=..."
             )
 
     @property
     def fingerprint(self) -> str:
-        """What the vectors depend on, as a result remembers it."""
-        prompts = f", prompts={(self.query_prompt, self.document_prompt)}" if self._has_prompts else ""
-        return f"{self._space}{prompts}"
-
-    @property
-    def _has_prompts(self) -> bool:
-        return bool(self.query_prompt or self.document_prompt)
+        """Identifies the encoder in results."""
+        prompts = (self.query_prompt, self.document_prompt)
+        return f"{self._space}, prompts={prompts}" if any(prompts) else self._space
 
     @property
     def _space(self) -> str:
-        """What makes the vector of a text."""
+        """Everything except the text that a vector depends on."""
         server = self.base_url or getattr(self.client, "base_url", None) or "https://api.openai.com/v1/"
         return f"openai({self.model}, dimensions={self.dimensions}, server={server})"
 
     def quote(self, texts: Sequence[str]) -> Quote:
-        """Say what encoding texts would cost, without sending anything."""
+        """Estimate what encoding texts costs, without sending anything."""
         distinct = list(dict.fromkeys(texts))
         missing = self._missing(distinct)
         num_tokens = round(sum(map(approximate_tokens, missing)))
@@ -140,22 +131,24 @@ class OpenAIEncoder:
         return Quote(self.model, len(distinct), len(distinct) - len(missing), num_tokens, usd)
 
     def encode_queries(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one vector a query, of shape ``(num_texts, dim)``.
+        """Return one vector per query, of shape ``(num_texts, dim)``.
 
         Raises:
-            ValueError: If a text is empty, or the cost is beyond ``max_usd``.
-            GenerationStoppedError: If there is no key, or no request can work. What was encoded before is kept.
-            TemporaryError: If the server does not answer for minutes. What was encoded before is kept.
+            ValueError: If a text is empty, or the estimated cost exceeds ``max_usd``.
+            GenerationStoppedError: If there is no key, or no request can work. What was encoded before stays cached.
+            TemporaryError: If the server does not answer for minutes. What was encoded before stays cached.
         """
         return self._encode([self.query_prompt + text for text in texts])
 
     def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one vector a document, of shape ``(num_texts, dim)``, or raise as `encode_queries` does."""
+        """Return one vector per document, of shape ``(num_texts, dim)``. Raises the same errors as `encode_queries`."""
         return self._encode([self.document_prompt + text for text in texts])
 
     def _encode(self, texts: Sequence[str]) -> NDArray[np.float32]:
         if empty := [i for i, text in enumerate(texts) if not text]:
-            raise ValueError(f"Text {empty[0]} is empty ({len(empty)} are), and the API takes none. Leave it out.")
+            raise ValueError(
+                f"texts[{empty[0]}] is empty ({len(empty)} are), and the API refuses empty texts. Leave it out."
+            )
         quote = self.quote(texts)
         if quote.num_texts > quote.num_cached:
             logger.info("%s", quote)
@@ -181,11 +174,11 @@ class OpenAIEncoder:
                     bar.update(len(some))
         if num_cut:
             logger.warning(
-                "%d texts are longer than %s reads, so their ends were cut. Cut smaller chunks.", num_cut, self.model
+                "%d texts exceed the limit of %s, so their ends were cut. Use smaller chunks.", num_cut, self.model
             )
 
     def _embed(self, texts: Sequence[str]) -> Iterator[tuple[Sequence[str], NDArray[np.float32], bool]]:
-        """Yield texts, their vectors and whether they were cut; what is refused as too long is halved, or shortened."""
+        """Yield texts, their vectors and whether they were cut. A request refused as too long is halved or shortened."""
         try:
             yield texts, self._request(texts), False
         except RequestError as err:
@@ -199,7 +192,7 @@ class OpenAIEncoder:
                 yield texts, self._request_shortened(texts[0], err), True
 
     def _request_shortened(self, text: str, refusal: RequestError) -> NDArray[np.float32]:
-        """Embed as much of a text as the model takes."""
+        """Embed as much of a text as the model accepts."""
         size = len(text)
         while size > 1:
             size = int(size * 0.85)
@@ -212,17 +205,16 @@ class OpenAIEncoder:
     def _request(self, texts: Sequence[str]) -> NDArray[np.float32]:
         options = {} if self.dimensions is None else {"dimensions": self.dimensions}
         create = self._client.embeddings.create
-        attempt = 0
-        while True:
+
+        def attempt() -> NDArray[np.float32]:
             try:
-                reply = call("openai", lambda: create(model=self.model, input=list(texts), **options))
-                return _vectors(reply, len(texts))
-            except (TemporaryError, ValueError) as err:  # the SDK raises a ValueError where a reply has no vectors
-                attempt += 1
-                if attempt == MAX_TRIES:
-                    raise
-                logger.info("%s; trying again", err)
-                time.sleep(wait_before(attempt, getattr(err, "retry_after", None)))
+                return _vectors(
+                    call("openai", lambda: create(model=self.model, input=list(texts), **options)), len(texts)
+                )
+            except ValueError as err:  # the SDK's, for a reply without vectors
+                raise TemporaryError(str(err), maybe_paid=True) from err
+
+        return retrying(MAX_TRIES)(attempt)
 
     @cached_property
     def _cache(self) -> VectorCache:
@@ -230,17 +222,11 @@ class OpenAIEncoder:
 
     @cached_property
     def _client(self) -> Any:
-        import openai
-
-        if self.client is not None:
-            return without_retries(self.client)
-        if self.base_url:
-            return without_retries(openai.OpenAI(base_url=self.base_url, api_key="none"))
-        return without_retries(call("openai", openai.OpenAI))
+        return openai_client(self.client, self.base_url)
 
 
 def _batches(texts: Sequence[str]) -> Iterator[list[str]]:
-    """Cut a list into requests within the limits, by estimated tokens; a text that is too long goes alone."""
+    """Split texts into requests within the limits, by estimated tokens. A text that is too long gets its own request."""
     batch: list[str] = []
     num_tokens = 0.0
     for text in texts:

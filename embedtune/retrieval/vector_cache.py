@@ -1,4 +1,4 @@
-"""Vectors on disk, found again by what was embedded: paid for once."""
+"""Vectors on disk by what was embedded, so that each is paid for once."""
 
 from __future__ import annotations
 
@@ -20,19 +20,17 @@ _SECONDS_TO_WAIT = 60.0
 
 
 def vector_key(encoder: str, text: str) -> str:
-    """Return the hash under which a text's vector is kept.
+    """Return the hash under which a text's vector is cached.
 
     Args:
-        encoder: What makes the vectors, with everything that they depend on.
-        text: What is embedded, to the last character.
+        encoder: Everything except the text that the vector depends on.
+        text: The exact text that is embedded.
     """
     return hashlib.sha256(json.dumps([encoder, text]).encode()).hexdigest()
 
 
 class VectorCache:
-    """Vectors by their keys in an SQLite file, which several processes may use at once.
-
-    A write is whole or not there, so what was written before a crash is found again.
+    """Vectors by key in an SQLite file, which several processes may use at once. Writes are atomic.
 
     Args:
         path: The file; it is created with the first vector.
@@ -49,7 +47,7 @@ class VectorCache:
         self.path: Path = Path(path)
 
     def get(self, keys: Sequence[str]) -> dict[str, NDArray[np.float32]]:
-        """Return the vectors that are there."""
+        """Return the vectors that are cached."""
         if not self.path.exists():
             return {}
         found: dict[str, NDArray[np.float32]] = {}
@@ -62,7 +60,7 @@ class VectorCache:
         return found
 
     def put(self, vectors: Mapping[str, NDArray[np.float32]]) -> None:
-        """Write vectors, all of them or none."""
+        """Store vectors, all of them or none."""
         rows = [(key, np.asarray(vector, dtype="<f4").tobytes()) for key, vector in vectors.items()]
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self._database() as database, database:
@@ -76,5 +74,5 @@ class VectorCache:
                 yield database
         except sqlite3.DatabaseError as err:
             raise RuntimeError(
-                f"{self.path} cannot be used as a cache: {err}. Move it away, or name another file."
+                f"{self.path} cannot be used as a cache: {err}. Move it away, or choose another file."
             ) from err

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from embedtune.serving.prompts import ask, instructions, object_in, passages_in, prompt_with_passages, schema_of
+from embedtune.llms.retries import ask
+from embedtune.llms.structured import object_in, schema_of
+from embedtune.serving.passages import instructions, passages_in, request_with_passages
 
 if TYPE_CHECKING:
-    from embedtune.llms.protocol import LLM, Completion, Prompt
+    from embedtune.llms.protocol import LLM, Completion, Request
     from embedtune.retrieval.retriever import Hit, Retriever
     from embedtune.serving.feedback import FeedbackLog
 
@@ -37,8 +39,8 @@ class Answer:
         text: The answer, or an empty string.
         cited: The ids of the chunks that the answer cites.
         hits: The chunks that the model was shown, best first.
-        prompt: The prompt.
-        completion: The reply of the model.
+        request: What the model was asked.
+        completion: What it replied.
         problem: What is wrong with the reply (``"refused"``, ``"malformed"``, ``"cites no passage"``), or an empty string.
         number: Its number in the feedback log, if it was recorded.
     """
@@ -48,7 +50,7 @@ class Answer:
     text: str
     cited: tuple[str, ...]
     hits: tuple[Hit, ...]
-    prompt: Prompt
+    request: Request
     completion: Completion
     problem: str = ""
     number: int | None = None
@@ -57,7 +59,7 @@ class Answer:
 def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
     """Find the chunks for a question and let a language model answer from them.
 
-    It runs three steps: ``retriever.search``, `build_prompt` and `ask_llm`. Passages are numbered
+    It runs three steps: ``retriever.search``, `build_request` and `ask_llm`. Passages are numbered
     and put in tags that no document can close. The model has no tools, so a malicious document can at most spoil the answers
     that use it.
 
@@ -79,8 +81,8 @@ def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedbac
         >>> class Scripted:  # any object with these members will do
         ...     name, price, max_tokens = "scripted", et.Price(0, 0), 100
         ...     def prepare(self): ...
-        ...     def request(self, prompt): return {"text": prompt.text}
-        ...     def send(self, request):
+        ...     def body(self, request): return {"text": request.text}
+        ...     def send(self, body):
         ...         return {"said": '{"outcome": "answered", "answer": "Press both buttons.", "passages": [1]}'}
         ...     def read(self, reply): return et.Completion(reply["said"])
         >>> chunks = [et.Chunk("a#0", "a", "Press both buttons to restart.", 0, 30), et.Chunk("b#0", "b", "Turn it.", 0, 8)]
@@ -92,30 +94,33 @@ def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedbac
     if k < 1:
         raise ValueError(f"k={k} must be at least 1.")
     found = retriever.search(question, k=max(k, LOGGED_DEPTH))
-    prompt = build_prompt(question, found[:k])
-    reply = ask_llm(prompt, llm, question=question, hits=found[:k])
+    request = build_request(question, found[:k])
+    reply = ask_llm(request, llm, question=question, hits=found[:k])
     if feedback is None:
         return reply
     number = feedback.record(question, found, model=retriever.fingerprint, outcome=reply.outcome, cited=reply.cited)
     return replace(reply, number=number)
 
 
-def build_prompt(question: str, hits: Sequence[Hit]) -> Prompt:
-    """Put the chunks and the question into a prompt: the third step of `answer`."""
-    return prompt_with_passages(instructions("answer"), question, hits, schema=SCHEMA)
+def build_request(question: str, hits: Sequence[Hit]) -> Request:
+    """Put the chunks that were found and the question into a request: the second step of `answer`."""
+    return request_with_passages(instructions("answer"), question, hits, schema=SCHEMA)
 
 
-def ask_llm(prompt: Prompt, llm: LLM, *, question: str, hits: Sequence[Hit]) -> Answer:
-    """Send a prompt of `build_prompt` to a language model and parse its reply: the fourth step of `answer`."""
-    completion = ask(llm, prompt)
+def ask_llm(request: Request, llm: LLM, *, question: str, hits: Sequence[Hit]) -> Answer:
+    """Let a language model reply to a request of `build_request`, and read its reply: the third step of `answer`."""
+    completion = ask(llm, request)
     found = object_in(completion)
     outcome = found.get("outcome") if found else None
     text = found.get("answer") if found else None
     said, text = (outcome, text.strip()) if isinstance(text, str) else (None, "")
     if found is None or said not in ("answered", "not in the documents") or (said == "answered" and not text):
-        return Answer(question, "failed", "", (), tuple(hits), prompt, completion, completion.problem or "malformed")
+        return Answer(question, "failed", "", (), tuple(hits), request, completion, completion.problem or "malformed")
     if said == "not in the documents":
-        return Answer(question, "not in the documents", "", (), tuple(hits), prompt, completion)
-    cited, unknown = passages_in(found, hits)
+        return Answer(question, "not in the documents", "", (), tuple(hits), request, completion)
+    named = passages_in(found, hits)
+    if named is None:
+        return Answer(question, "answered", text, (), tuple(hits), request, completion, "unreadable citations")
+    cited, unknown = named
     problem = f"cites passage {unknown[0]}, which was not shown" if unknown else "" if cited else "cites no passage"
-    return Answer(question, "answered", text, cited, tuple(hits), prompt, completion, problem)
+    return Answer(question, "answered", text, cited, tuple(hits), request, completion, problem)

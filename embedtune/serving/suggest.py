@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 from html import escape
 from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
-from embedtune.serving.prompts import ask, instructions, object_in, passages_in, prompt_with_passages, schema_of
+from embedtune.llms.retries import ask
+from embedtune.llms.structured import object_in, schema_of
+from embedtune.serving.passages import instructions, passages_in, request_with_passages
 
 if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM
@@ -30,12 +33,14 @@ class Suggestion:
         candidates: What a wide search found, most likely first.
         chunk_ids: Those that the judge chose, the best one first; None without a judge or a usable reply.
         judge: The language model's name, or an empty string.
+        problem: Why the judge's reply is not usable, or an empty string.
     """
 
     question: str
     candidates: tuple[Hit, ...]
     chunk_ids: tuple[str, ...] | None = None
     judge: str = ""
+    problem: str = ""
 
     @property
     def chosen(self) -> list[Hit] | None:
@@ -90,9 +95,12 @@ def suggest_chunk(question: str, retriever: Retriever, llm: LLM | None = None, *
     found = retriever.search(question, k=k)
     if llm is None:
         return Suggestion(question, tuple(found))
-    reply = object_in(ask(llm, prompt_with_passages(instructions("judge"), question, found, schema=SCHEMA)))
-    chosen = passages_in(reply, found)[0] if reply is not None else None
-    return Suggestion(question, tuple(found), chosen, llm.name)
+    completion = ask(llm, request_with_passages(instructions("judge"), question, found, schema=SCHEMA))
+    named = passages_in(object_in(completion) or {}, found)
+    if named is None or named[1]:
+        problem = f"names passage {named[1][0]}, which was not shown" if named else completion.problem or "malformed"
+        return Suggestion(question, tuple(found), None, llm.name, problem)
+    return Suggestion(question, tuple(found), named[0], llm.name)
 
 
 def label_misses(
@@ -110,14 +118,17 @@ def label_misses(
         show_progress_bar: Whether to show the progress; by default in a terminal only.
     """
     open_misses = [miss for miss in feedback.misses() if miss.named is None]
-    chosen: dict[str, list[Hit] | None] = {}
+    chosen: dict[str, Suggestion] = {}
     hidden = None if show_progress_bar is None else not show_progress_bar
     for miss in tqdm(open_misses, desc="Judging", unit="question", disable=hidden):
         if miss.text not in chosen:
-            chosen[miss.text] = suggest_chunk(miss.text, retriever, llm, k=k).chosen
-        named = chosen[miss.text]
+            chosen[miss.text] = suggest_chunk(miss.text, retriever, llm, k=k)
+        named = chosen[miss.text].chosen
         if named is not None:
             feedback.name_chunks(miss.number, named, by=llm.name)
-    if silent := [text for text, named in chosen.items() if named is None]:
-        logger.warning("The judge gave no usable reply for %d of %d questions.", len(silent), len(chosen))
-    return sum(1 for miss in open_misses if chosen[miss.text])
+    if problems := Counter(found.problem for found in chosen.values() if found.chunk_ids is None):
+        reasons = ", ".join(f"{number} {problem}" for problem, number in problems.most_common())
+        logger.warning(
+            "The judge gave no usable reply for %d of %d questions: %s.", problems.total(), len(chosen), reasons
+        )
+    return sum(1 for miss in open_misses if chosen[miss.text].chunk_ids)

@@ -1,4 +1,4 @@
-"""Sends requests in batches at half the price: slower, and never two batches for one intent."""
+"""Sends requests in batches at half the price, and never creates a batch twice."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from embedtune.llms.errors import GenerationStoppedError, RequestError, TemporaryError
+from embedtune.llms.errors import BatchMissingError, GenerationStoppedError, RequestError, TemporaryError
 from embedtune.llms.prices import Budget, at_most, paid
-from embedtune.llms.retries import wait_before
+from embedtune.llms.retries import retrying
 from embedtune.questions.requests.ledger import Ledger, StoredBatch, StoredReply
 from embedtune.questions.requests.live import OVER_BUDGET, Requests
 
@@ -28,7 +28,7 @@ MAX_BYTES = 100_000_000
 POLL_SECONDS = 20.0
 MAX_TRIES = 15
 MAX_FRUITLESS_ROUNDS = 3  # in which everything expired
-# A batch that the provider does not list so long after it was to be created has not been created.
+# A batch that the provider does not list after this time was not created.
 GRACE_SECONDS = 60.0
 CLOCK_SKEW = 600.0
 
@@ -40,19 +40,19 @@ def send_batches(
 ) -> dict[str, str]:
     """Answer requests and return the reasons of those that failed, by key.
 
-    Batches that an earlier run left open are collected first. What has expired is sent again; nothing else is. Under
-    a ceiling only so many requests are sent at a time as can be paid for in the worst case.
+    Batches that an earlier run left open are collected first. Only expired requests are sent again. With a budget, no more
+    requests are sent at a time than it covers in the worst case.
 
     Args:
         requests: What to send.
         llm: The model.
         ledger: Where the replies go.
         budget: What may be spent.
-        show: Called now and then with how many are done, and what has been spent in micro-dollars.
+        show: Called regularly with how many requests are done, and what was spent in micro-dollars.
 
     Raises:
-        GenerationStoppedError: If no request can work.
-        KeyboardInterrupt: On Ctrl-C. Batches go on at the provider, and another run collects them.
+        GenerationStoppedError: If no request can work, or an open batch is gone.
+        KeyboardInterrupt: On Ctrl-C. Batches continue at the provider, and another run collects them.
     """
     run = _BatchRun(requests, llm, ledger=ledger, budget=budget, show=show)
     run.collect()
@@ -86,14 +86,14 @@ class _BatchRun:
 
     def create(self) -> bool:
         """Create one batch of what is pending and affordable; False if there is nothing."""
-        requests, most = self._affordable()
-        if not requests:
+        bodies, most = self._affordable()
+        if not bodies:
             return False
-        batch = self.ledger.intend_batch(list(requests), model=self.llm.name, microdollars=most)
+        batch = self.ledger.intend_batch(list(bodies), model=self.llm.name, microdollars=most)
         try:
-            self.ledger.name_batch(batch, self.llm.create_batch(requests))
+            self.ledger.name_batch(batch, self.llm.create_batch(bodies))
         except TemporaryError as err:
-            # It may exist all the same: creating has no idempotency key. `collect` looks for it.
+            # It may exist anyway: creating has no idempotency key. `collect` looks for it.
             logger.info("Creating a batch failed: %s", err)
             return False
         except (RequestError, GenerationStoppedError) as err:
@@ -102,43 +102,55 @@ class _BatchRun:
         return True
 
     def collect(self) -> bool:
-        """Wait for all open batches and keep their results; False if there was none."""
+        """Wait for all open batches and store their results; False if there was none."""
         some = False
         while batches := self._open():
             some = True
             for batch in batches:
                 name = batch.name or self._adopted(batch)
-                if name and (status := self._patiently(lambda n=name: self.llm.batch_status(n))):  # type: ignore[misc]
-                    self._show(status)
-                    if status.is_ended:
-                        self._take(batch, name)
+                if name:
+                    self._look_after(batch, name)
             if self._open():
                 time.sleep(POLL_SECONDS)
         return some
+
+    def _look_after(self, batch: StoredBatch, name: str) -> None:
+        """Show the progress of a batch, and store its results if it has ended."""
+        try:
+            status = _patiently(lambda: self.llm.batch_status(name))
+            self._show(status)
+            if status.is_ended:
+                self._take(batch, name)
+        except (BatchMissingError, RequestError) as err:
+            raise GenerationStoppedError(
+                f"{err}. If another key created it, use that key. Otherwise give it up, which sends its {len(batch.keys)} "
+                f"requests again: Ledger({str(self.ledger.path.parent)!r}).give_up_batch({name!r}), with "
+                f"from embedtune.questions.requests.ledger import Ledger."
+            ) from err
 
     def _open(self) -> list[StoredBatch]:
         return [batch for batch in self.ledger.open_batches() if batch.model == self.llm.name]
 
     def _affordable(self) -> tuple[dict[str, dict[str, Any]], int]:
-        """Return the next requests to send together, and the most that they can cost."""
+        """Return the bodies to send in the next batch, and the most that they can cost."""
         room = None if self.budget.ceiling is None else self.budget.ceiling - self.ledger.spent()
         chosen: dict[str, dict[str, Any]] = {}
         total, num_bytes = 0, 0
         for key in self.pending():
-            request = self.requests[key]()
-            most = at_most(self.llm, request, in_batch=True)
-            num_bytes += len(json.dumps(request).encode()) + 200
+            body = self.llm.body(self.requests[key]())
+            most = at_most(self.llm, body, in_batch=True)
+            num_bytes += len(json.dumps(body).encode()) + 200
             is_full = len(chosen) >= MAX_REQUESTS or (num_bytes > MAX_BYTES and chosen)
             if is_full or (room is not None and total + most > room):
                 break
-            chosen[key] = request
+            chosen[key] = body
             total += most
         return chosen, total
 
     def _adopted(self, batch: StoredBatch) -> str | None:
-        """Look for a batch whose creation was never confirmed; after a while without one, forget the intent."""
+        """Look for a batch whose creation was never confirmed. If it does not appear, forget the intent."""
         known = self.ledger.batch_names()
-        candidates = self._patiently(lambda: list(self.llm.batches_since(batch.created - CLOCK_SKEW)))
+        candidates = _patiently(lambda: list(self.llm.batches_since(batch.created - CLOCK_SKEW)))
         for status in candidates:
             is_free = status.name not in known and (batch.id, status.name) not in self.foreign
             if is_free and status.num_requests == len(batch.keys):
@@ -150,19 +162,19 @@ class _BatchRun:
         return None
 
     def _take(self, batch: StoredBatch, name: str) -> None:
-        """Keep the results of a batch that has ended."""
-        num_ours, num_results = self._patiently(lambda: self._read_results(batch, name))
+        """Store the results of a batch that has ended."""
+        num_ours, num_results = _patiently(lambda: self._read_results(batch, name))
         if num_results and not num_ours:
-            # Adopted by mistake: same size, other requests.
+            # Another batch of the same size was taken for this one.
             self.foreign.add((batch.id, name))
             self.ledger.name_batch(batch, None)
             return
         self.ledger.finish_batch(batch)
-        self._patiently(lambda: self.llm.delete_batch(name))
+        _patiently(lambda: self.llm.delete_batch(name))
         self.budget.spent = self.ledger.spent()
 
     def _read_results(self, batch: StoredBatch, name: str) -> tuple[int, int]:
-        """Read all results; if the stream breaks, what came before is kept, and reading it again does no harm."""
+        """Store all results. If the stream breaks, those before are stored, and the batch is read again for free."""
         ours = set(batch.keys)
         num_ours = num_results = 0
         replies: list[StoredReply] = []
@@ -184,19 +196,18 @@ class _BatchRun:
             self.ledger.put(*replies)
         return num_ours, num_results
 
-    def _patiently(self, function: Callable[[], T]) -> T:
-        """Call until it works: a batch goes on while the network is down."""
-        for attempt in range(MAX_TRIES):
-            try:
-                return function()
-            except TemporaryError as err:
-                logger.info("Trying again: %s", err)
-                last = err
-                time.sleep(wait_before(attempt, err.retry_after))
-        raise GenerationStoppedError(
-            f"no luck after {MAX_TRIES} tries: {last}. Batches go on at the provider; run again to collect them."
-        ) from last
-
     def _show(self, status: BatchStatus) -> None:
         num_stored = len(self.ledger.stored(self.requests))
         self.show(num_stored + (0 if status.is_ended else status.num_done), self.ledger.spent())
+
+
+def _patiently(function: Callable[[], T]) -> T:
+    """Call until it works: a batch continues while the network is down."""
+    try:
+        return retrying(MAX_TRIES)(function)
+    except BatchMissingError:
+        raise
+    except TemporaryError as err:
+        raise GenerationStoppedError(
+            f"gave up after {MAX_TRIES} tries: {err}. Batches continue at the provider; run again to collect them."
+        ) from err

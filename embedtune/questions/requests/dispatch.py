@@ -1,4 +1,4 @@
-"""Gets requests answered: from the ledger where it can, from the model where it must."""
+"""Gets requests answered: from the ledger if possible, otherwise by the model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, Literal, Protocol, get_args, runtime_checkable
 from tqdm.auto import tqdm
 
 from embedtune.llms.prices import MICRODOLLARS, Budget, budget_of
-from embedtune.llms.protocol import LLM, BatchLLM
+from embedtune.llms.protocol import LLM, BatchLLM, Request
 from embedtune.questions.requests.batches import send_batches
 from embedtune.questions.requests.ledger import Ledger, StoredReply
 from embedtune.questions.requests.live import OVER_BUDGET, Requests, send_live
@@ -21,30 +21,50 @@ logger = logging.getLogger(__name__)
 
 Mode = Literal["live", "batch"]
 
+_LIMITS = {"max_tokens", "max_completion_tokens"}
+_DIGEST = 48  # of 64 characters: a provider takes at most 64 for a digest and a limit
+
 
 @runtime_checkable
 class GroupLLM(LLM, Protocol):
-    """A language model on this machine, which answers several requests at once."""
+    """A language model on this machine that answers several requests at once."""
 
     batch_size: int
 
-    def send_all(self, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """Answer some requests."""
+    def send_all(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Answer several requests."""
 
 
-def request_key(version: str, request: Mapping[str, Any]) -> str:
-    """Return the hash under which the reply to a request is kept.
+def key_in(ledger: Ledger, llm: LLM, version: str, request: Request) -> str:
+    """Return the key of a request: that of a usable reply in the ledger, or else of the request as it would be sent.
+
+    A reply that was not cut off is usable whatever the limit of tokens was, so raising it sends only what was cut off.
 
     Args:
-        version: The version of the prompt.
-        request: The full request.
+        ledger: The ledger.
+        llm: The model.
+        version: The version of the instructions.
+        request: The request.
+    """
+    digest = request_digest(version, llm.body(request))
+    key = f"{digest}-{llm.max_tokens}"
+    for known in sorted(ledger.keys_of(digest), key=lambda known: known != key):
+        reply = ledger.reply(known)
+        if reply is not None and llm.read(reply).problem != "cut off":
+            return known
+    return key
+
+
+def request_digest(version: str, body: Mapping[str, Any]) -> str:
+    """Return the hash of a request, without its limit of tokens.
 
     Example:
-        >>> len(request_key("1", {"model": "m"}))
-        64
+        >>> request_digest("1", {"model": "m"}) == request_digest("1", {"model": "m", "max_tokens": 9})
+        True
     """
-    canonical = json.dumps([version, request], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    rest = {name: value for name, value in body.items() if name not in _LIMITS}
+    canonical = json.dumps([version, rest], sort_keys=True, ensure_ascii=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:_DIGEST]
 
 
 def answer_requests(
@@ -58,12 +78,12 @@ def answer_requests(
     show_progress_bar: bool | None,
     label: str,
 ) -> dict[str, str]:
-    """See to it that every request has a reply in the ledger; return why not for those that have none, by key.
+    """Get a reply to every request into the ledger; return why not for those that have none, by key.
 
     Raises:
         ValueError: If an argument is out of its range.
         GenerationStoppedError: If no request can work.
-        KeyboardInterrupt: On Ctrl-C, once the replies under way are kept.
+        KeyboardInterrupt: On Ctrl-C, once the replies under way are stored.
     """
     _check(llm, mode=mode, num_workers=num_workers)
     budget = budget_of(llm, budget_usd, spent=ledger.spent())
@@ -71,6 +91,10 @@ def answer_requests(
     missing = {key: build for key, build in requests.items() if key not in stored}
     if not missing:
         return {}
+    if llm.price is None:
+        logger.warning(
+            "The price of %r is unknown, so no cost is counted. Pass price=Price(input=..., output=...).", llm.name
+        )
     if mode == "live":
         _require_no_batch(missing, ledger)
     llm.prepare()
@@ -87,7 +111,7 @@ def answer_requests(
             show(len(missing), ledger.spent())
         except KeyboardInterrupt:
             logger.warning(
-                "Stopped: %d of %d chunks are done and kept in %s. Run the same again to go on; nothing is paid twice.",
+                "Stopped: %d of %d chunks are done and stored in %s. Run the same again to go on; nothing is paid twice.",
                 len(ledger.stored(requests)),
                 len(requests),
                 ledger.path,
@@ -121,7 +145,7 @@ def _send_groups(
     keys = iter(requests)
     num_done = 0
     while group := list(islice(keys, llm.batch_size)):
-        replies = llm.send_all([requests[key]() for key in group])
+        replies = llm.send_all([llm.body(requests[key]()) for key in group])
         ledger.put(*(StoredReply(key, llm.name, 0, reply) for key, reply in zip(group, replies, strict=True)))
         num_done += len(group)
         show(num_done, 0)
@@ -138,10 +162,10 @@ def _check(llm: LLM, *, mode: str, num_workers: int) -> None:
 
 
 def _require_no_batch(missing: Mapping[str, Any], ledger: Ledger) -> None:
-    """Raise if some of the requests are in a batch that is still under way: sending them now would pay twice."""
+    """Raise if some requests are in a batch that is still open: sending them now would pay twice."""
     under_way = {key for batch in ledger.open_batches() for key in batch.keys} & missing.keys()
     if under_way:
         raise ValueError(
             f"{len(under_way)} of the chunks are in a batch that has not been collected. Collect it with mode='batch', "
-            f"or work in another folder."
+            f"or use another folder."
         )

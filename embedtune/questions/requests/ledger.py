@@ -1,4 +1,4 @@
-"""The ledger: every reply that was paid for, in one SQLite file, written before anything is made of it."""
+"""The ledger: every reply that was paid for, in one SQLite file, written before it is read."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ FILE_NAME = "ledger.sqlite"
 
 SYNC_SECONDS = 0.2
 
-# Before a request is sent, what it can cost is written down as reserved, and its reply takes the place of that. If none
-# arrives (a crash, a lost connection) it may have been paid for all the same: once sent again, that is counted as lost.
-# A batch without a name was about to be created, or was, when the process ended.
+# Before a request is sent, the most that it can cost is stored as reserved; its reply replaces that. If no reply arrives (a
+# crash, a lost connection), it may have been paid for anyway: when it is sent again, the amount is counted as lost.
+# A batch without a name was being created when the process ended. is_done is 1 once collected, and 2 once given up.
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS request (
     key TEXT PRIMARY KEY, reserved INTEGER NOT NULL DEFAULT 0, lost INTEGER NOT NULL DEFAULT 0,
@@ -50,7 +50,7 @@ class StoredReply:
         key: The hash of the request that it answers.
         model: The model that gave it.
         microdollars: What it cost.
-        body: The reply as it came.
+        body: The reply, unchanged.
     """
 
     key: str
@@ -65,9 +65,9 @@ class StoredBatch:
 
     Attributes:
         id: Its number in the ledger.
-        name: Its name at the provider, or None where the reply to its creation never arrived.
-        created: When it was about to be created, in seconds since 1970.
-        model: The model that it was meant for.
+        name: Its name at the provider, or None if the reply to its creation never arrived.
+        created: When its creation began, in seconds since 1970.
+        model: The model that answers it.
         keys: The hashes of its requests.
     """
 
@@ -82,14 +82,14 @@ _Statement = tuple[str, tuple[Any, ...]]
 
 
 class Ledger:
-    """Keeps replies, and what they cost, so that nothing is paid for twice.
+    """Stores replies and their cost, so that nothing is paid for twice.
 
-    One process at a time uses a folder; the lock is the file's own and goes with the process. A write survives the end
-    of the process, whatever ended it, as soon as its method returns, and the end of the machine a fifth of a second later
-    (intents to create batches: at once, too). Methods may be called from any thread.
+    One process at a time uses a folder; the lock ends with the process. A write survives a crash of the process as soon as
+    its method returns, and a power cut a fifth of a second later (intents to create batches: at once). Methods may be
+    called from any thread.
 
     Args:
-        folder: Where ``ledger.sqlite`` lies or will lie.
+        folder: The folder of ``ledger.sqlite``, which is created if necessary.
 
     Raises:
         RuntimeError: If another process, or another ledger of this one, is using the folder.
@@ -123,12 +123,12 @@ class Ledger:
         self.close()
 
     def close(self) -> None:
-        """Close the file, and let others use it."""
+        """Close the file, so that others can use it."""
         with self._lock:
             self._database.close()
 
     def stored(self, keys: Iterable[str]) -> set[str]:
-        """Return those of the keys that have a reply."""
+        """Return the keys that have a reply."""
         return set(keys) & {key for (key,) in self._select("SELECT key FROM request WHERE reply IS NOT NULL")}
 
     def reply(self, key: str) -> dict[str, Any] | None:
@@ -137,36 +137,46 @@ class Ledger:
         reply: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
         return reply
 
+    def keys_of(self, digest: str) -> list[str]:
+        """Return the keys of the replies to one request, with any limit of tokens."""
+        sql = "SELECT key FROM request WHERE key > ? AND key < ? AND reply IS NOT NULL ORDER BY key"
+        return [key for (key,) in self._select(sql, (f"{digest}-", f"{digest}."))]
+
     def paid(self, keys: Iterable[str]) -> int:
-        """Return what the replies of some keys cost, in micro-dollars."""
-        wanted = set(keys)
-        return sum(paid for key, paid in self._select("SELECT key, paid FROM request") if key in wanted)
+        """Return the cost of the replies of some keys, in micro-dollars, including those that were cut off before."""
+        wanted = {key.partition("-")[0] for key in keys}
+        rows = self._select("SELECT key, paid FROM request")
+        return sum(paid for key, paid in rows if key.partition("-")[0] in wanted)
 
     def spent(self) -> int:
         """Return what everything in this folder may have cost so far, in micro-dollars.
 
-        Requests without a reply, and batches that are still under way, count with the most that they can cost.
+        Requests without a reply and batches that were not collected count with the most that they can cost.
         """
         rows: list[tuple[int]] = self._select(
             "SELECT (SELECT COALESCE(SUM(paid + lost + reserved), 0) FROM request)"
-            " + (SELECT COALESCE(SUM(reserved), 0) FROM batch WHERE NOT is_done)"
+            " + (SELECT COALESCE(SUM(reserved), 0) FROM batch WHERE is_done != 1)"
         )
         return rows[0][0]
 
     def reserve(self, key: str, microdollars: int) -> None:
-        """Write down that a request is about to be sent, and the most that it can cost."""
+        """Record that a request is about to be sent, and the most that it can cost."""
         self._write((_RESERVE, (key, microdollars)))
 
     def release(self, key: str) -> None:
-        """Write down that a request was not paid for."""
+        """Record that a request was not paid for."""
         self._write(("UPDATE request SET reserved = 0 WHERE key = ?", (key,)))
 
     def put(self, *replies: StoredReply) -> None:
-        """Keep replies, in place of what was reserved for them. The first reply to a key stays."""
+        """Store replies, in place of what was reserved for them. The first reply to a key is kept."""
         self._write(*((_PUT, _row(reply)) for reply in replies))
 
+    def charge(self, key: str, microdollars: int) -> None:
+        """Record what a stored reply cost."""
+        self._write(("UPDATE request SET paid = ? WHERE key = ?", (microdollars, key)))
+
     def intend_batch(self, keys: Sequence[str], *, model: str, microdollars: int) -> StoredBatch:
-        """Write down that a batch is about to be created."""
+        """Record that a batch is about to be created."""
         highest = self._select("SELECT COALESCE(MAX(id), 0) FROM batch")[0][0]
         batch = StoredBatch(highest + 1, None, time.time(), model, tuple(keys))
         row = (batch.id, batch.created, model, microdollars, json.dumps(batch.keys))
@@ -175,24 +185,36 @@ class Ledger:
         return batch
 
     def name_batch(self, batch: StoredBatch, name: str | None) -> None:
-        """Write down what the provider calls a batch; None takes it back."""
+        """Record the provider's name of a batch, or None to forget it."""
         self._write(("UPDATE batch SET name = ? WHERE id = ?", (name, batch.id)), at_once=True)
 
     def finish_batch(self, batch: StoredBatch) -> None:
-        """Write down that all results of a batch are in."""
+        """Record that all results of a batch are stored."""
         self._write(("UPDATE batch SET is_done = 1 WHERE id = ?", (batch.id,)), at_once=True)
 
     def forget_batch(self, batch: StoredBatch) -> None:
-        """Write down that a batch was never created."""
+        """Record that a batch was never created."""
         self._write(("DELETE FROM batch WHERE id = ?", (batch.id,)), at_once=True)
+
+    def give_up_batch(self, name: str) -> None:
+        """Record that a batch will never be collected, so that its requests are sent again.
+
+        What it may have cost still counts towards budgets.
+
+        Raises:
+            ValueError: If there is no open batch of that name.
+        """
+        if name not in {batch.name for batch in self.open_batches()}:
+            raise ValueError(f"{self.path} has no open batch {name!r}.")
+        self._write(("UPDATE batch SET is_done = 2 WHERE name = ?", (name,)), at_once=True)
 
     def open_batches(self) -> list[StoredBatch]:
         """Return the batches that have not been collected yet."""
-        rows = self._select("SELECT id, name, created, model, keys FROM batch WHERE NOT is_done ORDER BY id")
+        rows = self._select("SELECT id, name, created, model, keys FROM batch WHERE is_done = 0 ORDER BY id")
         return [StoredBatch(i, name, created, model, tuple(json.loads(keys))) for i, name, created, model, keys in rows]
 
     def batch_names(self) -> set[str]:
-        """Return the names of all batches that this folder knows."""
+        """Return the names of all batches in this ledger."""
         return {name for (name,) in self._select("SELECT name FROM batch WHERE name IS NOT NULL")}
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
@@ -203,7 +225,7 @@ class Ledger:
                 raise _explained(err, self.path) from err
 
     def _write(self, *statements: _Statement, at_once: bool = False) -> None:
-        """Commit some statements together; now and then the disk is waited for, which settles all commits before."""
+        """Commit statements together. From time to time, wait for the disk, which makes all earlier commits durable."""
         with self._lock:
             is_due = at_once or time.monotonic() - self._synced >= SYNC_SECONDS
             try:
@@ -233,11 +255,11 @@ def _row(reply: StoredReply) -> tuple[Any, ...]:
 
 
 def _open(path: Path) -> sqlite3.Connection:
-    """Open the file for this process alone, creating the tables if need be."""
+    """Open the file for this process alone, and create the tables if necessary."""
     database = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
-        # A write-ahead log: commits survive the process without waiting for the disk. Locked for one connection from the
-        # start, it needs no shared memory, so that it also works where the folder is on another machine.
+        # With a write-ahead log, commits survive the process without waiting for the disk. The exclusive lock makes shared
+        # memory unnecessary, so that it also works in a folder on another machine.
         for pragma in ("locking_mode = EXCLUSIVE", "journal_mode = WAL", "synchronous = FULL"):
             database.execute(f"PRAGMA {pragma}")
         database.execute("BEGIN EXCLUSIVE")
@@ -252,12 +274,10 @@ def _open(path: Path) -> sqlite3.Connection:
 
 
 def _explained(error: sqlite3.Error, path: Path) -> Exception:
-    """Turn an error of SQLite into one that says what to do."""
+    """Translate an error of SQLite into one that says what to do."""
     message = str(error)
     if "locked" in message:
-        return RuntimeError(
-            f"{path} is in use by another run. Wait until it has ended, or give this one a folder of its own."
-        )
+        return RuntimeError(f"{path} is in use by another run. Wait until it has ended, or use another folder.")
     if "not a database" in message or "malformed" in message:
         return ValueError(f"{path} is not a ledger ({message}). Move it away, or choose another folder.")
     return OSError(

@@ -1,4 +1,4 @@
-"""Sends requests one at a time from several threads, and keeps each reply before it sends the next."""
+"""Sends requests one at a time from several threads, and stores each reply before it is read."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from typing import TYPE_CHECKING, Any
 
 from embedtune.llms.errors import GenerationStoppedError, RequestError, TemporaryError
 from embedtune.llms.prices import Budget, at_most, paid
-from embedtune.llms.retries import wait_before
+from embedtune.llms.retries import retrying
 from embedtune.questions.requests.ledger import Ledger, StoredReply
 
 if TYPE_CHECKING:
-    from embedtune.llms.protocol import LLM
+    from embedtune.llms.protocol import LLM, Request
 
 logger = logging.getLogger(__name__)
 
-Requests = Mapping[str, Callable[[], dict[str, Any]]]
-"""How to build each request, by its key."""
+Requests = Mapping[str, Callable[[], "Request"]]
+"""What builds each request, by its key."""
 
 MAX_TRIES = 6
-MAX_FIRST_FAILURES = 8  # refused one after the other, none ever accepted: the fault is not theirs
+MAX_FIRST_FAILURES = 8  # if the first are all refused, all others would be
 
 OVER_BUDGET = "not sent: over budget"
 
@@ -42,12 +42,12 @@ def send_live(
         llm: The model.
         ledger: Where the replies go.
         budget: What may be spent.
-        num_workers: How many requests may be under way; so many are lost at most when the process is killed.
-        show: Called now and then with how many are done, and what has been spent in micro-dollars.
+        num_workers: How many requests may run at once; as many replies are lost at most if the process is killed.
+        show: Called regularly with how many requests are done, and what was spent in micro-dollars.
 
     Raises:
-        GenerationStoppedError: If no request can work. Those under way are waited for and kept.
-        KeyboardInterrupt: On Ctrl-C, likewise.
+        GenerationStoppedError: If no request can work. Replies under way are waited for and stored.
+        KeyboardInterrupt: On Ctrl-C, in the same way.
     """
     run = _LiveRun(requests, llm, ledger=ledger, budget=budget)
     threading.Thread(target=run.work_in_threads, args=[min(num_workers, len(requests))], daemon=True).start()
@@ -56,7 +56,7 @@ def send_live(
             show(run.num_done, budget.spent)
     except KeyboardInterrupt:
         run.stop()
-        logger.warning("Stopping: waiting for the replies that are under way. Press Ctrl-C again to give them up.")
+        logger.warning("Stopping: waiting for the replies under way. Press Ctrl-C again to lose them.")
         run.finished.wait()
         raise
     if run.error:
@@ -64,11 +64,15 @@ def send_live(
     return run.failures
 
 
+class _OverBudgetError(Exception):
+    pass
+
+
 class _LiveRun:
     """What the threads share.
 
-    The main thread waits for an event and joins none of them: before Python 3.13, a `join` that Ctrl-C interrupts takes
-    the thread for ended though it still waits for its reply (https://github.com/python/cpython/issues/90882).
+    The main thread waits for an event instead of joining: before Python 3.13, a `join` that Ctrl-C interrupts marks the
+    thread as ended although it still waits for its reply (https://github.com/python/cpython/issues/90882).
     """
 
     def __init__(self, requests: Requests, llm: LLM, *, ledger: Ledger, budget: Budget) -> None:
@@ -82,7 +86,7 @@ class _LiveRun:
         self._stopped = threading.Event()
 
     def work_in_threads(self, num_workers: int) -> None:
-        """Work in so many threads, and set `finished` when the last of them has ended."""
+        """Work in several threads, and set `finished` when the last of them has ended."""
         threads = [threading.Thread(target=self.work, daemon=True) for _ in range(num_workers)]
         for thread in threads:
             thread.start()
@@ -91,7 +95,7 @@ class _LiveRun:
         self.finished.set()
 
     def work(self) -> None:
-        """Answer one request after the other until there are no more, or the run is stopped."""
+        """Answer requests until there are no more, or the run is stopped."""
         try:
             while not self._stopped.is_set() and (key := self._next_key()) is not None:
                 problem = self._answer(key)
@@ -99,7 +103,7 @@ class _LiveRun:
                     self.num_done += 1
                     if problem:
                         self.failures[key] = problem
-        except BaseException as err:  # it is raised again where the run was started
+        except BaseException as err:  # raised again in the main thread
             self.error = self.error or err
             self.stop()
 
@@ -113,46 +117,47 @@ class _LiveRun:
 
     def _answer(self, key: str) -> str:
         """Get one reply into the ledger; return why not if that failed."""
-        request = self.requests[key]()
-        most = at_most(self.llm, request)
-        problem = ""
-        for attempt in range(MAX_TRIES):
-            if not self.budget.reserve(most):
-                self.stop()
-                return OVER_BUDGET
-            try:
-                self._attempt(key, request, most)
-            except TemporaryError as err:
-                problem = f"gave up after {attempt + 1} tries: {err}"
-                if attempt + 1 == MAX_TRIES or self._stopped.wait(wait_before(attempt, err.retry_after)):
-                    break
-            except RequestError as err:
-                self._require_some_success(err)
-                return str(err)
-            else:
-                return ""
-        return problem
+        body = self.llm.body(self.requests[key]())
+        tries = retrying(MAX_TRIES, sleep=self._pause)
+        try:
+            tries(self._attempt, key, body, at_most(self.llm, body))
+        except _OverBudgetError:
+            self.stop()
+            return OVER_BUDGET
+        except TemporaryError as err:
+            return f"gave up after {tries.statistics['attempt_number']} tries: {err}"
+        except RequestError as err:
+            self._require_some_success(err)
+            return str(err)
+        return ""
 
-    def _attempt(self, key: str, request: dict[str, Any], most: int) -> None:
-        """Send a request once. What was reserved is settled whatever happens."""
-        spent = most  # unless it is known to be less
+    def _pause(self, seconds: float) -> None:
+        if self._stopped.wait(seconds):
+            raise TemporaryError("the run was stopped")
+
+    def _attempt(self, key: str, body: dict[str, Any], most: int) -> None:
+        """Send a request once, and settle what was reserved for it whatever happens."""
+        if not self.budget.reserve(most):
+            raise _OverBudgetError
+        spent = most  # until it is known to be less
         try:
             self.ledger.reserve(key, most)
             try:
-                reply = self.llm.send(request)
+                reply = self.llm.send(body)
             except (TemporaryError, RequestError, GenerationStoppedError) as err:
                 if not getattr(err, "maybe_paid", False):
                     spent = 0
                     self.ledger.release(key)
                 raise
-            cost = paid(self.llm.price, self.llm.read(reply))
-            self.ledger.put(StoredReply(key, self.llm.name, cost, reply))
-            spent = cost
+            # Stored before it is read: if reading fails, the reply is not lost.
+            self.ledger.put(StoredReply(key, self.llm.name, most, reply))
+            spent = paid(self.llm.price, self.llm.read(reply))
+            self.ledger.charge(key, spent)
         finally:
             self.budget.settle(most, spent)
 
     def _require_some_success(self, err: RequestError) -> None:
-        """Raise if nothing but failures has been seen so far."""
+        """Raise if all requests so far were refused."""
         with self._lock:
             only_failures = self.num_done == len(self.failures)
         if only_failures and len(self.failures) + 1 >= MAX_FIRST_FAILURES:
