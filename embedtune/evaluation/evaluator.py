@@ -13,6 +13,7 @@ from datasets import Dataset
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from embedtune.dataset import RetrievalDataset
+from embedtune.dataset.folds import document_of_questions
 from embedtune.evaluation.result import PER_QUERY_FEATURES, Evaluation, search_depth
 from embedtune.retrieval.fingerprint import fingerprint_of
 from embedtune.retrieval.retrieve import Retrieving, check_retriever, is_approximate, name_of, retrieve
@@ -91,6 +92,7 @@ class TopKEvaluator(BaseEvaluator):
         self._queries = {query: data.query_texts[query] for query in sorted(relevant)}
         self._relevant = _with_copies({query: relevant[query] for query in self._queries}, self._corpus)
         self.fingerprint: str = _fingerprint(self._queries, self._relevant, self._corpus)
+        self._documents = _documents(data, split, self._relevant)
 
     def evaluate(self, retriever: Retrieving, *, name: str | None = None) -> Evaluation:
         """Search the whole corpus for every question.
@@ -138,6 +140,7 @@ class TopKEvaluator(BaseEvaluator):
             fingerprint=self.fingerprint,
             model=model,
             approximate=is_approximate(retriever),
+            documents=self._documents,
         )
 
     def _check_distinct(self, positions: NDArray[np.int64], ids: Sequence[str], name: str) -> None:
@@ -202,6 +205,18 @@ def _checked_k(k: Sequence[int], num_chunks: int) -> tuple[int, ...]:
             f"k={max(values)} is larger than the corpus of {num_chunks} chunks. Choose values well below the size of the corpus."
         )
     return tuple(sorted({int(v) for v in values}))
+
+
+def _documents(data: RetrievalDataset, split: str, relevant: Mapping[str, Sequence[str]]) -> tuple[str, ...] | None:
+    """Return the document group of each question where the split holds documents that are not trained on."""
+    if (
+        data.split_by != "document"
+        or split in ("train", "test_seen")
+        or "document_group" not in data.corpus.column_names
+    ):
+        return None
+    group_of = document_of_questions(data, relevant)
+    return tuple(group_of[query] for query in relevant)
 
 
 def _fingerprint(queries: Mapping[str, str], relevant: Mapping[str, Sequence[str]], corpus: Mapping[str, str]) -> str:

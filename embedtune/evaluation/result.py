@@ -63,6 +63,8 @@ class Evaluation:
         model: Fingerprint of the retriever: of the weights and settings of a SentenceTransformer (see `model_fingerprint`),
             or the attribute ``fingerprint`` of another retriever, or the name of its class.
         approximate: Whether the search was approximate, so that chunks may have been overlooked.
+        documents: The document group of each question, in the order of ``per_query``, where the claim is about documents that
+            are not trained on: questions about one document are found or missed together. None if it is about chunks.
     """
 
     name: str
@@ -73,6 +75,7 @@ class Evaluation:
     fingerprint: str
     model: str = ""
     approximate: bool = False
+    documents: tuple[str, ...] | None = None
 
     @property
     def num_queries(self) -> int:
@@ -106,9 +109,10 @@ class Evaluation:
 
     @cached_property
     def clusters(self) -> NDArray[np.int64]:
-        """The number of the chunk that each question was written for, from 0, of shape ``(num_queries,)``."""
+        """The number of each question's document, or of the chunk it was written for, from 0, of shape ``(num_queries,)``."""
         number: dict[str, int] = {}
-        return np.array([number.setdefault(chunks[0], len(number)) for chunks in self.per_query["relevant"][:]])
+        names = self.documents or [chunks[0] for chunks in self.per_query["relevant"][:]]
+        return np.array([number.setdefault(name, len(number)) for name in names])
 
     def intervals(self, *, confidence_level: float = 0.95) -> dict[str, Interval]:
         """Return the confidence interval of each metric; questions about one chunk are not independent observations."""
@@ -140,6 +144,7 @@ class Evaluation:
             "fingerprint": self.fingerprint,
             "model": self.model,
             "approximate": self.approximate,
+            "documents": self.documents,
             "metrics": self.metrics,  # for other programs; `load` computes them again
             "per_query": self.per_query.to_dict(),
         }
@@ -167,6 +172,7 @@ class Evaluation:
             fingerprint=content["fingerprint"],
             model=content.get("model", ""),
             approximate=content.get("approximate", False),
+            documents=tuple(content["documents"]) if content.get("documents") else None,
         )
 
     def __repr__(self) -> str:
