@@ -36,6 +36,8 @@ def arguments(tmp_path):
         settings = {
             "num_train_epochs": 2,
             "per_device_train_batch_size": 8,
+            "group_rows": False,
+            "frozen_layers": 0.0,
             "learning_rate": 1e-3,
             "save_strategy": "steps",
             "save_steps": 1,

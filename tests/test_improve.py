@@ -111,6 +111,8 @@ def arguments():
         num_train_epochs=8,
         learning_rate=3e-3,
         per_device_train_batch_size=16,
+        group_rows=False,
+        frozen_layers=0.0,
         dropout=0.0,
         eval_strategy="no",
         save_strategy="no",
