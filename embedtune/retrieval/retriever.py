@@ -218,12 +218,12 @@ class Retriever:
             token: For the Hub; by default the one of ``hf auth login``.
 
         Raises:
-            FileNotFoundError: If ``path`` is not a saved retriever.
-            ValueError: If its parts do not belong together.
+            FileNotFoundError: If ``path`` is not a saved retriever, or a part of it is missing.
+            ValueError: If a part is damaged, or the parts do not belong together.
         """
         folder = retriever_files.found(path, revision=revision, token=token)
         saved = retriever_files.read(folder)
-        model = load_model(folder) if model is None else model
+        model = retriever_files.read_model(folder) if model is None else model
         retriever_files.check_model(saved, model, folder)
         if chunks is not None:
             index = build_index(ModelEncoder(model, batch_size), table_of_chunks(chunks, saved.context))
