@@ -370,7 +370,7 @@ def test_a_retriever_that_arrives_with_other_words_is_noticed(server, tiny_model
         real(folder, replace(saved, **changed))
 
     monkeypatch.setattr(publishing_hub, "write_learned", other)
-    with pytest.raises(RuntimeError, match="The retriever uploaded to me/handbook .* scores differ by"):
+    with pytest.raises(RuntimeError, match=r"The retriever uploaded to me/handbook .* scores differ by"):
         et.push_to_hub(a_retriever(tiny_model), "me/handbook")
 
 

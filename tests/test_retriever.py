@@ -405,6 +405,31 @@ def test_what_is_evaluated_is_what_is_served(tiny_model):
     np.testing.assert_allclose([[score for _, score in row] for row in hits], rows["scores"][:], atol=1e-6)
 
 
+@pytest.mark.parametrize("word_weight", [None, 0.0, math.inf])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_an_evaluation_says_what_words_contribute_and_keeps_it(tiny_model, tmp_path, word_weight, shifted):
+    relevant = {f"q{i:02}": [next(iter(TEXTS))] for i in range(len(QUESTIONS))}
+    data = build(TEXTS, dict(zip(relevant, QUESTIONS, strict=True)), relevant)
+    options = {"words": LearnedWords(WordWeights.learn(QUESTIONS[::2]), 3.0), "word_weight": word_weight}
+    retriever = Retriever.from_dataset(tiny_model, data, **options)
+    evaluated = retriever
+    if shifted:  # an index of other chunks: those of the dataset are indexed for the evaluation
+        evaluated = Retriever.from_chunks(
+            tiny_model, chunks_of({"a#0": "open"}), **options | {"word_weight": retriever.word_weight}
+        )
+    evaluation = et.TopKEvaluator(data, k=(10,)).evaluate(evaluated)
+    hits = retriever.search_batch(QUESTIONS)
+    for row, expected in zip(evaluation.per_query["word_scores"][:], hits, strict=True):
+        assert row == pytest.approx([hit.words for hit in expected], abs=1e-6)
+    evaluation.save(tmp_path / "result.json")
+    again = et.Evaluation.load(tmp_path / "result.json")
+    assert again.per_query["word_scores"][:] == evaluation.per_query["word_scores"][:]
+    content = json.loads((tmp_path / "result.json").read_text())
+    del content["per_query"]["word_scores"]  # as of a retriever that does not say
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert "word_scores" not in et.Evaluation.load(tmp_path / "result.json").per_query.column_names
+
+
 def test_an_evaluation_does_not_encode_the_chunks_again(tiny_model, monkeypatch):
     relevant = {f"q{i:02}": [next(iter(TEXTS))] for i in range(len(QUESTIONS))}
     data = build(TEXTS, dict(zip(relevant, QUESTIONS, strict=True)), relevant)
@@ -465,7 +490,7 @@ def test_a_file_that_was_cut_off_is_an_error_that_names_it(saved, part, share):
     content = (saved / part).read_bytes()
     (saved / part).write_bytes(content[: int(share * len(content))])
     with pytest.raises(
-        (ValueError, FileNotFoundError), match=re.escape(Path(part).name.partition(".")[0]) + "|weights"
+        (ValueError, FileNotFoundError), match=re.escape(Path(part).name.partition(".")[0]) + "|weights|model"
     ):
         Retriever.load(saved)
 

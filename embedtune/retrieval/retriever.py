@@ -18,6 +18,7 @@ from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.fusion import Fusion, similarities
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
 from embedtune.retrieval.word_weight import LearnedWords, spread_of
+from embedtune.retrieval.words import WordIndex
 
 if TYPE_CHECKING:
     import pyarrow
@@ -316,6 +317,19 @@ class Retriever:
         if list(documents) != index.texts():
             index = build_index(ModelEncoder(self.model, self.batch_size), table_of_texts(documents))
         return self._rank(index, queries, self._vectors(queries), k)
+
+    def word_scores(
+        self, queries: Sequence[str], documents: Sequence[str], positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return what words contribute to the scores of ranked documents, of the shape of ``positions``; 0 for a position of -1.
+
+        Args:
+            queries: As given to `rank`.
+            documents: As given to `rank`.
+            positions: What `rank` returned, of shape ``(num_queries, k)``.
+        """
+        words = self.index.words if list(documents) == self.index.texts() else WordIndex.build(documents)
+        return self.fusion.word_scores(words, queries, positions)
 
     def add(self, chunks: Sequence[Chunk]) -> None:
         """Encode new chunks, and these alone.
