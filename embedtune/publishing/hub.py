@@ -26,9 +26,8 @@ from embedtune.models.lora import has_adapters
 from embedtune.models.repository import quiet_transformers
 from embedtune.models.selfcheck import Check, check_model, same_vectors
 from embedtune.publishing.card import Evidence, complete_card
-from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Retriever
-from embedtune.retrieval.retriever_files import Saved, write_learned
+from embedtune.retrieval.retriever_files import write_learned
 from embedtune.types import Chunk
 
 if TYPE_CHECKING:
@@ -106,7 +105,7 @@ def push_to_hub(
         check_access(api, repo_id, repo_type="model", private=private)
     with tempfile.TemporaryDirectory(prefix="embedtune-push-") as name:
         folder = Path(name)
-        evidence = Evidence(verdicts, data, num_examples, _learned(retriever))
+        evidence = Evidence(verdicts, data, num_examples, retriever.learned if retriever is not None else None)
         card = _prepare(inner, folder, repo_id, evidence, adapters=adapters)
         publication = Publication(repo_id, private, list_files(folder), card)
         if dry_run:
@@ -123,14 +122,6 @@ def push_to_hub(
     if verify:
         _compare(inner, retriever, repo_id, revision, token)
     return replace(publication, revision=revision)
-
-
-def _learned(retriever: Retriever | None) -> Saved | None:
-    if retriever is None:
-        return None
-    _ = retriever.fingerprint  # raises if the model was trained on since the index was made
-    fingerprint = model_fingerprint(retriever.model)
-    return Saved(retriever.words, retriever.word_weight, retriever.context, fingerprint)
 
 
 def _check_arguments(

@@ -251,9 +251,7 @@ class Retriever:
         Raises:
             FileExistsError: If ``path`` exists and holds something else.
         """
-        self._require_same_model()
-        settings = retriever_files.Saved(self.words, self.fusion.word_weight, self.context)
-        retriever_files.write(path, self.model, self.index, settings, model_fingerprint=self._whole_fingerprint())
+        retriever_files.write(path, self.model, self.index, self.learned)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -262,6 +260,12 @@ class Retriever:
     def word_weight(self) -> float:
         """How much the words count in the score: 0 for vectors alone, infinity for words alone."""
         return self.fusion.word_weight
+
+    @property
+    def learned(self) -> retriever_files.Saved:
+        """What is saved beside the model and the chunks."""
+        self._require_same_model()
+        return retriever_files.Saved(self.words, self.word_weight, self.context, self._whole_fingerprint())
 
     @property
     def fingerprint(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,12 +42,10 @@ class Saved:
     words: LearnedWords
     word_weight: float
     context: tuple[ContextPart, ...]
-    model_fingerprint: str = ""
+    model_fingerprint: str
 
 
-def write(
-    path: str | Path, model: SentenceTransformer, index: ChunkIndex, saved: Saved, *, model_fingerprint: str
-) -> None:
+def write(path: str | Path, model: SentenceTransformer, index: ChunkIndex, saved: Saved) -> None:
     """Write a retriever to a folder; an older one stays until the new one is whole."""
     target = Path(path)
     known = _known_model(target)
@@ -55,8 +53,7 @@ def write(
         raise FileExistsError(
             f"{target} exists and is not a saved retriever, so it is not replaced. Choose another path."
         )
-    saved = replace(saved, model_fingerprint=model_fingerprint)
-    if known == model_fingerprint:
+    if known == saved.model_fingerprint:
         index.save(target / INDEX)
         write_learned(target, saved)
         _explain(target, saved, name=target.name)
@@ -69,14 +66,14 @@ def write(
 
 
 def write_learned(folder: Path, saved: Saved) -> None:
-    """Write what was learned about words beside a model; the settings come last: with them the parts belong together."""
+    """Write what makes a retriever of a saved model; the settings come last: with them the parts belong together."""
     weights = saved.words.weights
     if weights is not None:
         with merged_folder(folder) as new:
             save_file({"hashes": weights.hashes, "counts": weights.counts}, new / WORDS)
     settings = {
         "model_fingerprint": saved.model_fingerprint,
-        "words_fingerprint": _words_fingerprint(weights),
+        "words_fingerprint": words_fingerprint(weights),
         "num_questions": weights.num_questions if weights is not None else 0,
         "word_weight": _number(saved.word_weight),
         "multiple": _number(saved.words.multiple),
@@ -128,7 +125,7 @@ def read(folder: Path) -> Saved:
         with reading(folder / WORDS, remedy=_REMEDY):
             arrays = load_file(folder / WORDS)
             weights = WordWeights(arrays["hashes"], arrays["counts"], num_questions)
-    if _words_fingerprint(weights) != fingerprints[1]:
+    if words_fingerprint(weights) != fingerprints[1]:
         raise ValueError(f"{folder / WORDS} is of another retriever than {SETTINGS}. {_REMEDY}")
     return Saved(LearnedWords(weights, multiple), word_weight, context, fingerprints[0])
 
@@ -196,7 +193,8 @@ def _known_model(folder: Path) -> str | None:
         return ""
 
 
-def _words_fingerprint(weights: WordWeights | None) -> str:
+def words_fingerprint(weights: WordWeights | None) -> str:
+    """Return the SHA-256 of what was learned about words, or an empty string."""
     if weights is None:
         return ""
     return hashlib.sha256(weights.hashes.tobytes() + weights.counts.tobytes()).hexdigest()
