@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sentence_transformers.base.evaluation import BaseEvaluator
@@ -119,7 +119,7 @@ class TopKEvaluator(BaseEvaluator):
         ids = list(self._corpus)
         self._check_distinct(positions, ids, name)
         found = [[ids[position] for position in row if position >= 0] for row in positions.tolist()]
-        columns = {
+        columns: dict[str, list[Any]] = {
             "query-id": list(self._queries),
             "query": list(self._queries.values()),
             "relevant": list(self._relevant.values()),

@@ -48,8 +48,13 @@ class WordWeights:
     num_questions: int
 
     def __post_init__(self) -> None:
-        known = (self.hashes.dtype, self.counts.dtype) == (np.uint64, np.int64) and self.hashes.ndim == 1
-        if not known or self.hashes.shape != self.counts.shape or (self.hashes[1:] <= self.hashes[:-1]).any():
+        is_typed = self.hashes.dtype == np.dtype(np.uint64) and self.counts.dtype == np.dtype(np.int64)
+        if (
+            not is_typed
+            or self.hashes.ndim != 1
+            or self.hashes.shape != self.counts.shape
+            or (self.hashes[1:] <= self.hashes[:-1]).any()
+        ):
             raise ValueError(
                 "Word weights need ascending hashes (uint64) and as many counts (int64). Make them with learn_words or "
                 "WordWeights.learn."
@@ -136,7 +141,8 @@ class WordIndex:
         shape = num_chunks, len(hashes)
         table = csr_array((counts, arrays["columns"], arrays["starts"]), shape=shape)
         table.check_format(full_check=True)
-        if (hashes.dtype, counts.dtype) != (np.uint64, np.uint16) or (hashes[1:] <= hashes[:-1]).any():
+        is_typed = hashes.dtype == np.dtype(np.uint64) and counts.dtype == np.dtype(np.uint16)
+        if not is_typed or (hashes[1:] <= hashes[:-1]).any():
             raise ValueError(f"hashes of type {hashes.dtype} and counts of type {counts.dtype}, or hashes out of order")
         return cls(hashes, table)
 
