@@ -430,6 +430,12 @@ def test_an_evaluation_says_what_words_contribute_and_keeps_it(tiny_model, tmp_p
     assert "word_scores" not in et.Evaluation.load(tmp_path / "result.json").per_query.column_names
 
 
+def test_words_contribute_nothing_where_nothing_was_found(retriever):
+    texts, positions = retriever.index.texts(), np.array([[0, -1], [-1, 3]])
+    scores = retriever.word_scores([texts[0], texts[3]], texts, positions)
+    assert (scores > 0).tolist() == [[True, False], [False, True]]
+
+
 def test_an_evaluation_does_not_encode_the_chunks_again(tiny_model, monkeypatch):
     relevant = {f"q{i:02}": [next(iter(TEXTS))] for i in range(len(QUESTIONS))}
     data = build(TEXTS, dict(zip(relevant, QUESTIONS, strict=True)), relevant)
