@@ -93,16 +93,16 @@ def main(
 
     # 4. Learn from it, and let the new model serve only if it is better where it should be and worse nowhere
     args = et.TuningArguments("unused", num_train_epochs=epochs, learning_rate=learning_rate, dropout=0.0)
-    round_ = et.improve(model, data, log, output_dir=f"{output}/rounds", args=args)
+    round_ = et.improve(retriever, data, log, output_dir=f"{output}/rounds", args=args)
     print(f"\n{round_}\n")
 
     # 5. A new model needs a new index; the old one answers until that is whole
     if round_.accepted:
-        print("The index moves to the new model:", et.estimate_reindex(retriever, round_.model_path))
+        print("The index moves to the new model.")
         retriever = et.reindex(retriever, round_.model_path, path=index)
     current = et.Rounds(f"{output}/rounds").current
     print(f"The model of round {current.number} serves: {current.model_path}")
-    retriever = et.Retriever.load(index, current.model_path)  # refused if the two did not belong together
+    retriever = et.Retriever.load(index)  # refused if its parts did not belong together
     print(f"{misses[0].text}\n  -> {retriever.search(misses[0].text, k=1)[0].id}")
     return round_
 

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -29,6 +30,9 @@ from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Hit
+from embedtune.retrieval.retriever_files import read
+from embedtune.retrieval.word_weight import LearnedWords, spread_of
+from embedtune.retrieval.words import WordWeights
 from embedtune.serving.feedback import FeedbackLog
 from embedtune.text import same_question
 
@@ -114,6 +118,7 @@ def arguments():
         group_rows=False,
         frozen_layers=0.0,
         dropout=0.0,
+        frozen_layers=0,
         eval_strategy="no",
         save_strategy="no",
         load_best_model_at_end=False,
@@ -128,10 +133,24 @@ def nothing_forgotten(monkeypatch):
     monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", True, "not looked at"))
 
 
+def serving(model, data=None, **options):
+    """A retriever that goes by vectors alone: no word of a question is in a document here."""
+    return et.Retriever.from_dataset(model, data or problem(), **{"word_weight": 0.0, **options})
+
+
+def moved(round_, data=None):
+    """The retriever of a round."""
+    data = data or problem()
+    texts = data.corpus_texts
+    chunks = [et.Chunk(chunk, chunk.partition("#")[0], text, 0, len(text)) for chunk, text in texts.items()]
+    return et.Retriever.load(round_.model_path, round_.load_model(device="cpu"), chunks=chunks)
+
+
 def improve(model, log, folder, args, *, data=None, **options):
     # In this world no search can tell which labels are right.
+    retriever = model if isinstance(model, et.Retriever) else serving(model, data)
     return et.improve(
-        model, data or problem(), log, output_dir=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options}
+        retriever, data or problem(), log, output_dir=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options}
     )
 
 
@@ -233,10 +252,11 @@ def test_each_model_encodes_the_corpus_once(tiny_model, log, tmp_path, args, mon
 def test_rounds_with_a_frozen_index_train_one_layer(tiny_model, log, tmp_path, args):
     fill(log)
     args.max_steps, args.num_train_epochs = 2, 1
-    model = tiny_model
+    retriever = serving(tiny_model)
     for number in (1, 2):
-        round_ = improve(model, log, tmp_path / str(number), args, keep_index=True)
-        model = round_.load_model(device="cpu")
+        round_ = improve(retriever, log, tmp_path / str(number), args, keep_index=True)
+        retriever = moved(round_)
+        model = retriever.model
         kinds = [type(module).__name__ for module in next(model.children()).sub_modules["query"]]
         assert kinds.count("Dense") == 1, number
 
@@ -258,16 +278,77 @@ def test_held_out_questions_need_a_better_verdict_and_no_more_misses(decision, m
     assert gate.held_out_check(verdict, k=3).passed == passed
 
 
-def test_the_index_stays_valid_where_the_query_side_alone_is_trained(tiny_model, log, tmp_path, args):
+def test_the_index_stays_valid_where_the_query_side_alone_is_trained(tiny_model, log, tmp_path, args, monkeypatch):
     fill(log)
     data = problem()
-    et.Retriever.from_dataset(tiny_model, data).save(tmp_path / "index")
+    retriever = serving(tiny_model, data)
     args.learning_rate = 1e-2
-    round_ = improve(tiny_model, log, tmp_path / "rounds", args, data=data, keep_index=True)
-    retriever = et.Retriever.load(tmp_path / "index", round_.model_path)
-    assert len(retriever.search("where is the red", k=3)) == 3
+    round_ = improve(retriever, log, tmp_path / "rounds", args, data=data, keep_index=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelEncoder, "encode_documents", lambda *args: 1 / 0)
+        new = et.reindex(retriever, round_.model_path, path=tmp_path / "index")
+    assert len(new.search("where is the red", k=3)) == 3
     assert len(round_.candidates) == 1
     assert round_.candidates[0].checks[0].passed, round_
+
+
+def test_the_new_questions_teach_the_words_each_once_and_what_is_measured_teaches_nothing(rounds, args):
+    log = FeedbackLog(rounds.folder.parent / "log.sqlite")
+    first = rounds.current
+    weights = moved(first).words.weights
+    trained = texts_of(problem(), "train") | texts_of(first.load_data(), "train")
+    measured = texts_of(first.load_data(), "test", HELD_OUT)
+    assert_taught(weights, trained - measured)
+    fill(log, ways=WAYS[8:])
+    second = improve(moved(first), log, rounds.folder, quick(args))
+    trained |= texts_of(second.load_data(), "train")
+    assert_taught(read(second.model_path).words.weights, trained)
+    assert not trained & texts_of(second.load_data(), HELD_OUT, "test")
+
+
+def assert_taught(weights, texts):
+    expected = WordWeights.learn(texts)
+    assert weights.num_questions == len(texts)
+    np.testing.assert_array_equal(weights.hashes, expected.hashes)
+    np.testing.assert_array_equal(weights.counts, expected.counts)
+
+
+def test_the_gate_compares_retrievers_and_the_round_saves_the_one_that_passed(tiny_model, log, tmp_path, args):
+    fill(log)
+    words = LearnedWords(WordWeights.learn(texts_of(problem(), "train")), 3.0)
+    retriever = et.Retriever.from_dataset(tiny_model, problem(), words=words)
+    round_ = improve(retriever, log, tmp_path / "rounds", quick(args), max_loss=2.0)
+    evaluator = et.TopKEvaluator(round_.load_data(), HELD_OUT, k=(3,))
+    last = round_.candidates[-1].name.partition(" ")[0]
+    for name, one in (("old", retriever), (last, moved(round_))):
+        kept = et.Evaluation.load(round_.path / f"{HELD_OUT}-{name}.json")
+        assert kept.model == one.fingerprint
+        assert kept.per_query["scores"][:] == evaluator.evaluate(one).per_query["scores"][:]
+        assert max(map(max, kept.per_query["word_scores"][:])) > 0
+    new = moved(round_)
+    assert new.words.multiple == 3.0
+    assert new.word_weight == pytest.approx(3.0 * spread_of(new.index))
+
+
+def test_a_retriever_with_the_words_of_another_round_is_refused(rounds, log, args):
+    fill(log)
+    other = serving(rounds.current.load_model(device="cpu"))
+    with pytest.raises(
+        ValueError, match=r"words are not those that serve, those of round 1. Move it there with reindex"
+    ):
+        improve(other, log, rounds.folder, args)
+
+
+def test_a_served_retriever_moves_to_a_round_with_its_words(rounds, tiny_model, tmp_path):
+    retriever = et.reindex(serving(tiny_model), rounds.current.model_path, path=tmp_path / "index")
+    expected = moved(rounds.current)
+    assert retriever.fingerprint == expected.fingerprint
+    assert et.Retriever.load(tmp_path / "index").fingerprint == expected.fingerprint
+
+
+def test_a_model_alone_is_refused_with_the_way_to_a_retriever(tiny_model, log, tmp_path):
+    with pytest.raises(TypeError, match=r"retriever is a SentenceTransformer.*Retriever.from_dataset\(model, data\)"):
+        et.improve(tiny_model, problem(), log, output_dir=tmp_path)
 
 
 # What may be trained on
@@ -430,7 +511,7 @@ def test_a_second_round_goes_on_from_the_first_and_holds_out_nothing_it_saw(roun
     log = FeedbackLog(rounds.folder.parent / "log.sqlite")
     fill(log, ways=WAYS[8:])
     first = rounds.current
-    second = improve(first.load_model(device="cpu"), log, rounds.folder, quick(args), held_out_size=0.9)
+    second = improve(moved(first), log, rounds.folder, quick(args), held_out_size=0.9)
     assert (second.parent, second.number) == (1, 2)
     assert not texts_of(first.load_data(), "train", "dev") & texts_of(second.load_data(), HELD_OUT)
     assert texts_of(first.load_data(), "train") & texts_of(second.load_data(), "train")
@@ -461,7 +542,7 @@ def test_a_growing_corpus_leaves_the_lock_alone(tiny_model, log, tmp_path, args)
 
 def test_rounds_can_be_rolled_back_and_forward(rounds):
     assert rounds.roll_back().number == rounds.current.number == 0
-    with pytest.raises(ValueError, match="nothing to go back to"):
+    with pytest.raises(ValueError, match="no round to roll back to"):
         rounds.roll_back()
     assert rounds.switch_to(1).number == rounds.current.number == 1
     assert [round_.status for round_ in rounds.all()] == ["start", "accepted"]
@@ -511,7 +592,7 @@ def test_a_crash_at_any_step_leaves_the_old_model(tiny_model, log, tmp_path, arg
         raise Crash
 
     fill(log)
-    improve_module._start(Rounds(tmp_path / "rounds"), tiny_model, test_hash=hash_of_test(problem()))
+    improve_module._start(Rounds(tmp_path / "rounds"), serving(tiny_model), test_hash=hash_of_test(problem()))
     with monkeypatch.context() as patch:
         patch.setattr(f"embedtune.improvement.improve.{STEPS[step]}", crashing)
         if step == "merge":
@@ -546,8 +627,8 @@ def test_a_crash_before_the_first_model_serves_is_made_good(tiny_model, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(Rounds, "switch_to", crashing)
         with pytest.raises(Crash):
-            improve_module._parent(rounds, tiny_model, problem())
-    assert improve_module._parent(rounds, tiny_model, problem()).number == rounds.current.number == 1
+            improve_module._parent(rounds, serving(tiny_model), problem())
+    assert improve_module._parent(rounds, serving(tiny_model), problem()).number == rounds.current.number == 1
 
 
 KILLED = """
@@ -567,7 +648,7 @@ improve(SentenceTransformer(sys.argv[2], device="cpu"), FeedbackLog(sys.argv[3])
 def test_a_process_that_is_killed_leaves_the_old_model(tiny_model_folder, tiny_model, log, tmp_path, seconds):
     fill(log)
     rounds = Rounds(tmp_path / "rounds")
-    improve_module._start(rounds, tiny_model, test_hash=hash_of_test(problem()))
+    improve_module._start(rounds, serving(tiny_model), test_hash=hash_of_test(problem()))
     here = str(Path(__file__).parent)
     process = subprocess.Popen(
         [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(rounds.folder)],
@@ -587,7 +668,7 @@ def test_a_process_that_is_killed_leaves_the_old_model(tiny_model_folder, tiny_m
 def test_a_round_that_another_one_overtook_does_not_serve(tiny_model, log, tmp_path, args, monkeypatch):
     fill(log)
     rounds = Rounds(tmp_path / "rounds")
-    start = improve_module._start(rounds, tiny_model, test_hash=hash_of_test(problem()))
+    start = improve_module._start(rounds, serving(tiny_model), test_hash=hash_of_test(problem()))
     real = improve_module._train
 
     def overtaken(*_args, **_kwargs):

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
@@ -24,16 +24,21 @@ if TYPE_CHECKING:
 # Ranks are computed at least this deep, to distinguish near misses from misses.
 _MIN_DEPTH = 100
 
-PER_QUERY_FEATURES: Features = Features(
-    {
-        "query-id": Value("string"),
-        "query": Value("string"),
-        "relevant": List(Value("string")),
-        "rank": Value("int64"),
-        "retrieved": List(Value("string")),
-        "scores": List(Value("float32")),
-    }
-)
+_FEATURES = {
+    "query-id": Value("string"),
+    "query": Value("string"),
+    "relevant": List(Value("string")),
+    "rank": Value("int64"),
+    "retrieved": List(Value("string")),
+    "scores": List(Value("float32")),
+    "word_scores": List(Value("float32")),
+}
+
+
+def per_query_table(columns: Mapping[str, Sequence[Any]]) -> Dataset:
+    """Return the rows of `Evaluation.per_query`; ``word_scores`` may be missing."""
+    features = Features({name: feature for name, feature in _FEATURES.items() if name in columns})
+    return Dataset.from_dict({name: columns[name] for name in features}, features=features)
 
 
 def search_depth(k: Sequence[int], num_chunks: int) -> int:
@@ -56,7 +61,8 @@ class Evaluation:
         k: The cut-offs, ascending.
         per_query: A row for each question, sorted by id: ``query-id``, ``query``, ``relevant`` (the ids of the relevant
             chunks), ``rank`` (of the first relevant chunk, from 1, or None beyond ``depth``), ``retrieved`` (the ids of the
-            first ``max(k)`` chunks) and their ``scores``.
+            first ``max(k)`` chunks) and their ``scores``. For a `Retriever` also ``word_scores``: what words contribute to
+            each score; the vectors contribute the rest.
         num_chunks: The size of the corpus.
         fingerprint: SHA-256 of the questions, the judgements and the corpus. Only results with equal fingerprints can be
             compared.
@@ -167,7 +173,7 @@ class Evaluation:
             name=content["name"],
             split=content["split"],
             k=tuple(content["k"]),
-            per_query=Dataset.from_dict(content["per_query"], features=PER_QUERY_FEATURES),
+            per_query=per_query_table(content["per_query"]),
             num_chunks=content["num_chunks"],
             fingerprint=content["fingerprint"],
             model=content.get("model", ""),

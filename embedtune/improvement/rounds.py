@@ -88,7 +88,7 @@ class Round:
 
     @property
     def model_path(self) -> Path:
-        """The folder of its model, a plain SentenceTransformer."""
+        """The folder of its model, a plain SentenceTransformer, and of what was learned about words: see `reindex`."""
         return self.path / "model"
 
     def load_model(self, **options: Any) -> SentenceTransformer:
