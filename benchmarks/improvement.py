@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 import embedtune as et
+from embedtune.evaluation.verdict import Verdict
 from embedtune.improvement.round_data import HELD_OUT
 
 SHOWN = 5
@@ -80,7 +81,7 @@ def without_the_log(data: et.RetrievalDataset) -> et.RetrievalDataset:
     return replace(data, qrels={split: table for split, table in data.qrels.items() if split != "asked"})
 
 
-def measured_truly(data: et.RetrievalDataset, held_out: list[str], old, new) -> et.Verdict:
+def measured_truly(data: et.RetrievalDataset, held_out: list[str], old, new) -> Verdict:
     """Compare on the held-out questions with their true relevant chunks."""
     id_of = {text: query for query, text in data.query_texts.items()}
     wanted = {id_of[text] for text in held_out}

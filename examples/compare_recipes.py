@@ -17,6 +17,8 @@ from benchmark_dataset import read_dataset
 from sentence_transformers import SentenceTransformer
 
 import embedtune as et
+from embedtune.evaluation.result import Evaluation
+from embedtune.training.frozen_index import FrozenIndexLoss
 
 Build = Callable[[SentenceTransformer, et.RetrievalDataset, et.TuningArguments], et.EmbeddingTrainer]
 
@@ -65,7 +67,7 @@ def query_side(query: str, learning_rate: float, *, against_held_out: bool = Fal
         args.learning_rate = learning_rate
         model = et.freeze_index(model, query=query)
         corpus = replace(data, qrels={"train": data.qrels["train"]}) if against_held_out else data
-        return et.FrozenIndexTrainer(model, args, data=data, loss=et.FrozenIndexLoss(model, corpus))
+        return et.FrozenIndexTrainer(model, args, data=data, loss=FrozenIndexLoss(model, corpus))
 
     return build
 
@@ -125,14 +127,14 @@ def main(
             )
 
 
-def change(before: et.Evaluation, after: et.Evaluation) -> str:
+def change(before: Evaluation, after: Evaluation) -> str:
     verdict = et.compare(before, after)
     change = verdict.metrics[verdict.primary_metric]
     interval = f"{change.low:+.3f} to {change.high:+.3f}"
     return f"{verdict.primary_metric} {change.difference:+.3f} ({interval}) {verdict.decision}"
 
 
-def accuracies(result: et.Evaluation) -> str:
+def accuracies(result: Evaluation) -> str:
     return "@1/3/5/10 " + "/".join(f"{100 * result.metrics[f'accuracy@{k}']:.0f}" for k in (1, 3, 5, 10))
 
 

@@ -14,12 +14,14 @@ import os
 import re
 
 import embedtune as et
+from embedtune.improvement.rounds import Round
+from embedtune.llms import LLM, Completion, Price
 
 
 class ScriptedLLM:
     """No language model: knows which chunks answer the sample's questions, and cites those among the passages it is shown."""
 
-    name, price, max_tokens = "script", et.Price(0, 0), 0
+    name, price, max_tokens = "script", Price(0, 0), 0
 
     def __init__(self, answers: dict[str, list[str]]):
         self.answers = answers  # the texts of the right chunks, by the question's text
@@ -41,10 +43,10 @@ class ScriptedLLM:
         return {"outcome": "answered", "answer": "See there.", "passages": right[:1]}
 
     def read(self, reply):
-        return et.Completion(json.dumps(reply))
+        return Completion(json.dumps(reply))
 
 
-def choose_llm(questions: list[et.Question], chunks: list[et.Chunk]) -> et.LLM:
+def choose_llm(questions: list[et.Question], chunks: list[et.Chunk]) -> LLM:
     if os.environ.get("ANTHROPIC_API_KEY"):
         return et.AnthropicLLM("claude-haiku-5-5")
     text_of = {chunk.id: chunk.text for chunk in chunks}
@@ -57,10 +59,10 @@ def main(
     *,
     documents: int | None = None,
     model_name: str = "minilm",
-    llm: et.LLM | None = None,
+    llm: LLM | None = None,
     epochs: float = 2,
     learning_rate: float = 5e-5,
-) -> et.Round:
+) -> Round:
     # 1. What there is: chunks, questions about half of the documents, and a model
     model = et.load_model(model_name)
     sample = et.load_sample(num_documents=documents)

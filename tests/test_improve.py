@@ -21,6 +21,7 @@ from sentence_transformers.base.modules import Dense
 
 import embedtune as et
 from embedtune.evaluation.comparison import MetricChange
+from embedtune.evaluation.result import Evaluation
 from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, build_round_data, hash_of_test
@@ -486,7 +487,7 @@ def test_what_a_round_found_is_kept_with_it(rounds):
     names = {path.name for path in round_.path.iterdir()}
     assert {"model", "data", "round.json", "test-old.json", f"{HELD_OUT}-old.json", "test-tuned.json"} <= names
     assert "checkpoints" not in names
-    assert et.Evaluation.load(round_.path / "test-old.json").num_queries == 48
+    assert Evaluation.load(round_.path / "test-old.json").num_queries == 48
     assert json.loads((round_.path / "round.json").read_text())["settings"]["learning_rate"] == 3e-3
 
 

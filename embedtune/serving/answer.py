@@ -78,13 +78,14 @@ def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedbac
 
     Example:
         >>> import embedtune as et
+        >>> from embedtune.llms import Completion, Price
         >>> class Scripted:  # any object with these members will do
-        ...     name, price, max_tokens = "scripted", et.Price(0, 0), 100
+        ...     name, price, max_tokens = "scripted", Price(0, 0), 100
         ...     def prepare(self): ...
         ...     def body(self, request): return {"text": request.text}
         ...     def send(self, body):
         ...         return {"said": '{"outcome": "answered", "answer": "Press both buttons.", "passages": [1]}'}
-        ...     def read(self, reply): return et.Completion(reply["said"])
+        ...     def read(self, reply): return Completion(reply["said"])
         >>> chunks = [et.Chunk("a#0", "a", "Press both buttons to restart.", 0, 30), et.Chunk("b#0", "b", "Turn it.", 0, 8)]
         >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
         >>> reply = et.answer("How do I restart it?", retriever, Scripted())
