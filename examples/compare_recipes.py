@@ -1,6 +1,6 @@
 """Train one model in several ways on question-chunk pairs of your own, and compare what each costs and gains.
 
-    python examples/compare_recipes.py FOLDER in-batch mined remined
+    python examples/compare_recipes.py FOLDER in-batch mined
     python examples/compare_recipes.py FOLDER in-batch query-lora query-linear query-route
     python examples/compare_recipes.py FOLDER triplet triplet-shuffled --batch-size 128
 
@@ -30,12 +30,6 @@ def in_batch(model, data, args):
 def mined(model, data, args):
     """In-batch negatives, and for each question one chunk that the base model ranks high."""
     return et.EmbeddingTrainer(model, args, data=data, train_dataset=et.mine_hard_negatives(model, data))
-
-
-def remined(model, data, args):
-    """The same, mined anew at every epoch."""
-    remine = et.RemineNegatives(model, data)
-    return et.EmbeddingTrainer(model, args, data=data, train_dataset=remine.dataset, callbacks=[remine])
 
 
 def triplet(model, data, args):
@@ -75,7 +69,6 @@ def query_side(query: str, learning_rate: float, *, against_held_out: bool = Fal
 RECIPES: dict[str, Build] = {
     "in-batch": in_batch,
     "mined": mined,
-    "remined": remined,
     "triplet": triplet,
     "triplet-shuffled": triplet_shuffled,
     "triplet-mined": triplet_mined,
