@@ -86,14 +86,20 @@ def learn_words(
         >>> words.weights.num_questions
         2
     """
+    encoder = ModelEncoder(model, batch_size, show_progress_bar)
+    return learn_from_index(data, build_index(encoder, table_of_corpus(data.corpus)), encoder, split=split, seed=seed)
+
+
+def learn_from_index(
+    data: RetrievalDataset, index: ChunkIndex, encoder: ModelEncoder, *, split: str = "train", seed: int = 0
+) -> LearnedWords:
+    """Do what `learn_words` does, with chunks that are encoded already."""
     relevant = data.relevant(split) if split in data.qrels else {}
     if not relevant:
         logger.warning(
             "There are no questions in %r to learn from, so every word of a question has the weight 1.", split
         )
         return LearnedWords()
-    encoder = ModelEncoder(model, batch_size, show_progress_bar)
-    index = build_index(encoder, table_of_corpus(data.corpus))
     names = sorted(relevant)
     drawn = np.sort(np.random.default_rng(seed).permutation(len(names))[:_MAX_QUESTIONS])
     asked = [names[row] for row in drawn]

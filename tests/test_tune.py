@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from sentence_transformers import SentenceTransformer
+
+import embedtune as et
+from embedtune.training import tune as tune_module
+from embedtune.training.tune import tune
+
+torch.set_num_threads(1)
+
+COLOURS = ["red", "blue", "green", "grey", "black", "white", "brown", "pink"]
+THINGS = ["pump", "valve", "door", "lamp", "roof", "crane"]
+
+
+def make_data(test_question="where is the {} {}"):
+    pairs = [
+        (
+            f"check the {colour} {thing} every week",
+            [f"where is the {colour} {thing}", f"who looks at the {colour} {thing}"],
+        )
+        for colour in COLOURS
+        for thing in THINGS
+    ]
+    data = et.RetrievalDataset.from_pairs(pairs, test_size=0.3, dev_size=0.1, seed=1)
+    tests = set(data.relevant("test"))
+    texts = [
+        f"{text} {test_question}" if query in tests and test_question else text
+        for query, text in zip(data.queries["_id"], data.queries["text"], strict=True)
+    ]
+    queries = data.queries.remove_columns("text").add_column("text", texts)
+    return et.RetrievalDataset(data.corpus, queries, data.qrels, data.split_by, data.context)
+
+
+def arguments(**options):
+    return et.TuningArguments("unused", num_train_epochs=2, use_cpu=True, disable_tqdm=True, report_to=[], **options)
+
+
+@pytest.fixture
+def data():
+    return make_data("")
+
+
+def files_of(folder):
+    return {
+        path.relative_to(folder).as_posix(): path.read_bytes()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix != ".md"
+    }
+
+
+def test_it_returns_a_retriever_a_verdict_and_a_report(tiny_model, data, tmp_path):
+    before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
+    run = tune(tiny_model, data, output_dir=tmp_path / "out", args=arguments())
+    names = [run.verdict.before.name, run.verdict.after.name, *(one.name for one in run.verdict.baselines)]
+    assert names[1:] == ["tuned retriever", "BM25", "tuned model alone", "tuned words alone"]
+    assert names[0].endswith("(base)")
+    assert run.verdict.after.metrics == et.TopKEvaluator(data).evaluate(run.retriever).metrics
+    assert run.verdict.num_queries == len(data.relevant("test"))
+    assert (tmp_path / "out" / "report.html").stat().st_size > 1000
+    assert "Retriever: " in repr(run)
+    again = et.Retriever.load(tmp_path / "out" / "retriever")
+    assert [hit.id for hit in again.search("the red pump")] == [hit.id for hit in run.retriever.search("the red pump")]
+    plain = SentenceTransformer(str(tmp_path / "out" / "retriever"), device="cpu")
+    np.testing.assert_allclose(plain.encode_query(["a pump"]), run.retriever.model.encode_query(["a pump"]), atol=1e-6)
+    for name, tensor in tiny_model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], rtol=0, atol=0)
+
+
+def test_everything_but_test_questions_is_trained_on(tiny_model, data, tmp_path, monkeypatch):
+    seen = {}
+    real = tune_module.EmbeddingTrainer
+
+    def spy(model, args, *, data):
+        seen["trained on"] = set(data.relevant("train"))
+        return real(model, args, data=data)
+
+    monkeypatch.setattr(tune_module, "EmbeddingTrainer", spy)
+    tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1))
+    assert seen["trained on"] == set(data.relevant("train")) | set(data.relevant("dev"))
+
+
+def test_other_test_questions_give_the_same_bytes(tiny_model, tmp_path):
+    for name, question in (("one", "by the river"), ("two", "how do I call")):
+        tune(tiny_model, make_data(question), output_dir=tmp_path / name, args=arguments())
+    first, second = (files_of(tmp_path / name / "retriever") for name in ("one", "two"))
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+class StopError(Exception):
+    pass
+
+
+def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(tiny_model, data, tmp_path, monkeypatch):
+    tune(tiny_model, data, output_dir=tmp_path / "whole", args=arguments())
+    real = tune_module.EmbeddingTrainer.training_step
+    steps = []
+
+    def stopping(self, *args, **kwargs):
+        steps.append(1)
+        if self.state.global_step == 3 and len(steps) == 4:
+            raise StopError
+        return real(self, *args, **kwargs)
+
+    monkeypatch.setattr(tune_module.EmbeddingTrainer, "training_step", stopping)
+    with pytest.raises(StopError):
+        tune(tiny_model, data, output_dir=tmp_path / "cut", args=arguments())
+    del steps[:]
+    run = tune(tiny_model, data, output_dir=tmp_path / "cut", args=arguments())
+    total = run.verdict and len(steps)
+    whole, cut = (files_of(tmp_path / name / "retriever") for name in ("whole", "cut"))
+    assert [name for name in whole if whole[name] != cut[name]] == []
+    assert 0 < total < 6
+
+
+def test_a_folder_with_another_run_is_refused(tiny_model, data, tmp_path):
+    tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1))
+    with pytest.raises(ValueError, match="holds a run with other arguments"):
+        tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=2))
+    with pytest.raises(ValueError, match="holds a run with other judged by"):
+        tune(tiny_model, make_data("by the river"), output_dir=tmp_path, args=arguments(max_steps=1))
+    assert json.loads((tmp_path / "tune.json").read_text())["arguments"]["max_steps"] == 1
+
+
+def test_a_dataset_without_questions_to_train_on_is_refused(tiny_model, data, tmp_path):
+    tests = et.RetrievalDataset(data.corpus, data.queries, {"test": data.qrels["test"]})
+    with pytest.raises(ValueError, match="no questions to train on"):
+        tune(tiny_model, tests, output_dir=tmp_path, args=arguments())
+    assert not (tmp_path / "tune.json").exists()
