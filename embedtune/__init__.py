@@ -7,7 +7,8 @@ The names to begin with, in the order of use::
     generate_questions, AnthropicLLM    chunks -> questions
     build_dataset                       chunks and questions -> corpus, queries and splits that do not leak
     load_model                          a name on the Hub, a folder or "minilm" -> a SentenceTransformer
-    TuningArguments, EmbeddingTrainer   a model and a dataset -> a tuned model
+    tune                                a model and a dataset -> a tuned retriever and its verdict, in one call
+    TuningArguments, EmbeddingTrainer   the same in steps: a model and a dataset -> a tuned model
     TopKEvaluator, BM25, compare        models -> a verdict: better, worse or cannot tell
     push_to_hub, Retriever              publish it, serve it
 

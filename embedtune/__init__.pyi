@@ -31,6 +31,7 @@ from .models.selfcheck import check_model as check_model
 from .models.query_side import freeze_index as freeze_index
 
 # training
+from .training.tune import tune as tune
 from .training.arguments import TuningArguments as TuningArguments
 from .training.memory.presets import arguments_for_gpu as arguments_for_gpu
 from .training.memory.estimate import estimate_memory as estimate_memory
