@@ -107,10 +107,10 @@ def improve_once(everything: et.RetrievalDataset, model, workspace: str, poison:
     print(f"\n{poison:.0%} of the log wrong: {len(log)} questions, {len(log.misses())} missed\n")
     data, folder = without_the_log(everything), f"{workspace}/rounds-{poison}"
     try:
-        round_ = et.improve(model, data, log, output_dir=folder, seed=seed, **options)
+        round_ = et.improve(model, data, feedback=log, output_dir=folder, seed=seed, **options)
     except ValueError as refusal:
         print(f"Refused before training: {refusal}\n\nThe gate, if it is trained anyway:\n")
-        round_ = et.improve(model, data, log, output_dir=folder, seed=seed, max_wrong=1.0, **options)
+        round_ = et.improve(model, data, feedback=log, output_dir=folder, seed=seed, max_wrong=1.0, **options)
     print(round_)
     kept = round_.load_data()
     held_out = [kept.query_texts[query] for query in kept.relevant(HELD_OUT)]

@@ -284,7 +284,9 @@ def test_the_loop(on, tiny_model, tmp_path):
         log = et.FeedbackLog(tmp_path / f"{device}.sqlite")
         test_improve.fill(log)
         args, model = on(device, tiny_model, num_train_epochs=4, learning_rate=3e-3)
-        made = et.improve(model, test_improve.problem(), log, folder=tmp_path / device, args=args, k=3, max_wrong=1.0)
+        made = et.improve(
+            model, test_improve.problem(), feedback=log, output_dir=tmp_path / device, args=args, k=3, max_wrong=1.0
+        )
         log.close()
         return made
 

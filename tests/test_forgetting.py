@@ -64,12 +64,12 @@ def test_a_model_whose_weights_are_shaken_forgets(minilm):
 
 def test_few_questions_cannot_tell(tiny_model):
     data = build(*made_up(num_queries=12))
-    assert check_forgetting(tiny_model, shaken(tiny_model, 0.05), data).decision == "cannot tell"
+    assert check_forgetting(tiny_model, shaken(tiny_model, 0.05), data=data).decision == "cannot tell"
 
 
 def test_a_set_smaller_than_ten_chunks_will_do(tiny_model):
     data = build(*made_up(num_chunks=6, num_queries=4))
-    assert check_forgetting(tiny_model, tiny_model, data).verdict.before.k == (1, 3, 5)
+    assert check_forgetting(tiny_model, tiny_model, data=data).verdict.before.k == (1, 3, 5)
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ def arguments(tmp_path):
     def make(folder="out", **options):
         settings = {
             "num_train_epochs": 2,
-            "per_device_train_batch_size": 8,
+            "per_device_train_batch_size": 4,
             "learning_rate": 1e-3,
             "save_strategy": "steps",
             "save_steps": 1,

@@ -130,7 +130,7 @@ def nothing_forgotten(monkeypatch):
 def improve(model, log, folder, args, *, data=None, **options):
     # In this world no search can tell which labels are right.
     return et.improve(
-        model, data or problem(), log, output_dir=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options}
+        model, data or problem(), feedback=log, output_dir=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options}
     )
 
 
@@ -426,10 +426,10 @@ def quick(args):
 
 
 def test_a_second_round_goes_on_from_the_first_and_holds_out_nothing_it_saw(rounds, args):
-    log = FeedbackLog(rounds.folder.parent / "log.sqlite")
+    log = FeedbackLog(rounds.output_dir.parent / "log.sqlite")
     fill(log, ways=WAYS[8:])
     first = rounds.current
-    second = improve(first.load_model(device="cpu"), log, rounds.folder, quick(args), held_out_size=0.9)
+    second = improve(first.load_model(device="cpu"), log, rounds.output_dir, quick(args), held_out_size=0.9)
     assert (second.parent, second.number) == (1, 2)
     assert not texts_of(first.load_data(), "train", "dev") & texts_of(second.load_data(), HELD_OUT)
     assert texts_of(first.load_data(), "train") & texts_of(second.load_data(), "train")
@@ -569,7 +569,7 @@ def test_a_process_that_is_killed_leaves_the_old_model(tiny_model_folder, tiny_m
     improve_module._start(rounds, tiny_model, test_hash=hash_of_test(problem()))
     here = str(Path(__file__).parent)
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(rounds.folder)],
+        [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(rounds.output_dir)],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -53,8 +53,8 @@ class Forgetting:
 def check_forgetting(
     base: Retrieving,
     tuned: Retrieving,
-    data: RetrievalDataset | None = None,
     *,
+    data: RetrievalDataset | None = None,
     split: str = "test",
     margin: float = 0.05,
     batch_size: int = 32,

@@ -49,8 +49,8 @@ _RECORDED = (
 def improve(
     model: SentenceTransformer,
     data: RetrievalDataset,
-    feedback: FeedbackLog,
     *,
+    feedback: FeedbackLog,
     output_dir: str | Path,
     args: TuningArguments | None = None,
     keep_index: bool = False,
@@ -150,7 +150,7 @@ def _parent(rounds: Rounds, model: SentenceTransformer, data: RetrievalDataset) 
             f"improve() needs the splits 'train' and {LOCKED!r}, and this dataset has {data.splits}. Build it with a test_size."
         )
     found = hash_of_test(data)
-    if not (rounds.folder / POINTER).exists():
+    if not (rounds.output_dir / POINTER).exists():
         return _start(rounds, model, test_hash=found)
     parent = rounds.current
     if found != parent.test_hash:
@@ -162,7 +162,7 @@ def _parent(rounds: Rounds, model: SentenceTransformer, data: RetrievalDataset) 
     # A saved model may differ from the given one: a LoRA is merged, and weights may be loaded in another precision.
     if mine != parent.model_fingerprint and mine != model_fingerprint(parent.load_model(device=str(model.device))):
         raise ValueError(
-            f"This is not the model that serves, that of round {parent.number}. Load it with Rounds({str(rounds.folder)!r})"
+            f"This is not the model that serves, that of round {parent.number}. Load it with Rounds({str(rounds.output_dir)!r})"
             ".current.load_model()."
         )
     return parent
@@ -178,7 +178,10 @@ def _start(rounds: Rounds, model: SentenceTransformer, *, test_hash: str) -> Rou
 
 def _trained_before(rounds: Rounds, data: RetrievalDataset) -> Collection[str]:
     """Return the key of every question that was in a train or dev split, also in interrupted rounds."""
-    datasets = [data, *(RetrievalDataset.load_from_disk(path) for path in sorted(rounds.folder.glob("[0-9]*/data")))]
+    datasets = [
+        data,
+        *(RetrievalDataset.load_from_disk(path) for path in sorted(rounds.output_dir.glob("[0-9]*/data"))),
+    ]
     return {
         same_question(one.query_texts[query])
         for one in datasets

@@ -56,7 +56,7 @@ class Answer:
     number: int | None = None
 
 
-def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
+def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
     """Find the chunks for a question and let a language model answer from them.
 
     It runs three steps: ``retriever.search``, `build_request` and `ask_llm`. Passages are numbered
@@ -88,7 +88,7 @@ def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedbac
         ...     def read(self, reply): return Completion(reply["said"])
         >>> chunks = [et.Chunk("a#0", "a", "Press both buttons to restart.", 0, 30), et.Chunk("b#0", "b", "Turn it.", 0, 8)]
         >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
-        >>> reply = et.answer("How do I restart it?", retriever, Scripted())
+        >>> reply = et.answer("How do I restart it?", retriever, llm=Scripted())
         >>> reply.outcome, reply.text, reply.cited
         ('answered', 'Press both buttons.', ('a#0',))
     """
