@@ -39,10 +39,10 @@ def test_not_in_the_documents_is_an_outcome_of_its_own(retriever):
     assert len(reply.hits) == 5
 
 
-def test_the_four_steps_give_what_the_one_call_gives(retriever):
+def test_the_three_steps_give_what_the_one_call_gives(retriever):
     llm = ScriptedLLM(lambda text: ANSWERED | {"answer": text})
     question = "where is the valve"
-    (hits,) = retriever.search_vectors(retriever.embed([question]), k=5)
+    hits = retriever.search(question, k=5)
     request = build_request(question, hits)
     assert ask_llm(request, llm, question=question, hits=hits) == et.answer(question, retriever, llm=llm)
 
