@@ -264,7 +264,8 @@ def test_the_index_stays_valid_where_the_query_side_alone_is_trained(tiny_model,
     et.Retriever.from_dataset(tiny_model, data).save(tmp_path / "index")
     args.learning_rate = 1e-2
     round_ = improve(tiny_model, log, tmp_path / "rounds", args, data=data, keep_index=True)
-    retriever = et.Retriever.load(tmp_path / "index", round_.load_model(device="cpu"))
+    old = et.Retriever.load(tmp_path / "index")
+    retriever = et.Retriever(round_.load_model(device="cpu"), old.index)
     assert len(retriever.search("where is the red", k=3)) == 3
     assert len(round_.candidates) == 1
     assert round_.candidates[0].checks[0].passed, round_

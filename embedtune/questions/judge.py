@@ -65,6 +65,7 @@ def filter_by_judge(
         >>> import tempfile
         >>> from embedtune.questions.records import Questions
         >>> from embedtune.llms.protocol import Completion, Price
+        >>> from embedtune.types import Chunk, Question
         >>> class Strict:
         ...     name, price, max_tokens = "strict", Price(0, 0), 100
         ...     def prepare(self): ...
