@@ -100,11 +100,10 @@ def main(
 
     # 5. A new model needs a new index; the old one answers until that is whole
     if round_.accepted:
-        print("The index moves to the new model:", et.estimate_reindex(retriever, round_.model_path))
         retriever = et.reindex(retriever, round_.model_path, path=index)
     current = et.Rounds(f"{output}/rounds").current
     print(f"The model of round {current.number} serves: {current.model_path}")
-    retriever = et.Retriever.load(index, current.model_path)  # refused if the two did not belong together
+    retriever = et.Retriever.load(index)  # the model is saved with its index
     print(f"{misses[0].text}\n  -> {retriever.search(misses[0].text, k=1)[0].id}")
     return round_
 

@@ -92,4 +92,4 @@ def test_the_loop_ends_with_a_model_and_an_index_that_belong_together(tiny_model
     assert round_.counts["trained on"] > 0
     current = et.Rounds(tmp_path / "rounds").current
     assert (current.number == round_.number) == round_.accepted
-    assert len(et.Retriever.load(tmp_path / "index", current.model_path)) > 0
+    assert len(et.Retriever.load(tmp_path / "index")) > 0
