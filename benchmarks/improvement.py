@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 import embedtune as et
+from embedtune.evaluation.verdict import Verdict
 from embedtune.improvement.round_data import HELD_OUT
 
 SHOWN = 5
@@ -80,7 +81,7 @@ def without_the_log(data: et.RetrievalDataset) -> et.RetrievalDataset:
     return replace(data, qrels={split: table for split, table in data.qrels.items() if split != "asked"})
 
 
-def measured_truly(data: et.RetrievalDataset, held_out: list[str], old, new) -> et.Verdict:
+def measured_truly(data: et.RetrievalDataset, held_out: list[str], old, new) -> Verdict:
     """Compare on the held-out questions with their true relevant chunks."""
     id_of = {text: query for query, text in data.query_texts.items()}
     wanted = {id_of[text] for text in held_out}
@@ -107,10 +108,10 @@ def improve_once(everything: et.RetrievalDataset, model, workspace: str, poison:
     data, folder = without_the_log(everything), f"{workspace}/rounds-{poison}"
     retriever = et.Retriever.from_dataset(model, data, word_weight=0)  # the model alone
     try:
-        round_ = et.improve(retriever, data, log, output_dir=folder, seed=seed, **options)
+        round_ = et.improve(retriever, data, feedback=log, output_dir=folder, seed=seed, **options)
     except ValueError as refusal:
         print(f"Refused before training: {refusal}\n\nThe gate, if it is trained anyway:\n")
-        round_ = et.improve(retriever, data, log, output_dir=folder, seed=seed, max_wrong=1.0, **options)
+        round_ = et.improve(retriever, data, feedback=log, output_dir=folder, seed=seed, max_wrong=1.0, **options)
     print(round_)
     kept = round_.load_data()
     held_out = [kept.query_texts[query] for query in kept.relevant(HELD_OUT)]

@@ -14,12 +14,14 @@ import os
 import re
 
 import embedtune as et
+from embedtune.improvement.rounds import Round
+from embedtune.llms import LLM, Completion, Price
 
 
 class ScriptedLLM:
     """No language model: knows which chunks answer the sample's questions, and cites those among the passages it is shown."""
 
-    name, price, max_tokens = "script", et.Price(0, 0), 0
+    name, price, max_tokens = "script", Price(0, 0), 0
 
     def __init__(self, answers: dict[str, list[str]]):
         self.answers = answers  # the texts of the right chunks, by the question's text
@@ -41,10 +43,10 @@ class ScriptedLLM:
         return {"outcome": "answered", "answer": "See there.", "passages": right[:1]}
 
     def read(self, reply):
-        return et.Completion(json.dumps(reply))
+        return Completion(json.dumps(reply))
 
 
-def choose_llm(questions: list[et.Question], chunks: list[et.Chunk]) -> et.LLM:
+def choose_llm(questions: list[et.Question], chunks: list[et.Chunk]) -> LLM:
     if os.environ.get("ANTHROPIC_API_KEY"):
         return et.AnthropicLLM("claude-haiku-5-5")
     text_of = {chunk.id: chunk.text for chunk in chunks}
@@ -57,10 +59,10 @@ def main(
     *,
     documents: int | None = None,
     model_name: str = "minilm",
-    llm: et.LLM | None = None,
+    llm: LLM | None = None,
     epochs: float = 2,
     learning_rate: float = 5e-5,
-) -> et.Round:
+) -> Round:
     # 1. What there is: chunks, questions about half of the documents, and a model
     model = et.load_model(model_name)
     sample = et.load_sample(num_documents=documents)
@@ -78,7 +80,7 @@ def main(
     retriever.save(index)
     asked = [q for q in questions if q.chunk_ids[0].partition("#")[0] in new]
     for number, question in enumerate(asked):
-        reply = et.answer(question.text, retriever, llm, k=3, feedback=log)
+        reply = et.answer(question.text, retriever, llm=llm, k=3, feedback=log)
         if reply.outcome == "answered" and number % 2:
             log.rate(reply.number, thumbs_up=True)
     misses = log.misses()
@@ -87,22 +89,21 @@ def main(
         print(f"  {miss.text}")
 
     # 3. Which chunk should have been found? A wider search proposes, the language model decides.
-    num_found = et.label_misses(log, retriever, llm)
+    num_found = et.label_misses(log, retriever, llm=llm)
     print(f"\nFor {num_found} of them a chunk was found that answers it. What that looks like:\n")
-    print(et.suggest_chunk(misses[0].text, retriever, llm, k=3), "\n")
+    print(et.suggest_chunk(misses[0].text, retriever, llm=llm, k=3), "\n")
 
     # 4. Learn from it, and let the new model serve only if it is better where it should be and worse nowhere
     args = et.TuningArguments("unused", num_train_epochs=epochs, learning_rate=learning_rate, dropout=0.0)
-    round_ = et.improve(retriever, data, log, output_dir=f"{output}/rounds", args=args)
+    round_ = et.improve(retriever, data, feedback=log, output_dir=f"{output}/rounds", args=args)
     print(f"\n{round_}\n")
 
     # 5. A new model needs a new index; the old one answers until that is whole
     if round_.accepted:
-        print("The index moves to the new model.")
         retriever = et.reindex(retriever, round_.model_path, path=index)
     current = et.Rounds(f"{output}/rounds").current
     print(f"The model of round {current.number} serves: {current.model_path}")
-    retriever = et.Retriever.load(index)  # refused if its parts did not belong together
+    retriever = et.Retriever.load(index)  # the model is saved with its index
     print(f"{misses[0].text}\n  -> {retriever.search(misses[0].text, k=1)[0].id}")
     return round_
 

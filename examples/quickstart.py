@@ -11,6 +11,7 @@ import argparse
 from sentence_transformers import SentenceTransformer
 
 import embedtune as et
+from embedtune.evaluation.verdict import Verdict
 
 ASK = [
     "who do I phone when the cabinet is warm and it's past midnight",
@@ -19,7 +20,7 @@ ASK = [
 ]
 
 
-def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 3) -> et.Verdict:
+def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 3) -> Verdict:
     # 1. Documents to chunks, counted in the tokens of the model that will read them
     model = et.load_model("minilm")
     sample = et.load_sample(num_documents=documents)

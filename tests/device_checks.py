@@ -29,7 +29,6 @@ from embedtune.retrieval.search import top_k
 from embedtune.training.frozen_index import FrozenIndexTrainer
 from embedtune.training.losses import RetrievalLoss
 from embedtune.training.negatives.mining import mine_hard_negatives
-from embedtune.training.negatives.remining import RemineNegatives
 from embedtune.training.trainer import EmbeddingTrainer
 
 torch.set_num_threads(1)
@@ -199,17 +198,6 @@ def test_mining_finds_the_same_negatives(on, tiny_model, data):
 
     ours, expected = on_both(mine)
     assert ours[:] == expected[:]
-
-
-def test_negatives_are_mined_again_there(on, tiny_model, data):
-    def train(device):
-        args, model = on(device, tiny_model, num_train_epochs=2, num_negatives=1)
-        trainer = EmbeddingTrainer(model.double(), args, data=data, callbacks=[RemineNegatives(model, data)])
-        trainer.train()
-        return dict(model.named_parameters())
-
-    ours, expected = on_both(train)
-    assert_close(ours, expected, rtol=1e-6)
 
 
 def test_a_frozen_index_is_trained_on_there(on, tiny_model, data):

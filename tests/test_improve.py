@@ -22,6 +22,7 @@ from sentence_transformers.base.modules import Dense
 
 import embedtune as et
 from embedtune.evaluation.comparison import MetricChange
+from embedtune.evaluation.result import Evaluation
 from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, build_round_data, hash_of_test
@@ -118,7 +119,6 @@ def arguments():
         group_rows=False,
         frozen_layers=0.0,
         dropout=0.0,
-        frozen_layers=0,
         eval_strategy="no",
         save_strategy="no",
         load_best_model_at_end=False,
@@ -150,7 +150,12 @@ def improve(model, log, folder, args, *, data=None, **options):
     # In this world no search can tell which labels are right.
     retriever = model if isinstance(model, et.Retriever) else serving(model, data)
     return et.improve(
-        retriever, data or problem(), log, output_dir=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options}
+        retriever,
+        data or problem(),
+        feedback=log,
+        output_dir=folder,
+        args=args,
+        **{"k": 3, "max_wrong": 1.0, **options},
     )
 
 
@@ -283,24 +288,23 @@ def test_the_index_stays_valid_where_the_query_side_alone_is_trained(tiny_model,
     data = problem()
     retriever = serving(tiny_model, data)
     args.learning_rate = 1e-2
-    round_ = improve(retriever, log, tmp_path / "rounds", args, data=data, keep_index=True)
-    with monkeypatch.context() as patch:
-        patch.setattr(ModelEncoder, "encode_documents", lambda *args: 1 / 0)
-        new = et.reindex(retriever, round_.model_path, path=tmp_path / "index")
-    assert len(new.search("where is the red", k=3)) == 3
+    round_ = improve(tiny_model, log, tmp_path / "rounds", args, data=data, keep_index=True)
+    old = et.Retriever.load(tmp_path / "index")
+    retriever = et.Retriever(round_.load_model(device="cpu"), old.index)
+    assert len(retriever.search("where is the red", k=3)) == 3
     assert len(round_.candidates) == 1
     assert round_.candidates[0].checks[0].passed, round_
 
 
 def test_the_new_questions_teach_the_words_each_once_and_what_is_measured_teaches_nothing(rounds, args):
-    log = FeedbackLog(rounds.folder.parent / "log.sqlite")
+    log = FeedbackLog(rounds.output_dir.parent / "log.sqlite")
     first = rounds.current
     weights = moved(first).words.weights
     trained = texts_of(problem(), "train") | texts_of(first.load_data(), "train")
     measured = texts_of(first.load_data(), "test", HELD_OUT)
     assert_taught(weights, trained - measured)
     fill(log, ways=WAYS[8:])
-    second = improve(moved(first), log, rounds.folder, quick(args))
+    second = improve(moved(first), log, rounds.output_dir, quick(args))
     trained |= texts_of(second.load_data(), "train")
     assert_taught(read(second.model_path).words.weights, trained)
     assert not trained & texts_of(second.load_data(), HELD_OUT, "test")
@@ -336,7 +340,7 @@ def test_a_retriever_with_the_words_of_another_round_is_refused(rounds, log, arg
     with pytest.raises(
         ValueError, match=r"words are not those that serve, those of round 1. Move it there with reindex"
     ):
-        improve(other, log, rounds.folder, args)
+        improve(other, log, rounds.output_dir, args)
 
 
 def test_a_served_retriever_moves_to_a_round_with_its_words(rounds, tiny_model, tmp_path):
@@ -508,10 +512,10 @@ def quick(args):
 
 
 def test_a_second_round_goes_on_from_the_first_and_holds_out_nothing_it_saw(rounds, args):
-    log = FeedbackLog(rounds.folder.parent / "log.sqlite")
+    log = FeedbackLog(rounds.output_dir.parent / "log.sqlite")
     fill(log, ways=WAYS[8:])
     first = rounds.current
-    second = improve(moved(first), log, rounds.folder, quick(args), held_out_size=0.9)
+    second = improve(first.load_model(device="cpu"), log, rounds.output_dir, quick(args), held_out_size=0.9)
     assert (second.parent, second.number) == (1, 2)
     assert not texts_of(first.load_data(), "train", "dev") & texts_of(second.load_data(), HELD_OUT)
     assert texts_of(first.load_data(), "train") & texts_of(second.load_data(), "train")
@@ -569,7 +573,7 @@ def test_what_a_round_found_is_kept_with_it(rounds):
     names = {path.name for path in round_.path.iterdir()}
     assert {"model", "data", "round.json", "test-old.json", f"{HELD_OUT}-old.json", "test-tuned.json"} <= names
     assert "checkpoints" not in names
-    assert et.Evaluation.load(round_.path / "test-old.json").num_queries == 48
+    assert Evaluation.load(round_.path / "test-old.json").num_queries == 48
     assert json.loads((round_.path / "round.json").read_text())["settings"]["learning_rate"] == 3e-3
 
 
@@ -651,7 +655,7 @@ def test_a_process_that_is_killed_leaves_the_old_model(tiny_model_folder, tiny_m
     improve_module._start(rounds, serving(tiny_model), test_hash=hash_of_test(problem()))
     here = str(Path(__file__).parent)
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(rounds.folder)],
+        [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(rounds.output_dir)],
         stdout=subprocess.PIPE,
         text=True,
     )

@@ -14,6 +14,7 @@ from bs4 import BeautifulSoup
 from datasets import Dataset
 
 import embedtune as et
+from embedtune.errors import OptionalDependencyError
 from embedtune.evaluation.report import questions as questions_module
 from embedtune.evaluation.report.curve import panels_of
 from embedtune.evaluation.report.page import render
@@ -465,7 +466,7 @@ def test_the_figure_leaves_nothing_open(verdict):
 
 def test_without_matplotlib_the_command_that_helps_is_named(verdict, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
-    with pytest.raises(et.OptionalDependencyError, match=re.escape("pip install 'embedtune[plot]'")):
+    with pytest.raises(OptionalDependencyError, match=re.escape("pip install 'embedtune[plot]'")):
         verdict.plot()
 
 

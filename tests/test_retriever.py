@@ -23,6 +23,7 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from test_evaluator import ADJECTIVES, THINGS, build
 
 import embedtune as et
+from embedtune.errors import OptionalDependencyError
 from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
@@ -660,7 +661,7 @@ def test_a_changed_corpus_gets_a_graph_of_its_own(tiny_model):
 def test_without_faiss_the_command_to_install_it_is_named(tiny_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     retriever = Retriever.from_chunks(tiny_model, chunks_of(TEXTS), approximate=True)
-    with pytest.raises(et.OptionalDependencyError, match=r"embedtune\[faiss\]"):
+    with pytest.raises(OptionalDependencyError, match=r"embedtune\[faiss\]"):
         retriever.search("open")
 
 

@@ -19,7 +19,7 @@ from embedtune.improvement.rounds import POINTER, Candidate, Round, Rounds
 from embedtune.models.query_side import freeze_index, is_index_frozen
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Retriever
-from embedtune.retrieval.retriever_files import Saved, read, words_fingerprint, write_learned
+from embedtune.retrieval.retriever_files import read, words_fingerprint, write_learned
 from embedtune.retrieval.words import WordWeights
 from embedtune.text import same_question
 from embedtune.training.arguments import TuningArguments
@@ -30,6 +30,7 @@ from embedtune.training.trainer import EmbeddingTrainer
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from embedtune.retrieval.learned import Saved
     from embedtune.retrieval.word_weight import LearnedWords
     from embedtune.serving.feedback import FeedbackLog
     from embedtune.types import Encoder
@@ -54,8 +55,8 @@ _RECORDED = (
 def improve(
     retriever: Retriever,
     data: RetrievalDataset,
-    feedback: FeedbackLog,
     *,
+    feedback: FeedbackLog,
     output_dir: str | Path,
     args: TuningArguments | None = None,
     keep_index: bool = False,
@@ -165,7 +166,7 @@ def _parent(rounds: Rounds, retriever: Retriever, data: RetrievalDataset) -> Rou
             f"improve() needs the splits 'train' and {LOCKED!r}, and this dataset has {data.splits}. Build it with a test_size."
         )
     found = hash_of_test(data)
-    if not (rounds.folder / POINTER).exists():
+    if not (rounds.output_dir / POINTER).exists():
         return _start(rounds, retriever, test_hash=found)
     parent = rounds.current
     if found != parent.test_hash:
@@ -233,7 +234,10 @@ def _asked(data: RetrievalDataset, split: str) -> list[str]:
 
 def _trained_before(rounds: Rounds, data: RetrievalDataset) -> Collection[str]:
     """Return the key of every question that was in a train or dev split, also in interrupted rounds."""
-    datasets = [data, *(RetrievalDataset.load_from_disk(path) for path in sorted(rounds.folder.glob("[0-9]*/data")))]
+    datasets = [
+        data,
+        *(RetrievalDataset.load_from_disk(path) for path in sorted(rounds.output_dir.glob("[0-9]*/data"))),
+    ]
     return {
         same_question(one.query_texts[query])
         for one in datasets

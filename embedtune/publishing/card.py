@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.verdict import Verdict
-    from embedtune.retrieval.retriever_files import Saved
+    from embedtune.retrieval.learned import Saved
 
 _BEGIN, _END = "<!-- embedtune: evidence -->", "<!-- embedtune: end of evidence -->"
 _LICENCES = {

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
+    from embedtune.retrieval.learned import Saved
+
 logger = logging.getLogger(__name__)
 
 _PLAN = "model.json"
@@ -98,7 +100,7 @@ def reindex(
     return moved
 
 
-def _saved_with(model: SentenceTransformer | str | Path, loaded: SentenceTransformer) -> retriever_files.Saved | None:
+def _saved_with(model: SentenceTransformer | str | Path, loaded: SentenceTransformer) -> Saved | None:
     """Return what a retriever learned beside the model in a folder, or None if there is only the model."""
     if not isinstance(model, (str, Path)) or not Path(model, retriever_files.SETTINGS).exists():
         return None
@@ -112,7 +114,7 @@ def _moved(
     model: SentenceTransformer,
     known: dict[str, NDArray[np.float32]],
     fingerprint: str,
-    saved: retriever_files.Saved | None,
+    saved: Saved | None,
 ) -> Retriever:
     old = retriever.index
     vectors = [known[_key(text)] for text in old.texts()]

@@ -17,6 +17,7 @@ from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_que
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.fusion import Fusion, similarities
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
+from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.word_weight import LearnedWords, spread_of
 from embedtune.retrieval.words import WordIndex
 
@@ -262,10 +263,10 @@ class Retriever:
         return self.fusion.word_weight
 
     @property
-    def learned(self) -> retriever_files.Saved:
+    def learned(self) -> Saved:
         """What is saved beside the model and the chunks."""
         self._require_same_model()
-        return retriever_files.Saved(self.words, self.word_weight, self.context, self._whole_fingerprint())
+        return Saved(self.words, self.word_weight, self.context, self._whole_fingerprint())
 
     @property
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from embedtune.retrieval.words import K1, B
 
 if TYPE_CHECKING:
-    from embedtune.retrieval.retriever_files import Saved
+    from embedtune.retrieval.learned import Saved
 
 _BEGIN, _END = "<!-- embedtune: retriever -->", "<!-- embedtune: end of retriever -->"
 

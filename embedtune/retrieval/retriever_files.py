@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from embedtune.models.load import load_model
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.index import ChunkIndex
+from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.retriever_card import retriever_section, with_section
 from embedtune.retrieval.word_weight import LearnedWords
 from embedtune.retrieval.words import WordWeights
@@ -25,7 +25,6 @@ from embedtune.types import CONTEXT_PARTS
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from embedtune.types import ContextPart
 
 SETTINGS, WORDS, INDEX = "retriever.json", "retriever_words.safetensors", "index"
 
@@ -33,16 +32,6 @@ _REMEDY = "Copy the whole folder again, or make the retriever again."
 
 _NUM_PROBES = 4
 _MIN_PROBE_COSINE = 0.99
-
-
-@dataclass(frozen=True, eq=False)
-class Saved:
-    """What makes a retriever out of a model and an index."""
-
-    words: LearnedWords
-    word_weight: float
-    context: tuple[ContextPart, ...]
-    model_fingerprint: str
 
 
 def write(path: str | Path, model: SentenceTransformer, index: ChunkIndex, saved: Saved) -> None:

@@ -137,7 +137,8 @@ def _check_alike(tuned: SentenceTransformer, base: SentenceTransformer) -> None:
             raise ValueError(f"The models cannot be averaged: {name!r} holds integers that differ.")
     if vector_settings(tuned)["modules"] != vector_settings(base)["modules"]:
         raise ValueError(
-            "The models cannot be averaged, because their modules differ: in kind, configuration, length limit or tokenizer."
+            "The models cannot be averaged, because their modules, configurations or tokenizers differ. Pass the base model that "
+            "the tuned one was trained from."
         )
 
 
