@@ -288,10 +288,11 @@ def test_the_index_stays_valid_where_the_query_side_alone_is_trained(tiny_model,
     data = problem()
     retriever = serving(tiny_model, data)
     args.learning_rate = 1e-2
-    round_ = improve(tiny_model, log, tmp_path / "rounds", args, data=data, keep_index=True)
-    old = et.Retriever.load(tmp_path / "index")
-    retriever = et.Retriever(round_.load_model(device="cpu"), old.index)
-    assert len(retriever.search("where is the red", k=3)) == 3
+    round_ = improve(retriever, log, tmp_path / "rounds", args, data=data, keep_index=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(ModelEncoder, "encode_documents", lambda *args: 1 / 0)
+        new = et.reindex(retriever, round_.model_path, path=tmp_path / "index")
+    assert len(new.search("where is the red", k=3)) == 3
     assert len(round_.candidates) == 1
     assert round_.candidates[0].checks[0].passed, round_
 
@@ -325,7 +326,7 @@ def test_the_gate_compares_retrievers_and_the_round_saves_the_one_that_passed(ti
     evaluator = et.TopKEvaluator(round_.load_data(), HELD_OUT, k=(3,))
     last = round_.candidates[-1].name.partition(" ")[0]
     for name, one in (("old", retriever), (last, moved(round_))):
-        kept = et.Evaluation.load(round_.path / f"{HELD_OUT}-{name}.json")
+        kept = Evaluation.load(round_.path / f"{HELD_OUT}-{name}.json")
         assert kept.model == one.fingerprint
         assert kept.per_query["scores"][:] == evaluator.evaluate(one).per_query["scores"][:]
         assert max(map(max, kept.per_query["word_scores"][:])) > 0
@@ -352,7 +353,7 @@ def test_a_served_retriever_moves_to_a_round_with_its_words(rounds, tiny_model, 
 
 def test_a_model_alone_is_refused_with_the_way_to_a_retriever(tiny_model, log, tmp_path):
     with pytest.raises(TypeError, match=r"retriever is a SentenceTransformer.*Retriever.from_dataset\(model, data\)"):
-        et.improve(tiny_model, problem(), log, output_dir=tmp_path)
+        et.improve(tiny_model, problem(), feedback=log, output_dir=tmp_path)
 
 
 # What may be trained on
@@ -515,7 +516,7 @@ def test_a_second_round_goes_on_from_the_first_and_holds_out_nothing_it_saw(roun
     log = FeedbackLog(rounds.output_dir.parent / "log.sqlite")
     fill(log, ways=WAYS[8:])
     first = rounds.current
-    second = improve(first.load_model(device="cpu"), log, rounds.output_dir, quick(args), held_out_size=0.9)
+    second = improve(moved(first), log, rounds.output_dir, quick(args), held_out_size=0.9)
     assert (second.parent, second.number) == (1, 2)
     assert not texts_of(first.load_data(), "train", "dev") & texts_of(second.load_data(), HELD_OUT)
     assert texts_of(first.load_data(), "train") & texts_of(second.load_data(), "train")

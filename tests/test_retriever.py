@@ -24,6 +24,7 @@ from test_evaluator import ADJECTIVES, THINGS, build
 
 import embedtune as et
 from embedtune.errors import OptionalDependencyError
+from embedtune.evaluation.result import Evaluation
 from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
@@ -423,12 +424,12 @@ def test_an_evaluation_says_what_words_contribute_and_keeps_it(tiny_model, tmp_p
     for row, expected in zip(evaluation.per_query["word_scores"][:], hits, strict=True):
         assert row == pytest.approx([hit.words for hit in expected], abs=1e-6)
     evaluation.save(tmp_path / "result.json")
-    again = et.Evaluation.load(tmp_path / "result.json")
+    again = Evaluation.load(tmp_path / "result.json")
     assert again.per_query["word_scores"][:] == evaluation.per_query["word_scores"][:]
     content = json.loads((tmp_path / "result.json").read_text())
     del content["per_query"]["word_scores"]  # as of a retriever that does not say
     (tmp_path / "result.json").write_text(json.dumps(content))
-    assert "word_scores" not in et.Evaluation.load(tmp_path / "result.json").per_query.column_names
+    assert "word_scores" not in Evaluation.load(tmp_path / "result.json").per_query.column_names
 
 
 def test_words_contribute_nothing_where_nothing_was_found(retriever):
