@@ -153,7 +153,7 @@ def test_pairs_in_the_place_of_a_dataset(tiny_model):
 
 
 def test_a_loss_of_another_library():
-    with pytest.raises(ValueError, match=r"loss='mnrl' is none of .*goes to the trainer"):
+    with pytest.raises(ValueError, match=r"loss='mnrl' is not one of .*Pass your own loss to the trainer"):
         et.TuningArguments("out", loss="mnrl")
 
 
