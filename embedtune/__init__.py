@@ -95,6 +95,7 @@ __all__ = [
     "read_documents",
     "reindex",
     "suggest_chunk",
+    "tune",
 ]
 
 _HOME = {
@@ -171,6 +172,7 @@ _HOME = {
     "read_documents": "embedtune.corpus.documents",
     "reindex": "embedtune.retrieval.reindex",
     "suggest_chunk": "embedtune.serving.suggest",
+    "tune": "embedtune.training.tune",
 }
 
 if TYPE_CHECKING:
@@ -241,6 +243,7 @@ if TYPE_CHECKING:
     from embedtune.training.negatives.mining import mine_hard_negatives as mine_hard_negatives
     from embedtune.training.negatives.remining import RemineNegatives as RemineNegatives
     from embedtune.training.trainer import EmbeddingTrainer as EmbeddingTrainer
+    from embedtune.training.tune import tune as tune
     from embedtune.types import Chunk as Chunk
     from embedtune.types import Document as Document
     from embedtune.types import Encoder as Encoder
