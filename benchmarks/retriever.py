@@ -11,6 +11,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import bm25s
 import numpy as np
@@ -104,11 +105,11 @@ def measure(num_chunks: int, dim: int, num_questions: int, words: np.ndarray) ->
         "semantic_search, bm25s, RRF": by_ranks,
     }
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for i in range(-1, num_questions):  # the first round warms up
+    for search in contenders.values():
+        search(0)  # what each does once
+    for i in range(num_questions):
         for name, search in contenders.items():
-            seconds, _ = timed(lambda search=search, i=max(i, 0): search(i))
-            if i >= 0:
-                times[name].append(seconds)
+            times[name].append(timed(partial(search, i))[0])
 
     print(f"\n{num_chunks} chunks, {dim} dimensions, {num_questions} questions, 1 thread")
     medians = {name: 1000 * statistics.median(found) for name, found in times.items()}
