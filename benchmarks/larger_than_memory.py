@@ -45,7 +45,7 @@ def search(path: Path, queries: int, limit_mb: int) -> None:
     held = 1024 * int(Path("/proc/self/status").read_text().partition("VmData:")[2].split()[0])
     resource.setrlimit(resource.RLIMIT_DATA, (held + limit_mb * 2**20,) * 2)
     before, peak, start, computed = private_memory(), Peak(), time.perf_counter(), time.process_time()
-    _, positions = top_k(asked, corpus, 100, show_progress_bar=True)
+    positions, _ = top_k(asked, corpus, 100, show_progress_bar=True)
     seconds, computed = time.perf_counter() - start, time.process_time() - computed
     found = int((positions[:, 0] == relevant).sum())
     print(
