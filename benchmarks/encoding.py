@@ -17,7 +17,8 @@ import numpy as np
 import torch
 from sentence_transformers import SentenceTransformer
 
-from embedtune import ModelEncoder, load_model
+from embedtune import load_model
+from embedtune.retrieval.encoders import ModelEncoder
 
 
 def make_texts(model: SentenceTransformer, num_texts: int, num_tokens: int) -> list[str]:

@@ -46,7 +46,7 @@ def main(folder: str, *, general: str, loss: str, epochs: float, learning_rate: 
             print(f"{split}, {name}: {et.compare(before, evaluator.evaluate(model, name=name)).sentence}")
     for name, model in (("tuned", tuned), ("merged", merge.model)):
         print(f"embedtune's general knowledge, {name}: {et.check_forgetting(base, model).sentence}")
-        print(f"{Path(general).name}, {name}: {et.check_forgetting(base, model, other).sentence}")
+        print(f"{Path(general).name}, {name}: {et.check_forgetting(base, model, data=other).sentence}")
 
 
 if __name__ == "__main__":

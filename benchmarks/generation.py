@@ -71,16 +71,16 @@ def measure_rate(num_chunks: int, *, seconds: float, num_workers: int) -> None:
     chunks = make_chunks(num_chunks)
     with server(seconds) as url, tempfile.TemporaryDirectory() as folder:
         llm = AnthropicLLM("claude-haiku-5-5", client=anthropic.Anthropic(api_key=KEY, base_url=url))
-        generate_questions(make_chunks(num_workers), llm, folder=Path(folder, "warm"), num_workers=num_workers)
+        generate_questions(make_chunks(num_workers), llm, output_dir=Path(folder, "warm"), num_workers=num_workers)
         bodies = [llm.body(request_about(chunk)) for chunk in chunks]
         start = time.perf_counter()
         with ThreadPoolExecutor(num_workers) as pool:
             list(pool.map(llm.send, bodies))
         bare = num_chunks / (time.perf_counter() - start)
         start = time.perf_counter()
-        generate_questions(chunks, llm, folder=folder, num_workers=num_workers)
+        generate_questions(chunks, llm, output_dir=folder, num_workers=num_workers)
         done = time.perf_counter()
-        generate_questions(chunks, llm, folder=folder)
+        generate_questions(chunks, llm, output_dir=folder)
         # The rerun does all but sending and storing, so the difference is what sending and storing took.
         rate = num_chunks / ((done - start) - (time.perf_counter() - done))
     ideal = num_workers / seconds
@@ -99,10 +99,10 @@ def measure_rerun(num_chunks: int) -> None:
     chunks = make_chunks(num_chunks)
     with tempfile.TemporaryDirectory() as folder:
         start = time.perf_counter()
-        first = generate_questions(chunks, Offline(), folder=folder)
+        first = generate_questions(chunks, Offline(), output_dir=folder)
         filled = time.perf_counter() - start
         start = time.perf_counter()
-        again = generate_questions(chunks, Offline(), folder=folder)
+        again = generate_questions(chunks, Offline(), output_dir=folder)
         rerun = time.perf_counter() - start
     same = "the same questions" if again == first else "OTHER QUESTIONS"
     print(f"{num_chunks} chunks, {len(first)} questions: first run {filled:.1f} s, rerun {rerun:.1f} s, {same}")

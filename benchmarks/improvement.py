@@ -23,6 +23,7 @@ from pathlib import Path
 import torch
 
 import embedtune as et
+from embedtune.evaluation.verdict import Verdict
 from embedtune.improvement.round_data import HELD_OUT
 
 SHOWN = 5
@@ -62,7 +63,7 @@ def read_dataset(folder: Path, seed: int, taught_per_chunk: int = 4) -> et.Retri
 
 
 def ask_everything(data: et.RetrievalDataset, model, log: et.FeedbackLog, *, poison: float, seed: int) -> None:
-    retriever = et.Retriever.from_dataset(model, data)
+    retriever = et.Retriever.from_dataset(model, data, word_weight=0)  # the model alone
     rng = random.Random(seed)
     relevant = data.relevant("asked")
     texts = [data.query_texts[query] for query in relevant]
@@ -80,7 +81,7 @@ def without_the_log(data: et.RetrievalDataset) -> et.RetrievalDataset:
     return replace(data, qrels={split: table for split, table in data.qrels.items() if split != "asked"})
 
 
-def measured_truly(data: et.RetrievalDataset, held_out: list[str], old, new) -> et.Verdict:
+def measured_truly(data: et.RetrievalDataset, held_out: list[str], old, new) -> Verdict:
     """Compare on the held-out questions with their true relevant chunks."""
     id_of = {text: query for query, text in data.query_texts.items()}
     wanted = {id_of[text] for text in held_out}
@@ -105,11 +106,12 @@ def improve_once(everything: et.RetrievalDataset, model, workspace: str, poison:
     ask_everything(everything, model, log, poison=poison, seed=seed)
     print(f"\n{poison:.0%} of the log wrong: {len(log)} questions, {len(log.misses())} missed\n")
     data, folder = without_the_log(everything), f"{workspace}/rounds-{poison}"
+    retriever = et.Retriever.from_dataset(model, data, word_weight=0)  # the model alone
     try:
-        round_ = et.improve(model, data, log, output_dir=folder, seed=seed, **options)
+        round_ = et.improve(retriever, data, feedback=log, output_dir=folder, seed=seed, **options)
     except ValueError as refusal:
         print(f"Refused before training: {refusal}\n\nThe gate, if it is trained anyway:\n")
-        round_ = et.improve(model, data, log, output_dir=folder, seed=seed, max_wrong=1.0, **options)
+        round_ = et.improve(retriever, data, feedback=log, output_dir=folder, seed=seed, max_wrong=1.0, **options)
     print(round_)
     kept = round_.load_data()
     held_out = [kept.query_texts[query] for query in kept.relevant(HELD_OUT)]

@@ -108,6 +108,29 @@ def replace_file(path: str | Path, text: str) -> None:
 
 
 @contextmanager
+def reading(path: str | Path, *, remedy: str) -> Iterator[None]:
+    """Raise whatever goes wrong with a file that is torn, or of another kind, as a ``ValueError`` with the path and the remedy.
+
+    A file that does not exist is a ``FileNotFoundError``.
+
+    Example:
+        >>> import json
+        >>> with reading("settings.json", remedy="Copy it again."):
+        ...     json.loads('{"a": ')
+        Traceback (most recent call last):
+        ValueError: settings.json is damaged or incomplete (JSONDecodeError: Expecting value: line 1 column 7 (char 6)). Copy it again.
+    """
+    try:
+        yield
+    except FileNotFoundError as err:
+        raise FileNotFoundError(f"{path} is missing. {remedy}") from err
+    except (MemoryError, ImportError):
+        raise
+    except Exception as err:  # parsers of torn files raise errors of any kind
+        raise ValueError(f"{path} is damaged or incomplete ({type(err).__name__}: {err}). {remedy}") from err
+
+
+@contextmanager
 def _naming(target: Path) -> Iterator[None]:
     """Raise errors with the path that was to be written; the system names a temporary file or a parent folder."""
     try:

@@ -14,6 +14,7 @@ from collections import defaultdict
 from pathlib import Path
 
 import embedtune as et
+from embedtune.evaluation.verdict import Verdict
 
 
 def read_lines(path: Path) -> list[dict]:
@@ -56,7 +57,7 @@ def main(
     dev_size: float = 0.1,
     seed: int = 42,
     output: str = "out/benchmark",
-) -> dict[str, et.Verdict]:
+) -> dict[str, Verdict]:
     data = read_dataset(Path(folder), dev_size)
     print(data, "\n")
     model = et.load_model(model_name)

@@ -1,6 +1,6 @@
 """Train one model in several ways on question-chunk pairs of your own, and compare what each costs and gains.
 
-    python examples/compare_recipes.py FOLDER in-batch mined remined
+    python examples/compare_recipes.py FOLDER in-batch mined
     python examples/compare_recipes.py FOLDER in-batch query-lora query-linear query-route
     python examples/compare_recipes.py FOLDER triplet triplet-shuffled --batch-size 128
 
@@ -17,6 +17,8 @@ from benchmark_dataset import read_dataset
 from sentence_transformers import SentenceTransformer
 
 import embedtune as et
+from embedtune.evaluation.result import Evaluation
+from embedtune.training.frozen_index import FrozenIndexLoss
 
 Build = Callable[[SentenceTransformer, et.RetrievalDataset, et.TuningArguments], et.EmbeddingTrainer]
 
@@ -28,12 +30,6 @@ def in_batch(model, data, args):
 def mined(model, data, args):
     """In-batch negatives, and for each question one chunk that the base model ranks high."""
     return et.EmbeddingTrainer(model, args, data=data, train_dataset=et.mine_hard_negatives(model, data))
-
-
-def remined(model, data, args):
-    """The same, mined anew at every epoch."""
-    remine = et.RemineNegatives(model, data)
-    return et.EmbeddingTrainer(model, args, data=data, train_dataset=remine.dataset, callbacks=[remine])
 
 
 def triplet(model, data, args):
@@ -65,7 +61,7 @@ def query_side(query: str, learning_rate: float, *, against_held_out: bool = Fal
         args.learning_rate = learning_rate
         model = et.freeze_index(model, query=query)
         corpus = replace(data, qrels={"train": data.qrels["train"]}) if against_held_out else data
-        return et.FrozenIndexTrainer(model, args, data=data, loss=et.FrozenIndexLoss(model, corpus))
+        return et.FrozenIndexTrainer(model, args, data=data, loss=FrozenIndexLoss(model, corpus))
 
     return build
 
@@ -73,7 +69,6 @@ def query_side(query: str, learning_rate: float, *, against_held_out: bool = Fal
 RECIPES: dict[str, Build] = {
     "in-batch": in_batch,
     "mined": mined,
-    "remined": remined,
     "triplet": triplet,
     "triplet-shuffled": triplet_shuffled,
     "triplet-mined": triplet_mined,
@@ -125,14 +120,14 @@ def main(
             )
 
 
-def change(before: et.Evaluation, after: et.Evaluation) -> str:
+def change(before: Evaluation, after: Evaluation) -> str:
     verdict = et.compare(before, after)
     change = verdict.metrics[verdict.primary_metric]
     interval = f"{change.low:+.3f} to {change.high:+.3f}"
     return f"{verdict.primary_metric} {change.difference:+.3f} ({interval}) {verdict.decision}"
 
 
-def accuracies(result: et.Evaluation) -> str:
+def accuracies(result: Evaluation) -> str:
     return "@1/3/5/10 " + "/".join(f"{100 * result.metrics[f'accuracy@{k}']:.0f}" for k in (1, 3, 5, 10))
 
 

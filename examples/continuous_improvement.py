@@ -15,7 +15,7 @@ import re
 
 import embedtune as et
 from embedtune.improvement.rounds import Round
-from embedtune.llms.protocol import LLM, Completion, Price
+from embedtune.llms import LLM, Completion, Price
 
 
 class ScriptedLLM:
@@ -80,7 +80,7 @@ def main(
     retriever.save(index)
     asked = [q for q in questions if q.chunk_ids[0].partition("#")[0] in new]
     for number, question in enumerate(asked):
-        reply = et.answer(question.text, retriever, llm, k=3, feedback=log)
+        reply = et.answer(question.text, retriever, llm=llm, k=3, feedback=log)
         if reply.outcome == "answered" and number % 2:
             log.rate(reply.number, thumbs_up=True)
     misses = log.misses()
@@ -89,13 +89,13 @@ def main(
         print(f"  {miss.text}")
 
     # 3. Which chunk should have been found? A deeper search proposes, the language model decides.
-    num_found = et.label_misses(log, retriever, llm)
+    num_found = et.label_misses(log, retriever, llm=llm)
     print(f"\nFor {num_found} of them a chunk was found that answers it. What that looks like:\n")
-    print(et.suggest_chunk(misses[0].text, retriever, llm, k=3), "\n")
+    print(et.suggest_chunk(misses[0].text, retriever, llm=llm, k=3), "\n")
 
     # 4. Learn from it, and let the new model serve only if it is better where it should be and worse nowhere
     args = et.TuningArguments("unused", num_train_epochs=epochs, learning_rate=learning_rate, dropout=0.0)
-    round_ = et.improve(model, data, log, output_dir=f"{output}/rounds", args=args)
+    round_ = et.improve(retriever, data, feedback=log, output_dir=f"{output}/rounds", args=args)
     print(f"\n{round_}\n")
 
     # 5. A new model needs a new index; the old retriever answers until the new one is complete

@@ -12,6 +12,7 @@ import argparse
 import torch
 
 import embedtune as et
+from embedtune.evaluation.verdict import Verdict
 
 
 def main(
@@ -24,7 +25,7 @@ def main(
     epochs: float = 2,
     batch_size: int = 16,
     max_seq_length: int = 1024,
-) -> et.Verdict:
+) -> Verdict:
     data = et.RetrievalDataset.load_from_disk(data) if isinstance(data, str) else data
     gpu = torch.cuda.is_available()
     memory = {"bf16": True, "gradient_checkpointing": True} if gpu else {}  # the latter is needed at such lengths

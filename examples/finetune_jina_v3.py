@@ -14,6 +14,7 @@ import torch
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 
 import embedtune as et
+from embedtune.evaluation.verdict import Verdict
 
 LOSSES = {"triplet": et.TripletMarginLoss, "cosine": et.CosineEmbeddingLoss, "in-batch": et.InBatchNegativesLoss}
 
@@ -30,7 +31,7 @@ def main(
     epochs: float = 3,
     batch_size: int = 32,
     max_seq_length: int = 1024,
-) -> et.Verdict:
+) -> Verdict:
     data = et.RetrievalDataset.load_from_disk(data) if isinstance(data, str) else data
     # Computed in bfloat16, with float32 weights; gradient checkpointing trades time for memory, and is needed at such lengths
     memory = {"bf16": True, "gradient_checkpointing": True} if torch.cuda.is_available() else {}

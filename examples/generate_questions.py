@@ -42,7 +42,7 @@ def main(
 
     # 3. Chunks to questions. Every reply is stored before it is read.
     questions = et.generate_questions(
-        chunks, llm, per_chunk=per_chunk, folder=Path(out, "ledger"), mode=mode, budget_usd=budget
+        chunks, llm, per_chunk=per_chunk, output_dir=Path(out, "ledger"), mode=mode, budget_usd=budget
     )
     print(questions)
     print(questions.review(3))  # read some before you train on them

@@ -31,7 +31,7 @@ def main(output: str = "out/quickstart", *, documents: int | None = None, epochs
 
     # 3. Tune the model and the words on the training questions, and compare on the documents held out
     args = et.TuningArguments(output, num_train_epochs=epochs, logging_strategy="epoch")
-    run = et.tune(model, data, output_dir=output, args=args)
+    run = et.tune(model, data, output_dir=output, args=args, test_split="test")
     print(f"\n{run}")
 
     # 4. Ask it: each score is what the vectors and what the words contribute

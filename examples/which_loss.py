@@ -12,6 +12,8 @@ from pathlib import Path
 from benchmark_dataset import read_dataset
 
 import embedtune as et
+from embedtune.training.experiments.learning_curve import LearningCurve
+from embedtune.training.experiments.loss_comparison import LossComparison
 
 
 def main(
@@ -25,7 +27,7 @@ def main(
     test_split: str = "test",
     only: str | None = None,
     seed: int = 42,
-) -> tuple[et.LossComparison | None, et.LearningCurve | None]:
+) -> tuple[LossComparison | None, LearningCurve | None]:
     data = read_dataset(Path(folder), dev_size)
     print(data, "\n")
     args = et.TuningArguments(

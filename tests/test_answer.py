@@ -25,7 +25,7 @@ def retriever(tiny_model):
 
 
 def test_an_answer_names_the_chunks_it_rests_on(retriever):
-    reply = et.answer("what is with the pump", retriever, ScriptedLLM(lambda _: ANSWERED), k=3)
+    reply = et.answer("what is with the pump", retriever, llm=ScriptedLLM(lambda _: ANSWERED), k=3)
     shown = [hit.id for hit in retriever.search("what is with the pump", k=3)]
     assert (reply.outcome, reply.text, reply.problem) == ("answered", "Check it.", "")
     assert [hit.id for hit in reply.hits] == shown
@@ -34,17 +34,17 @@ def test_an_answer_names_the_chunks_it_rests_on(retriever):
 
 def test_not_in_the_documents_is_an_outcome_of_its_own(retriever):
     llm = ScriptedLLM(lambda _: {"outcome": "not in the documents", "answer": "", "passages": []})
-    reply = et.answer("who is the king", retriever, llm)
+    reply = et.answer("who is the king", retriever, llm=llm)
     assert (reply.outcome, reply.text, reply.cited, reply.problem) == ("not in the documents", "", (), "")
     assert len(reply.hits) == 5
 
 
-def test_the_four_steps_give_what_the_one_call_gives(retriever):
+def test_the_three_steps_give_what_the_one_call_gives(retriever):
     llm = ScriptedLLM(lambda text: ANSWERED | {"answer": text})
     question = "where is the valve"
-    (hits,) = retriever.search_vectors(retriever.embed([question]), k=5)
+    hits = retriever.search(question, k=5)
     request = build_request(question, hits)
-    assert ask_llm(request, llm, question=question, hits=hits) == et.answer(question, retriever, llm)
+    assert ask_llm(request, llm, question=question, hits=hits) == et.answer(question, retriever, llm=llm)
 
 
 @pytest.mark.parametrize(
@@ -60,13 +60,13 @@ def test_the_four_steps_give_what_the_one_call_gives(retriever):
     ],
 )
 def test_an_unusable_reply_is_a_failure_and_never_an_answer(retriever, reply, problem, cited):
-    answer = et.answer("where is the pump", retriever, ScriptedLLM(lambda _: reply))
+    answer = et.answer("where is the pump", retriever, llm=ScriptedLLM(lambda _: reply))
     assert (answer.outcome, answer.text, answer.problem, len(answer.cited)) == ("failed", "", problem, cited)
 
 
 @pytest.mark.parametrize("problem", ["refused", "cut off"])
 def test_a_refusal_and_a_reply_that_was_cut_off_are_failures(retriever, problem):
-    answer = et.answer("where is the pump", retriever, ScriptedLLM(lambda _: ANSWERED, problem=problem))
+    answer = et.answer("where is the pump", retriever, llm=ScriptedLLM(lambda _: ANSWERED, problem=problem))
     assert (answer.outcome, answer.problem) == ("failed", problem)
 
 
@@ -83,7 +83,7 @@ def test_a_refusal_and_a_reply_that_was_cut_off_are_failures(retriever, problem)
 )
 def test_citations_are_checked_against_what_was_shown(retriever, passages, problem, num_cited):
     llm = ScriptedLLM(lambda _: ANSWERED | {"passages": passages})
-    answer = et.answer("where is the pump", retriever, llm, k=3)
+    answer = et.answer("where is the pump", retriever, llm=llm, k=3)
     assert (answer.outcome, answer.problem, len(answer.cited)) == ("answered", problem, num_cited)
 
 
@@ -112,15 +112,15 @@ def test_no_document_can_close_its_tag_or_open_another():
 
 def test_a_busy_model_is_asked_again_and_then_given_up(retriever):
     patient = ScriptedLLM(lambda _: ANSWERED, failures=2)
-    assert et.answer("where is the pump", retriever, patient).outcome == "answered"
+    assert et.answer("where is the pump", retriever, llm=patient).outcome == "answered"
     assert len(patient.requests) == 3
     with pytest.raises(TemporaryError):
-        et.answer("where is the pump", retriever, ScriptedLLM(lambda _: ANSWERED, failures=3))
+        et.answer("where is the pump", retriever, llm=ScriptedLLM(lambda _: ANSWERED, failures=3))
 
 
 def test_the_log_learns_more_of_the_ranking_than_the_model_is_shown(retriever, tmp_path):
     log = et.FeedbackLog(tmp_path / "log.sqlite")
-    reply = et.answer("where is the pump", retriever, ScriptedLLM(lambda _: ANSWERED), k=2, feedback=log)
+    reply = et.answer("where is the pump", retriever, llm=ScriptedLLM(lambda _: ANSWERED), k=2, feedback=log)
     (logged,) = log.questions()
     assert reply.number == logged.number
     assert (logged.text, logged.outcome, logged.cited) == ("where is the pump", "answered", reply.cited)
@@ -132,14 +132,14 @@ def test_the_log_learns_more_of_the_ranking_than_the_model_is_shown(retriever, t
 
 def test_a_failed_reply_is_logged_as_such_and_is_no_miss(retriever, tmp_path):
     log = et.FeedbackLog(tmp_path / "log.sqlite")
-    et.answer("where is the pump", retriever, ScriptedLLM(lambda _: "?"), feedback=log)
+    et.answer("where is the pump", retriever, llm=ScriptedLLM(lambda _: "?"), feedback=log)
     assert log.questions()[0].outcome == "failed"
     assert log.misses() == []
 
 
 def test_showing_nothing_is_refused(retriever):
     with pytest.raises(ValueError, match="k=0"):
-        et.answer("where is the pump", retriever, ScriptedLLM(lambda _: ANSWERED), k=0)
+        et.answer("where is the pump", retriever, llm=ScriptedLLM(lambda _: ANSWERED), k=0)
 
 
 def test_claude_answers_through_the_real_sdk(retriever):
@@ -148,6 +148,6 @@ def test_claude_answers_through_the_real_sdk(retriever):
 
     with serving() as server:
         client = anthropic.Anthropic(api_key=server.key, base_url=server.url)
-        reply = et.answer("where is the pump", retriever, et.AnthropicLLM("claude-haiku-5-5", client=client))
+        reply = et.answer("where is the pump", retriever, llm=et.AnthropicLLM("claude-haiku-5-5", client=client))
     assert reply.completion.output_tokens > 0
     assert reply.outcome in ("answered", "not in the documents", "failed")

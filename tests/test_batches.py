@@ -37,7 +37,7 @@ def claude(server, **options):
 
 
 def run(server, chunks, folder, **options):
-    return generate_questions(chunks, claude(server), folder=folder, mode="batch", **options)
+    return generate_questions(chunks, claude(server), output_dir=folder, mode="batch", **options)
 
 
 def custom_ids(server):
@@ -63,7 +63,7 @@ def some_outcome(outcome, *, of=10):
 
 def test_a_batch_gives_what_live_requests_give_at_half_the_price(server, tmp_path):
     chunks = make_chunks(40)
-    live = generate_questions(chunks, claude(server), folder=tmp_path / "live")
+    live = generate_questions(chunks, claude(server), output_dir=tmp_path / "live")
     spent = server.microdollars
     batch = run(server, chunks, tmp_path / "batch")
     assert batch.kept == live.kept
@@ -77,7 +77,7 @@ def test_a_rerun_asks_the_server_nothing_in_either_mode(server, tmp_path):
     first = run(server, chunks, tmp_path)
     before = len(server.log)
     assert run(server, chunks, tmp_path) == first
-    assert generate_questions(chunks, claude(server), folder=tmp_path) == first
+    assert generate_questions(chunks, claude(server), output_dir=tmp_path) == first
     assert len(server.log) == before
 
 
@@ -274,7 +274,7 @@ def test_live_requests_are_refused_while_a_batch_has_them(server, tmp_path, monk
         with pytest.raises(KeyboardInterrupt):
             run(server, chunks, tmp_path)
     with pytest.raises(ValueError, match=r"5 of the chunks are in a batch.*mode='batch'"):
-        generate_questions(chunks, claude(server), folder=tmp_path)
+        generate_questions(chunks, claude(server), output_dir=tmp_path)
     assert server.num_requests("messages") == 0
     assert run(server, chunks, tmp_path).failed == {}
 
@@ -311,14 +311,14 @@ def test_results_are_deleted_from_the_server_only_if_asked(server, tmp_path):
     run(server, make_chunks(3), tmp_path / "a")
     assert not server.batches[0].deleted
     llm = claude(server, delete_results=True)
-    generate_questions(make_chunks(3), llm, folder=tmp_path / "b", mode="batch")
+    generate_questions(make_chunks(3), llm, output_dir=tmp_path / "b", mode="batch")
     assert server.batches[1].deleted
 
 
 def test_a_model_without_batches_says_so(tmp_path):
     llm = OpenAILLM("m", base_url="http://127.0.0.1:1/v1", price=Price(0, 0))
     with pytest.raises(ValueError, match=r"OpenAILLM takes no batches"):
-        generate_questions(make_chunks(1), llm, folder=tmp_path, mode="batch")
+        generate_questions(make_chunks(1), llm, output_dir=tmp_path, mode="batch")
 
 
 def test_ctrl_c_while_waiting_says_how_to_go_on(tmp_path, caplog, monkeypatch):

@@ -132,20 +132,6 @@ def weights(model):
     return [p.detach().sum().item() for p in model.parameters() if p.requires_grad]
 
 
-remine = None
-
-
-def remined(model, args):
-    global remine
-    remine = et.RemineNegatives(model, data, relative_margin=None)
-    return et.EmbeddingTrainer(model, args, data=data, train_dataset=remine.dataset, callbacks=[remine])
-
-
-model, _ = train("remined", remined)
-same_everywhere(weights(model))
-found = same_everywhere([row["negative"] for row in remine.dataset])
-assert remine._now and found != [row["negative"] for row in remine.dataset.with_format(None)]
-
 model, trainer = train("frozen", lambda model, args: et.FrozenIndexTrainer(et.freeze_index(model), args, data=data))
 texts = data.corpus["text"]
 same_everywhere(weights(model))

@@ -321,7 +321,7 @@ def test_a_chunk_that_only_words_find_is_suggested(retriever, monkeypatch):
 
 def test_a_judge_chooses_among_the_candidates(retriever):
     llm = ScriptedLLM(lambda _: {"passages": [3, "1"]})
-    suggestion = et.suggest_chunk(QUESTIONS[0], retriever, llm, k=5)
+    suggestion = et.suggest_chunk(QUESTIONS[0], retriever, llm=llm, k=5)
     assert suggestion.chunk_ids == (suggestion.candidates[2].id, suggestion.candidates[0].id)
     assert suggestion.judge == "scripted"
     assert llm.requests[0]["text"].count("<passage ") == 5
@@ -329,8 +329,8 @@ def test_a_judge_chooses_among_the_candidates(retriever):
 
 
 def test_an_unusable_verdict_is_none_and_not_an_empty_choice(retriever):
-    assert et.suggest_chunk(QUESTIONS[0], retriever, ScriptedLLM(lambda _: "well")).chunk_ids is None
-    assert et.suggest_chunk(QUESTIONS[0], retriever, ScriptedLLM(lambda _: {"passages": []})).chunk_ids == ()
+    assert et.suggest_chunk(QUESTIONS[0], retriever, llm=ScriptedLLM(lambda _: "well")).chunk_ids is None
+    assert et.suggest_chunk(QUESTIONS[0], retriever, llm=ScriptedLLM(lambda _: {"passages": []})).chunk_ids == ()
 
 
 @pytest.mark.parametrize(
@@ -346,7 +346,7 @@ def test_an_unusable_verdict_is_none_and_not_an_empty_choice(retriever):
 )
 def test_an_unreadable_verdict_is_never_recorded_as_no_chunk(retriever, log, caplog, reply, problem):
     log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
-    assert et.label_misses(log, retriever, ScriptedLLM(lambda _: reply), show_progress_bar=False) == 0
+    assert et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: reply), show_progress_bar=False) == 0
     assert log.questions()[0].named is None
     assert len(log.misses()) == 1
     assert f"no usable reply for 1 of 1 questions: 1 {problem}." in caplog.text
@@ -354,7 +354,7 @@ def test_an_unreadable_verdict_is_never_recorded_as_no_chunk(retriever, log, cap
 
 def test_a_draft_in_think_is_not_the_verdict(retriever):
     llm = ScriptedLLM(lambda _: '<think>{"passages": []}?</think>{"passages": [1]}')
-    suggestion = et.suggest_chunk(QUESTIONS[0], retriever, llm)
+    suggestion = et.suggest_chunk(QUESTIONS[0], retriever, llm=llm)
     assert suggestion.chunk_ids == (suggestion.candidates[0].id,)
 
 
@@ -366,17 +366,17 @@ def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log):
         log.record(question, [("c0", 0.1)], outcome="not in the documents")
     log.record("how to open it", [("c0", 0.1)], outcome="answered", cited=["c0"])
     llm = ScriptedLLM(reply)
-    assert et.label_misses(log, retriever, llm, show_progress_bar=False) == 2
+    assert et.label_misses(log, retriever, llm=llm, show_progress_bar=False) == 2
     assert len(llm.requests) == 2
     assert [question.named_by for question in log.questions()] == ["scripted"] * 3 + [""]
-    assert et.label_misses(log, retriever, llm, show_progress_bar=False) == 0
+    assert et.label_misses(log, retriever, llm=llm, show_progress_bar=False) == 0
     assert len(llm.requests) == 2
     assert [question.text for question in log.to_questions()] == ["where is the pump"]
 
 
 def test_a_judge_that_says_nothing_usable_is_reported(retriever, log, caplog):
     log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
-    assert et.label_misses(log, retriever, ScriptedLLM(lambda _: "hm"), show_progress_bar=False) == 0
+    assert et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: "hm"), show_progress_bar=False) == 0
     assert "no usable reply for 1 of 1" in caplog.text
     assert log.questions()[0].named is None
 

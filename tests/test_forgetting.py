@@ -5,14 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from datasets import Dataset
 from test_evaluator import build, made_up
 
-from embedtune.dataset import RetrievalDataset
-from embedtune.evaluation import forgetting
 from embedtune.evaluation.comparison import MetricChange
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.forgetting import Forgetting, check_forgetting, general_data, load_nanobeir
+from embedtune.evaluation.forgetting import Forgetting, check_forgetting, general_data
 from embedtune.models.load import load_model
 from embedtune.near_duplicates import near_duplicate_pairs
 from embedtune.retrieval.bm25 import BM25
@@ -67,12 +64,12 @@ def test_a_model_whose_weights_are_shaken_forgets(minilm):
 
 def test_few_questions_cannot_tell(tiny_model):
     data = build(*made_up(num_queries=12))
-    assert check_forgetting(tiny_model, shaken(tiny_model, 0.05), data).decision == "cannot tell"
+    assert check_forgetting(tiny_model, shaken(tiny_model, 0.05), data=data).decision == "cannot tell"
 
 
 def test_a_set_smaller_than_ten_chunks_will_do(tiny_model):
     data = build(*made_up(num_chunks=6, num_queries=4))
-    assert check_forgetting(tiny_model, tiny_model, data).verdict.before.k == (1, 3, 5)
+    assert check_forgetting(tiny_model, tiny_model, data=data).verdict.before.k == (1, 3, 5)
 
 
 @pytest.mark.parametrize(
@@ -93,32 +90,3 @@ def test_a_model_remembers_if_the_interval_excludes_a_loss_beyond_the_margin(dec
 def test_a_margin_of_nothing_is_refused(tiny_model):
     with pytest.raises(ValueError, match="margin=0 must be positive"):
         check_forgetting(tiny_model, tiny_model, margin=0)
-
-
-@pytest.mark.parametrize("has_scores", [True, False])
-def test_nanobeir_becomes_a_dataset(monkeypatch, has_scores):
-    tables = {
-        "corpus": {"_id": ["a", "b", "c"], "text": ["the pump", " ", "the valve"]},
-        "queries": {"_id": ["q", "r"], "text": ["which pump", "which valve"]},
-        "qrels": {"query-id": ["q", "r", "r"], "corpus-id": ["a", "b", "c"]}
-        | ({"score": [1, 1, 1]} if has_scores else {}),
-    }
-    asked = []
-
-    def load_dataset(repo_id, part, *, split):
-        asked.append((repo_id, part, split))
-        return Dataset.from_dict(tables[part])
-
-    monkeypatch.setattr(forgetting, "load_dataset", load_dataset)
-    data = load_nanobeir("NanoNQ")
-    assert isinstance(data, RetrievalDataset)
-    assert set(asked) == {(forgetting.NANOBEIR, part, "NanoNQ") for part in tables}
-    assert data.corpus["_id"][:] == ["a", "c"]
-    assert data.relevant("test") == {"q": ["a"], "r": ["c"]}
-    assert TopKEvaluator(data, k=(1,)).evaluate(BM25()).metrics["accuracy@1"] == 1
-
-
-@pytest.mark.network
-def test_nanobeir_on_the_hub_is_what_sentence_transformers_evaluates():
-    data = load_nanobeir("NanoMSMARCO")
-    assert len(data.relevant("test")) == 50

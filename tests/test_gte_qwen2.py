@@ -244,11 +244,6 @@ def test_options_that_do_not_fit_are_refused(repo, options, message):
         load_gte_qwen2(repo[0], **options)
 
 
-def test_its_code_is_not_needed_so_trusting_it_is_refused(repo):
-    with pytest.raises(ValueError, match="trust_remote_code=True does not apply to gte-Qwen2"):
-        load_model(repo[0], trust_remote_code=True)
-
-
 def test_both_loaders_give_the_same_model_by_default(repo):
     ours, general = load_gte_qwen2(repo[0], device="cpu"), load_model(repo[0], device="cpu")
     assert abs(ours.encode_query(TEXTS) - general.encode_query(TEXTS)).max() == 0

@@ -36,6 +36,8 @@ def arguments(tmp_path):
         settings = {
             "num_train_epochs": 2,
             "per_device_train_batch_size": 8,
+            "group_rows": False,
+            "frozen_layers": 0.0,
             "learning_rate": 1e-3,
             "save_strategy": "steps",
             "save_steps": 1,
@@ -119,7 +121,7 @@ def test_a_run_resumed_anywhere_ends_with_the_same_bits(tiny_model_folder, data,
     def run(folder, checkpoint=None):
         torch.manual_seed(0)
         model = SentenceTransformer(str(tiny_model_folder), device="cpu")
-        args = arguments(folder, per_device_train_batch_size=4, gradient_accumulation_steps=accumulation)
+        args = arguments(folder, per_device_train_batch_size=2, gradient_accumulation_steps=accumulation)
         trainer = EmbeddingTrainer(model, args, data=data)
         trainer.train(resume_from_checkpoint=checkpoint)
         return trainer
@@ -273,7 +275,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_half(
     tiny_model, data, arguments, full_disk, written, caplog
 ):
     args = arguments(
-        eval_strategy="no", eval_on_start=False, load_best_model_at_end=False, save_total_limit=1, max_steps=4
+        eval_strategy="no",
+        eval_on_start=False,
+        load_best_model_at_end=False,
+        save_total_limit=1,
+        max_steps=4,
+        frozen_layers=0.0,
     )
     trainer = EmbeddingTrainer(tiny_model, args, data=data)
     size = sum(p.numel() * 4 for p in tiny_model.parameters())

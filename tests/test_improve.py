@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from datasets import Dataset
@@ -21,6 +22,7 @@ from sentence_transformers.base.modules import Dense
 
 import embedtune as et
 from embedtune.evaluation.comparison import MetricChange
+from embedtune.evaluation.result import Evaluation
 from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, build_round_data, hash_of_test
@@ -29,6 +31,9 @@ from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Hit
+from embedtune.retrieval.retriever_files import read
+from embedtune.retrieval.word_weight import LearnedWords, spread_of
+from embedtune.retrieval.words import WordWeights
 from embedtune.serving.feedback import FeedbackLog
 from embedtune.text import same_question
 
@@ -111,6 +116,8 @@ def arguments():
         num_train_epochs=8,
         learning_rate=3e-3,
         per_device_train_batch_size=16,
+        group_rows=False,
+        frozen_layers=0.0,
         dropout=0.0,
         eval_strategy="no",
         save_strategy="no",
@@ -126,10 +133,29 @@ def nothing_forgotten(monkeypatch):
     monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", True, "not looked at"))
 
 
+def serving(model, data=None, **options):
+    """A retriever that goes by vectors alone: no word of a question is in a document here."""
+    return et.Retriever.from_dataset(model, data or problem(), **{"word_weight": 0.0, **options})
+
+
+def moved(round_, data=None):
+    """The retriever of a round."""
+    data = data or problem()
+    texts = data.corpus_texts
+    chunks = [et.Chunk(chunk, chunk.partition("#")[0], text, 0, len(text)) for chunk, text in texts.items()]
+    return et.Retriever.load(round_.model_path, round_.load_model(device="cpu"), chunks=chunks)
+
+
 def improve(model, log, folder, args, *, data=None, **options):
     # In this world no search can tell which labels are right.
+    retriever = model if isinstance(model, et.Retriever) else serving(model, data)
     return et.improve(
-        model, data or problem(), log, output_dir=folder, args=args, **{"k": 3, "max_wrong": 1.0, **options}
+        retriever,
+        data or problem(),
+        feedback=log,
+        output_dir=folder,
+        args=args,
+        **{"k": 3, "max_wrong": 1.0, **options},
     )
 
 
@@ -231,10 +257,11 @@ def test_each_model_encodes_the_corpus_once(tiny_model, log, tmp_path, args, mon
 def test_rounds_with_a_frozen_index_train_one_layer(tiny_model, log, tmp_path, args):
     fill(log)
     args.max_steps, args.num_train_epochs = 2, 1
-    model = tiny_model
+    retriever = serving(tiny_model)
     for number in (1, 2):
-        round_ = improve(model, log, tmp_path / str(number), args, keep_index=True)
-        model = round_.load_model(device="cpu")
+        round_ = improve(retriever, log, tmp_path / str(number), args, keep_index=True)
+        retriever = moved(round_)
+        model = retriever.model
         kinds = [type(module).__name__ for module in next(model.children()).sub_modules["query"]]
         assert kinds.count("Dense") == 1, number
 
@@ -256,16 +283,76 @@ def test_held_out_questions_need_a_better_verdict_and_no_more_misses(decision, m
     assert gate.held_out_check(verdict, k=3).passed == passed
 
 
-def test_the_index_stays_valid_where_the_query_side_alone_is_trained(tiny_model, log, tmp_path, args):
+def test_the_index_stays_valid_where_the_query_side_alone_is_trained(tiny_model, log, tmp_path, args, monkeypatch):
     fill(log)
     data = problem()
-    et.Retriever.from_dataset(tiny_model, data).save(tmp_path / "index")
+    retriever = serving(tiny_model, data)
     args.learning_rate = 1e-2
     round_ = improve(tiny_model, log, tmp_path / "rounds", args, data=data, keep_index=True)
-    retriever = et.Retriever.load(tmp_path / "index", round_.model_path)
+    old = et.Retriever.load(tmp_path / "index")
+    retriever = et.Retriever(round_.load_model(device="cpu"), old.index)
     assert len(retriever.search("where is the red", k=3)) == 3
     assert len(round_.candidates) == 1
     assert round_.candidates[0].checks[0].passed, round_
+
+
+def test_the_new_questions_teach_the_words_each_once_and_what_is_measured_teaches_nothing(rounds, args):
+    log = FeedbackLog(rounds.output_dir.parent / "log.sqlite")
+    first = rounds.current
+    weights = moved(first).words.weights
+    trained = texts_of(problem(), "train") | texts_of(first.load_data(), "train")
+    measured = texts_of(first.load_data(), "test", HELD_OUT)
+    assert_taught(weights, trained - measured)
+    fill(log, ways=WAYS[8:])
+    second = improve(moved(first), log, rounds.output_dir, quick(args))
+    trained |= texts_of(second.load_data(), "train")
+    assert_taught(read(second.model_path).words.weights, trained)
+    assert not trained & texts_of(second.load_data(), HELD_OUT, "test")
+
+
+def assert_taught(weights, texts):
+    expected = WordWeights.learn(texts)
+    assert weights.num_questions == len(texts)
+    np.testing.assert_array_equal(weights.hashes, expected.hashes)
+    np.testing.assert_array_equal(weights.counts, expected.counts)
+
+
+def test_the_gate_compares_retrievers_and_the_round_saves_the_one_that_passed(tiny_model, log, tmp_path, args):
+    fill(log)
+    words = LearnedWords(WordWeights.learn(texts_of(problem(), "train")), 3.0)
+    retriever = et.Retriever.from_dataset(tiny_model, problem(), words=words)
+    round_ = improve(retriever, log, tmp_path / "rounds", quick(args), max_loss=2.0)
+    evaluator = et.TopKEvaluator(round_.load_data(), HELD_OUT, k=(3,))
+    last = round_.candidates[-1].name.partition(" ")[0]
+    for name, one in (("old", retriever), (last, moved(round_))):
+        kept = et.Evaluation.load(round_.path / f"{HELD_OUT}-{name}.json")
+        assert kept.model == one.fingerprint
+        assert kept.per_query["scores"][:] == evaluator.evaluate(one).per_query["scores"][:]
+        assert max(map(max, kept.per_query["word_scores"][:])) > 0
+    new = moved(round_)
+    assert new.words.multiple == 3.0
+    assert new.word_weight == pytest.approx(3.0 * spread_of(new.index))
+
+
+def test_a_retriever_with_the_words_of_another_round_is_refused(rounds, log, args):
+    fill(log)
+    other = serving(rounds.current.load_model(device="cpu"))
+    with pytest.raises(
+        ValueError, match=r"words are not those that serve, those of round 1. Move it there with reindex"
+    ):
+        improve(other, log, rounds.output_dir, args)
+
+
+def test_a_served_retriever_moves_to_a_round_with_its_words(rounds, tiny_model, tmp_path):
+    retriever = et.reindex(serving(tiny_model), rounds.current.model_path, path=tmp_path / "index")
+    expected = moved(rounds.current)
+    assert retriever.fingerprint == expected.fingerprint
+    assert et.Retriever.load(tmp_path / "index").fingerprint == expected.fingerprint
+
+
+def test_a_model_alone_is_refused_with_the_way_to_a_retriever(tiny_model, log, tmp_path):
+    with pytest.raises(TypeError, match=r"retriever is a SentenceTransformer.*Retriever.from_dataset\(model, data\)"):
+        et.improve(tiny_model, problem(), log, output_dir=tmp_path)
 
 
 # What may be trained on
@@ -425,10 +512,10 @@ def quick(args):
 
 
 def test_a_second_round_goes_on_from_the_first_and_holds_out_nothing_it_saw(rounds, args):
-    log = FeedbackLog(rounds.folder.parent / "log.sqlite")
+    log = FeedbackLog(rounds.output_dir.parent / "log.sqlite")
     fill(log, ways=WAYS[8:])
     first = rounds.current
-    second = improve(first.load_model(device="cpu"), log, rounds.folder, quick(args), held_out_size=0.9)
+    second = improve(first.load_model(device="cpu"), log, rounds.output_dir, quick(args), held_out_size=0.9)
     assert (second.parent, second.number) == (1, 2)
     assert not texts_of(first.load_data(), "train", "dev") & texts_of(second.load_data(), HELD_OUT)
     assert texts_of(first.load_data(), "train") & texts_of(second.load_data(), "train")
@@ -459,7 +546,7 @@ def test_a_growing_corpus_leaves_the_lock_alone(tiny_model, log, tmp_path, args)
 
 def test_rounds_can_be_rolled_back_and_forward(rounds):
     assert rounds.roll_back().number == rounds.current.number == 0
-    with pytest.raises(ValueError, match="nothing to go back to"):
+    with pytest.raises(ValueError, match="no round to roll back to"):
         rounds.roll_back()
     assert rounds.switch_to(1).number == rounds.current.number == 1
     assert [round_.status for round_ in rounds.all()] == ["start", "accepted"]
@@ -486,7 +573,7 @@ def test_what_a_round_found_is_kept_with_it(rounds):
     names = {path.name for path in round_.path.iterdir()}
     assert {"model", "data", "round.json", "test-old.json", f"{HELD_OUT}-old.json", "test-tuned.json"} <= names
     assert "checkpoints" not in names
-    assert et.Evaluation.load(round_.path / "test-old.json").num_queries == 48
+    assert Evaluation.load(round_.path / "test-old.json").num_queries == 48
     assert json.loads((round_.path / "round.json").read_text())["settings"]["learning_rate"] == 3e-3
 
 
@@ -509,7 +596,7 @@ def test_a_crash_at_any_step_leaves_the_old_model(tiny_model, log, tmp_path, arg
         raise Crash
 
     fill(log)
-    improve_module._start(Rounds(tmp_path / "rounds"), tiny_model, test_hash=hash_of_test(problem()))
+    improve_module._start(Rounds(tmp_path / "rounds"), serving(tiny_model), test_hash=hash_of_test(problem()))
     with monkeypatch.context() as patch:
         patch.setattr(f"embedtune.improvement.improve.{STEPS[step]}", crashing)
         if step == "merge":
@@ -544,8 +631,8 @@ def test_a_crash_before_the_first_model_serves_is_made_good(tiny_model, tmp_path
     with monkeypatch.context() as patch:
         patch.setattr(Rounds, "switch_to", crashing)
         with pytest.raises(Crash):
-            improve_module._parent(rounds, tiny_model, problem())
-    assert improve_module._parent(rounds, tiny_model, problem()).number == rounds.current.number == 1
+            improve_module._parent(rounds, serving(tiny_model), problem())
+    assert improve_module._parent(rounds, serving(tiny_model), problem()).number == rounds.current.number == 1
 
 
 KILLED = """
@@ -565,10 +652,10 @@ improve(SentenceTransformer(sys.argv[2], device="cpu"), FeedbackLog(sys.argv[3])
 def test_a_process_that_is_killed_leaves_the_old_model(tiny_model_folder, tiny_model, log, tmp_path, seconds):
     fill(log)
     rounds = Rounds(tmp_path / "rounds")
-    improve_module._start(rounds, tiny_model, test_hash=hash_of_test(problem()))
+    improve_module._start(rounds, serving(tiny_model), test_hash=hash_of_test(problem()))
     here = str(Path(__file__).parent)
     process = subprocess.Popen(
-        [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(rounds.folder)],
+        [sys.executable, "-c", KILLED, here, str(tiny_model_folder), str(log.path), str(rounds.output_dir)],
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -585,7 +672,7 @@ def test_a_process_that_is_killed_leaves_the_old_model(tiny_model_folder, tiny_m
 def test_a_round_that_another_one_overtook_does_not_serve(tiny_model, log, tmp_path, args, monkeypatch):
     fill(log)
     rounds = Rounds(tmp_path / "rounds")
-    start = improve_module._start(rounds, tiny_model, test_hash=hash_of_test(problem()))
+    start = improve_module._start(rounds, serving(tiny_model), test_hash=hash_of_test(problem()))
     real = improve_module._train
 
     def overtaken(*_args, **_kwargs):

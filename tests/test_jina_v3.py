@@ -312,11 +312,6 @@ def test_options_that_do_not_apply_are_refused(native, options, message):
         load_jina_v3(native, **options)
 
 
-def test_its_code_is_not_needed_so_trusting_it_is_refused(native):
-    with pytest.raises(ValueError, match="trust_remote_code=True does not apply to jina-embeddings-v3"):
-        load_model(native, revision="0" * 40, trust_remote_code=True)
-
-
 def test_another_model_or_a_saved_one_is_refused_by_the_loader_of_the_original(native, tiny_model_folder, tmp_path):
     load_jina_v3(native, mode="shared", device="cpu").save_pretrained(str(tmp_path))
     for folder, kind in ((tiny_model_folder, "bert"), (tmp_path, "jina_embeddings_v3")):

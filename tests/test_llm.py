@@ -88,26 +88,26 @@ def test_a_model_that_the_api_does_not_have_is_refused_before_the_first_paid_cal
     message = r"(is retired|is unknown to the API).*about-claude/models"
     for mode in ("live", "batch"):
         with pytest.raises(GenerationStoppedError, match=message):
-            generate_questions(make_chunks(3), claude(server, model), folder=tmp_path, mode=mode)
+            generate_questions(make_chunks(3), claude(server, model), output_dir=tmp_path, mode=mode)
     assert {entry["route"] for entry in server.log} == {"models"}
 
 
 def test_a_gateway_without_a_list_of_models_is_given_the_benefit_of_the_doubt(server, tmp_path):
     server.queue("models", Fault(status=404, message="no such route"))
-    assert generate_questions(make_chunks(2), claude(server), folder=tmp_path).failed == {}
+    assert generate_questions(make_chunks(2), claude(server), output_dir=tmp_path).failed == {}
 
 
 def test_a_missing_key_is_named_with_its_variable(tmp_path):
     with pytest.raises(GenerationStoppedError, match="ANTHROPIC_API_KEY"):
-        generate_questions(make_chunks(1), AnthropicLLM("claude-haiku-5-5"), folder=tmp_path)
+        generate_questions(make_chunks(1), AnthropicLLM("claude-haiku-5-5"), output_dir=tmp_path)
     with pytest.raises(GenerationStoppedError, match="OPENAI_API_KEY"):
-        generate_questions(make_chunks(1), OpenAILLM("gpt-test"), folder=tmp_path)
+        generate_questions(make_chunks(1), OpenAILLM("gpt-test"), output_dir=tmp_path)
 
 
 def test_a_wrong_key_stops_the_run(server, tmp_path):
     client = anthropic.Anthropic(api_key="sk-ant-wrong", base_url=server.url)
     with pytest.raises(GenerationStoppedError, match=r"HTTP 401.*ANTHROPIC_API_KEY"):
-        generate_questions(make_chunks(5), AnthropicLLM("claude-haiku-5-5", client=client), folder=tmp_path)
+        generate_questions(make_chunks(5), AnthropicLLM("claude-haiku-5-5", client=client), output_dir=tmp_path)
     client.close()
 
 
@@ -189,14 +189,14 @@ def test_an_error_of_ones_own_code_is_left_as_it_is():
 def test_openai_answers_in_the_schema(server, tmp_path):
     chunks = make_chunks(8)
     llm = gpt(server, price=Price(1.0, 4.0))
-    questions = generate_questions(chunks, llm, folder=tmp_path)
+    questions = generate_questions(chunks, llm, output_dir=tmp_path)
     assert questions.failed == {}
     assert questions.cost_usd > 0
     request = server.log[-1]["body"]
     assert request["response_format"]["json_schema"]["strict"] is True
     assert "max_completion_tokens" in request
     before = len(server.log)
-    assert generate_questions(chunks, llm, folder=tmp_path) == questions
+    assert generate_questions(chunks, llm, output_dir=tmp_path) == questions
     assert len(server.log) == before
 
 
@@ -216,7 +216,7 @@ def test_an_unknown_model_of_openai_is_refused_before_the_first_paid_call(server
     monkeypatch.setenv("OPENAI_BASE_URL", f"{server.url}/v1")
     llm = OpenAILLM("gpt-none")
     with pytest.raises(GenerationStoppedError, match=r"'gpt-none' is unknown.*It has: gpt-test"):
-        generate_questions(make_chunks(2), llm, folder=tmp_path)
+        generate_questions(make_chunks(2), llm, output_dir=tmp_path)
     assert server.num_requests("chat") == 0
     llm._client.close()
 
@@ -276,12 +276,12 @@ def local(tmp_path_factory):
 def test_a_local_model_answers_in_groups_and_nothing_breaks(local, tmp_path, monkeypatch):
     llm = TransformersLLM(local, batch_size=4, max_tokens=12)
     chunks = make_chunks(10, words=10)
-    questions = generate_questions(chunks, llm, folder=tmp_path)
+    questions = generate_questions(chunks, llm, output_dir=tmp_path)
     assert len(questions.failed) == 10  # random weights write no JSON and do not stop
     assert set(questions.failed.values()) <= {"cut off", "malformed reply"}
     assert questions.cost_usd == 0
     monkeypatch.setattr(TransformersLLM, "send_all", None)
-    assert generate_questions(chunks, llm, folder=tmp_path) == questions
+    assert generate_questions(chunks, llm, output_dir=tmp_path) == questions
 
 
 def test_a_local_model_gets_as_many_prompts_at_once_as_it_may(local, tmp_path, monkeypatch):
@@ -292,7 +292,9 @@ def test_a_local_model_gets_as_many_prompts_at_once_as_it_may(local, tmp_path, m
         return original(self, bodies)
 
     monkeypatch.setattr(TransformersLLM, "send_all", send_all)
-    generate_questions(make_chunks(10, words=5), TransformersLLM(local, batch_size=4, max_tokens=2), folder=tmp_path)
+    generate_questions(
+        make_chunks(10, words=5), TransformersLLM(local, batch_size=4, max_tokens=2), output_dir=tmp_path
+    )
     assert sizes == [4, 4, 2]
 
 

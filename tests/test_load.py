@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -240,36 +239,6 @@ def test_modules_of_a_repositorys_own_are_refused(tiny_model, tmp_path):
     write_json(tmp_path, "modules.json", modules)
     with pytest.raises(ValueError, match=r"needs its own code \(modeling_own\.OwnTransformer\)"):
         load_model(tmp_path)
-
-
-@pytest.mark.parametrize("revision", [None, "main", "v1.0", "0" * 39, "g" * 40])
-def test_trusting_code_needs_the_commit(monkeypatch, revision):
-    monkeypatch.setattr(repository, "hf_hub_download", lambda *args, **kwargs: "/dev/null")
-    monkeypatch.setattr(repository.json, "loads", lambda text: {})
-    with pytest.raises(ValueError, match=r"is not a commit hash.*revision='<40 hexadecimal digits>'"):
-        load_model("my-org/model", revision=revision, trust_remote_code=True)
-
-
-def test_trusting_a_folder_is_refused(tiny_model, tmp_path):
-    with_code(tiny_model, tmp_path)
-    with pytest.raises(ValueError, match=r"runs the code of .* is not a commit hash"):
-        load_model(tmp_path, revision="0" * 40, trust_remote_code=True)
-
-
-@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "modules.json"])
-def test_code_from_yet_another_repository_cannot_be_trusted(tiny_model, tmp_path, monkeypatch, file):
-    tiny_model.save_pretrained(str(tmp_path))
-    content = json.loads((tmp_path / file).read_text())
-    if file == "modules.json":
-        content[0]["type"] = "other-org/code--own.OwnTransformer"
-    else:
-        code = "other-org/code--own.Own"
-        content["auto_map"] = {"AutoModel": code} if file == "config.json" else {"AutoTokenizer": [code, None]}
-    write_json(tmp_path, file, content)
-    monkeypatch.setattr(repository, "hf_hub_download", lambda name, file, revision=None: tmp_path / file)
-    with pytest.raises(ValueError, match=r"takes its code from \['other-org/code'\], whose revision cannot be pinned"):
-        load_model("my-org/model", revision="0" * 40, trust_remote_code=True)
-    shutil.rmtree(tmp_path)
 
 
 def test_a_model_that_is_not_what_it_says_is_refused_unless_that_is_asked_for(tiny_model_folder, monkeypatch):

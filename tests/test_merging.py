@@ -147,7 +147,7 @@ def test_other_architectures_and_settings_are_refused(tiny_model):
         merge_with_base(with_head, other_head, alpha=0.5)
     pooled = copy.deepcopy(tiny_model)
     pooled[1].pooling_mode = "cls"
-    with pytest.raises(ValueError, match="because their modules differ"):
+    with pytest.raises(ValueError, match="because their modules, configurations or tokenizers differ"):
         merge_with_base(pooled, tiny_model, alpha=0.5)
 
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +22,9 @@ from test_trainer import make_data
 import embedtune as et
 from embedtune.models.selfcheck import same_vectors
 from embedtune.publishing import hub as publishing_hub
+from embedtune.retrieval.tokens import hashed_tokens
+from embedtune.retrieval.word_weight import LearnedWords
+from embedtune.retrieval.words import WordWeights
 
 # huggingface_hub calls httpx in a way that httpx will drop.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -250,3 +256,142 @@ def test_a_verdict_on_other_data_is_refused(tiny_model, data):
 def test_bad_arguments_are_named(tiny_model, repo_id, options, message):
     with pytest.raises(ValueError, match=message):
         et.push_to_hub(tiny_model, repo_id, dry_run=True, **options)
+
+
+# Retrievers
+
+QUESTIONS = ["where is the quokkaxyl of the pump", "who may open the vexillum", "when to check the zygomorph lamp"]
+
+
+def chunks_of(texts=TEXTS):
+    return [et.Chunk(f"c#{i}", "c", text, 0, len(text), title="Handbook") for i, text in enumerate(texts)]
+
+
+def a_retriever(model, **options):
+    words = LearnedWords(WordWeights.learn(QUESTIONS), 5.0)
+    return et.Retriever.from_chunks(model, chunks_of(), context=["title"], **{"words": words, **options})
+
+
+def scores(retriever):
+    return [
+        [(hit.id, pytest.approx(hit.score, abs=1e-5)) for hit in hits]
+        for hits in retriever.search_batch([*QUESTIONS, *TEXTS])
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"word_weight": 0.0}, {"word_weight": math.inf}, {"words": None}])
+def test_a_retriever_is_loaded_back_with_equal_scores_and_its_model_by_plain_sentence_transformers(
+    server, tiny_model, tmp_path, options
+):
+    retriever = a_retriever(tiny_model, **options)
+    publication = et.push_to_hub(retriever, "me/handbook")
+    learned = {"retriever.json"} | ({"retriever_words.safetensors"} if retriever.words.weights else set())
+    assert set(server.files[REPO]) == set(publication.files) == PLAIN | learned
+    assert server.private == {REPO: True}
+    again = et.Retriever.load("me/handbook", chunks=chunks_of())
+    assert scores(retriever) == scores(again)
+    assert again.fingerprint == retriever.fingerprint
+    plain = SentenceTransformer("me/handbook", device="cpu", cache_folder=str(tmp_path))
+    assert torch.equal(vectors(plain), vectors(tiny_model))
+
+
+def test_a_retriever_with_a_lora_is_loaded_back_with_equal_scores(server, folders):
+    retriever = a_retriever(lora(folders))
+    et.push_to_hub(retriever, "me/handbook")
+    assert scores(et.Retriever.load("me/handbook", chunks=chunks_of())) == scores(retriever)
+
+
+def test_without_chunks_a_published_retriever_asks_for_them(server, tiny_model):
+    et.push_to_hub(a_retriever(tiny_model), "me/handbook", verify=False)
+    with pytest.raises(FileNotFoundError, match=r"without its chunks.*chunks=chunks"):
+        et.Retriever.load("me/handbook")
+
+
+def test_neither_chunks_nor_questions_are_in_what_is_uploaded(server, tiny_model):
+    et.push_to_hub(a_retriever(tiny_model), "me/handbook", verify=False)
+    everything = b"".join(server.files[REPO].values()).lower()
+    rare = ["quokkaxyl", "vexillum", "zygomorph", "Handbook\n"]  # words that the tokenizer does not have
+    assert not [text for text in [*QUESTIONS, *TEXTS[:2], *rare] if text.lower().encode() in everything]
+
+
+def test_the_card_of_a_retriever_says_how_to_use_it_and_what_the_hashes_hide(tiny_model):
+    retriever = a_retriever(tiny_model)
+    card = et.push_to_hub(retriever, "me/handbook", dry_run=True).card
+    assert "et.Retriever.load('me/handbook', chunks=chunks)" in card
+    assert "SentenceTransformer('me/handbook')" in card
+    assert f"`score = similarity + {retriever.word_weight:.6g} * words`" in card
+    assert "whoever hashes a dictionary learns" in card
+    assert "put before their texts: title" in card
+    assert "Retriever" not in et.push_to_hub(tiny_model, "me/handbook", dry_run=True).card
+
+
+def test_the_formula_of_the_card_computes_the_scores(tiny_model):
+    """With sparse vectors alone, as a reader of the card would write it."""
+    retriever = a_retriever(tiny_model, word_weight=math.inf)
+    texts = [f"Handbook\n{text}" for text in TEXTS]
+    documents = [Counter(hashed_tokens(text).tolist()) for text in texts]
+    asked = [set(hashed_tokens(question).tolist()) for question in QUESTIONS]
+    mean = sum(document.total() for document in documents) / len(documents)
+
+    def idf(token):
+        d = sum(token in document for document in documents)
+        return math.log(1 + (len(documents) - d + 0.5) / (d + 0.5))
+
+    def weight(token):
+        q = sum(token in question for question in asked)
+        return math.log(1 + (len(asked) - q + 0.5) / (q + 0.5)) / math.log(2 * len(asked) + 2)
+
+    question = set(hashed_tokens(TEXTS[1]).tolist())
+    total = sum(weight(token) * idf(token) for token in question)
+    expected = [
+        sum(
+            weight(t) / total * idf(t) * document[t] / (document[t] + 0.9 * (0.6 + 0.4 * document.total() / mean))
+            for t in question
+        )
+        for document in documents
+    ]
+    found = {hit.id: hit.score for hit in retriever.search(TEXTS[1])}
+    assert [found.get(f"c#{i}", 0.0) for i in range(3)] == pytest.approx(expected, abs=1e-6)
+
+
+def test_a_model_that_replaces_a_retriever_leaves_nothing_of_it(server, tiny_model):
+    et.push_to_hub(a_retriever(tiny_model), "me/handbook", verify=False)
+    et.push_to_hub(tiny_model, "me/handbook", verify=False)
+    assert set(server.files[REPO]) == PLAIN
+
+
+@pytest.mark.parametrize("name", ["word_weight", "counts"])
+def test_a_retriever_that_arrives_with_other_words_is_noticed(server, tiny_model, monkeypatch, name):
+    real = publishing_hub.write_learned
+
+    def other(folder, saved):
+        weights = WordWeights.learn([*QUESTIONS, *TEXTS])
+        changed = {"word_weight": {"word_weight": 0.1}, "counts": {"words": LearnedWords(weights, 5.0)}}[name]
+        real(folder, replace(saved, **changed))
+
+    monkeypatch.setattr(publishing_hub, "write_learned", other)
+    with pytest.raises(RuntimeError, match=r"The retriever uploaded to me/handbook .* scores differ by"):
+        et.push_to_hub(a_retriever(tiny_model), "me/handbook")
+
+
+def test_a_retriever_whose_model_was_trained_on_since_is_refused(tiny_model):
+    retriever = a_retriever(tiny_model)
+    with torch.no_grad():
+        next(tiny_model.parameters()).add_(1.0)
+    with pytest.raises(ValueError, match="did not make the index"):
+        et.push_to_hub(retriever, "me/handbook", dry_run=True)
+
+
+def test_a_saved_retriever_explains_itself_and_is_published_under_its_new_name(tiny_model, tmp_path):
+    retriever = a_retriever(tiny_model)
+    retriever.save(tmp_path / "mine")
+    text = (tmp_path / "mine" / "README.md").read_text()
+    assert "Retriever.load('mine')" in text
+    loaded = et.Retriever.load(tmp_path / "mine")
+    loaded.with_word_weight(0.5).save(tmp_path / "mine")
+    text = (tmp_path / "mine" / "README.md").read_text()
+    assert text.count("## How to search with it") == 1
+    assert "similarity + 0.5 * words" in text
+    card = et.push_to_hub(et.Retriever.load(tmp_path / "mine"), "me/handbook", dry_run=True).card
+    assert card.count("## How to search with it") == 1
+    assert "'mine'" not in card

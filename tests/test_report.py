@@ -14,6 +14,7 @@ from bs4 import BeautifulSoup
 from datasets import Dataset
 
 import embedtune as et
+from embedtune.errors import OptionalDependencyError
 from embedtune.evaluation.report import questions as questions_module
 from embedtune.evaluation.report.curve import panels_of
 from embedtune.evaluation.report.page import render
@@ -208,8 +209,38 @@ def test_the_browser_holds_what_each_run_put_above_the_right_chunk(verdict, data
         assert [ids[i] for i in question["relevant"]] == row["relevant"]
         assert question["ranks"][1] == row["rank"]
         assert [ids[i] for i in question["above"][1]] == row["retrieved"][: min(row["rank"] - 1, 5)]
-        assert question["scores"][1] == pytest.approx(row["scores"][: min(row["rank"] - 1, 5)], abs=1e-4)
+        scores = [score for score, _ in question["scores"][1]]
+        assert scores == pytest.approx(row["scores"][: min(row["rank"] - 1, 5)], abs=1e-4)
     assert all(chunk["text"] == data.corpus_texts[chunk["id"]] for chunk in material["chunks"])
+
+
+@pytest.fixture(scope="module")
+def adding(_shared_tiny_model):
+    """A dataset and a verdict on a retriever that adds vectors and words."""
+    data = dataset(12)
+    evaluator = et.TopKEvaluator(data, k=KS)
+    retriever = et.Retriever.from_dataset(_shared_tiny_model, data)
+    results = [evaluator.evaluate(Placed([4] * 12), name="base"), evaluator.evaluate(retriever, name="tuned")]
+    return data, et.compare(*results, num_resamples=50)
+
+
+def test_what_vectors_and_words_contribute_is_shown_where_a_retriever_says_it(adding):
+    data, verdict = adding
+    html = render(verdict, data=data)
+    assert "both parts of each score are shown" in html
+    listed = 0
+    for question, row in zip(material_of(html)["questions"], verdict.after.per_query, strict=True):
+        scores = list(zip(row["scores"], row["word_scores"], strict=True))
+        expected = [*scores[: min(row["rank"] - 1, 5)], *scores[row["rank"] - 1 : row["rank"]]]
+        shown = [one for one in [*question["scores"][1], question["found"][1]] if one is not None]
+        assert [tuple(one) for one in shown] == [pytest.approx(one, abs=1e-4) for one in expected]
+        assert [words for _, words in question["scores"][0]] == [None] * 3  # the first ranker says nothing of words
+        listed += len(shown)
+    assert listed > 12
+
+
+def test_nothing_is_said_of_words_where_no_retriever_adds_them(verdict, data):
+    assert "both parts of each score" not in render(verdict, data=data)
 
 
 def test_without_data_chunks_are_shown_by_id(verdict):
@@ -435,7 +466,7 @@ def test_the_figure_leaves_nothing_open(verdict):
 
 def test_without_matplotlib_the_command_that_helps_is_named(verdict, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.pyplot", None)
-    with pytest.raises(et.OptionalDependencyError, match=re.escape("pip install 'embedtune[plot]'")):
+    with pytest.raises(OptionalDependencyError, match=re.escape("pip install 'embedtune[plot]'")):
         verdict.plot()
 
 
@@ -477,6 +508,22 @@ def test_a_search_finds_one_question_and_opens_it(verdict, data, tmp_path):
     assert [text.rpartition("· ")[2] for text in above] == [
         chunk for chunk in verdict.before.per_query["retrieved"][17] if chunk != "c00017"
     ][: min(rank - 1, 5)]
+
+
+@in_a_browser
+def test_the_two_parts_of_a_score_are_shown_as_bars(adding, tmp_path):
+    data, verdict = adding
+    path = verdict.to_html(tmp_path / "report.html", data=data)
+    row = verdict.after.per_query[5]
+    soup, console = browse(path, tmp_path, search=row["query-id"], k=10)
+    assert console == []
+    parts = soup.select(".case .parts")
+    assert len(parts) == (row["rank"] <= 10) + min(row["rank"] - 1, 5)
+    words = row["word_scores"][row["rank"] - 1]
+    vectors = row["scores"][row["rank"] - 1] - words
+    assert [span.text for span in parts[0].find_all("span")] == [f"vectors {vectors:.3f}", "", f"words {words:.3f}", ""]
+    widths = [float(re.search(r"width: ([0-9.e-]+)em", bar["style"])[1]) for bar in parts[0].select(".part")]
+    assert widths[0] / widths[1] == pytest.approx(vectors / words, rel=0.02)
 
 
 @in_a_browser

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import re
 import shutil
 import sys
 import threading
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.ipc
 import pytest
 import torch
+from safetensors.numpy import load_file as load_arrays
+from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Router
@@ -17,6 +23,7 @@ from sentence_transformers.sentence_transformer.modules import Dense
 from test_evaluator import ADJECTIVES, THINGS, build
 
 import embedtune as et
+from embedtune.errors import OptionalDependencyError
 from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
@@ -399,6 +406,37 @@ def test_what_is_evaluated_is_what_is_served(tiny_model):
     np.testing.assert_allclose([[score for _, score in row] for row in hits], rows["scores"][:], atol=1e-6)
 
 
+@pytest.mark.parametrize("word_weight", [None, 0.0, math.inf])
+@pytest.mark.parametrize("shifted", [False, True])
+def test_an_evaluation_says_what_words_contribute_and_keeps_it(tiny_model, tmp_path, word_weight, shifted):
+    relevant = {f"q{i:02}": [next(iter(TEXTS))] for i in range(len(QUESTIONS))}
+    data = build(TEXTS, dict(zip(relevant, QUESTIONS, strict=True)), relevant)
+    options = {"words": LearnedWords(WordWeights.learn(QUESTIONS[::2]), 3.0), "word_weight": word_weight}
+    retriever = Retriever.from_dataset(tiny_model, data, **options)
+    evaluated = retriever
+    if shifted:  # an index of other chunks: those of the dataset are indexed for the evaluation
+        evaluated = Retriever.from_chunks(
+            tiny_model, chunks_of({"a#0": "open"}), **options | {"word_weight": retriever.word_weight}
+        )
+    evaluation = et.TopKEvaluator(data, k=(10,)).evaluate(evaluated)
+    hits = retriever.search_batch(QUESTIONS)
+    for row, expected in zip(evaluation.per_query["word_scores"][:], hits, strict=True):
+        assert row == pytest.approx([hit.words for hit in expected], abs=1e-6)
+    evaluation.save(tmp_path / "result.json")
+    again = et.Evaluation.load(tmp_path / "result.json")
+    assert again.per_query["word_scores"][:] == evaluation.per_query["word_scores"][:]
+    content = json.loads((tmp_path / "result.json").read_text())
+    del content["per_query"]["word_scores"]  # as of a retriever that does not say
+    (tmp_path / "result.json").write_text(json.dumps(content))
+    assert "word_scores" not in et.Evaluation.load(tmp_path / "result.json").per_query.column_names
+
+
+def test_words_contribute_nothing_where_nothing_was_found(retriever):
+    texts, positions = retriever.index.texts(), np.array([[0, -1], [-1, 3]])
+    scores = retriever.word_scores([texts[0], texts[3]], texts, positions)
+    assert (scores > 0).tolist() == [[True, False], [False, True]]
+
+
 def test_an_evaluation_does_not_encode_the_chunks_again(tiny_model, monkeypatch):
     relevant = {f"q{i:02}": [next(iter(TEXTS))] for i in range(len(QUESTIONS))}
     data = build(TEXTS, dict(zip(relevant, QUESTIONS, strict=True)), relevant)
@@ -433,8 +471,128 @@ def test_words_of_another_retriever_are_refused(tiny_model, tmp_path):
     with pytest.raises(ValueError, match="of another retriever"):
         Retriever.load(tmp_path / "two")
     (tmp_path / "two" / words_file).unlink()
-    with pytest.raises(ValueError, match="is missing, or of another retriever"):
+    with pytest.raises(FileNotFoundError, match=r"words.safetensors is missing. Copy the whole folder again"):
         Retriever.load(tmp_path / "two")
+
+
+# Damaged folders
+
+PARTS = ["retriever.json", "retriever_words.safetensors", "model.safetensors", "modules.json"]
+PARTS += [f"index/{name}" for name in ("index.json", "chunks.arrow", "vectors.safetensors", "words.safetensors")]
+NEEDED = [part for part in PARTS if not part.endswith("index/words.safetensors")]  # these are counted again
+
+
+@pytest.fixture
+def saved(tiny_model, tmp_path):
+    words = LearnedWords(WordWeights.learn(QUESTIONS), 3.0)
+    retriever = Retriever.from_chunks(tiny_model, chunks_of(TEXTS), words=words)
+    retriever.search("open")  # counts the words
+    retriever.save(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.mark.parametrize("share", [0.0, 0.3, 0.95])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_file_that_was_cut_off_is_an_error_that_names_it(saved, part, share):
+    content = (saved / part).read_bytes()
+    (saved / part).write_bytes(content[: int(share * len(content))])
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=re.escape(Path(part).name.partition(".")[0]) + "|weights|model"
+    ):
+        Retriever.load(saved)
+
+
+@pytest.mark.parametrize("part", NEEDED)
+def test_a_file_that_is_missing_is_an_error(saved, part):
+    (saved / part).unlink()
+    with pytest.raises((ValueError, FileNotFoundError), match=str(saved)):
+        Retriever.load(saved)
+
+
+def test_a_whole_index_without_its_counted_words_counts_them_again(saved):
+    expected = found(Retriever.load(saved))
+    (saved / "index" / "words.safetensors").unlink()
+    assert found(Retriever.load(saved)) == expected
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        [],
+        {"word_weight": -1},
+        {"word_weight": "nan"},
+        {"word_weight": None},
+        {"multiple": -1},
+        {"context": ["password"]},
+        {"num_questions": 0},
+        {"words_fingerprint": ""},
+    ],
+)
+def test_settings_that_cannot_be_are_refused_or_harmless(saved, settings):
+    path = saved / "retriever.json"
+    content = json.loads(path.read_text()) | settings if settings else settings
+    path.write_text(json.dumps(content))
+    if settings == {"words_fingerprint": ""}:  # its words are not read
+        assert Retriever.load(saved).words.weights is None
+        return
+    with pytest.raises(ValueError, match=r"damaged or incomplete.* Copy the whole folder again"):
+        Retriever.load(saved)
+
+
+def rewritten(path, **changed):
+    arrays = load_arrays(path)
+    save_arrays({name: changed[name](array) if name in changed else array for name, array in arrays.items()}, path)
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"columns": lambda a: a + np.int32(10**6)},
+        {"columns": lambda a: -a - 1},
+        {"starts": lambda a: np.append(a[:-1], np.int32(10**8))},
+        {"starts": lambda a: a[::-1].copy()},
+        {"starts": lambda a: a[:-3]},
+        {"hashes": lambda a: a[::-1].copy()},
+        {"hashes": lambda a: a[:5]},
+        {"counts": lambda a: a.astype(np.float64)},
+        {"counts": lambda a: a[:-1]},
+    ],
+)
+def test_hostile_word_counts_are_an_error_and_no_crash(saved, changed):
+    rewritten(saved / "index" / "words.safetensors", **changed)
+    with pytest.raises(ValueError, match=r"words.safetensors is damaged or incomplete"):
+        Retriever.load(saved)
+
+
+@pytest.mark.parametrize("kind", [np.float16, np.float64, np.int32])
+def test_vectors_of_another_type_are_an_error(saved, kind):
+    rewritten(saved / "index" / "vectors.safetensors", vectors=lambda a: a.astype(kind))
+    with pytest.raises(ValueError, match=r"vectors.safetensors is damaged .*type"):
+        Retriever.load(saved)
+
+
+def test_offsets_of_texts_beyond_their_end_are_an_error_and_no_crash(saved):
+    path = saved / "index" / "chunks.arrow"
+    table = pyarrow.ipc.open_file(str(path)).read_all()
+    offsets = table["text"].combine_chunks().buffers()[1].to_pybytes()[: 4 * (len(table) + 1)]
+    content = path.read_bytes()
+    assert content.count(offsets) == 1
+    hostile = np.frombuffer(offsets, np.int32) + np.int32(2**30)
+    path.write_bytes(content.replace(offsets, hostile.tobytes()))
+    with pytest.raises(ValueError, match=r"chunks.arrow is damaged or incomplete"):
+        Retriever.load(saved)
+
+
+def test_a_damaged_retriever_can_be_saved_over(saved, retriever):
+    (saved / "retriever.json").write_text('{"model_fing')
+    retriever.save(saved)
+    assert found(Retriever.load(saved)) == found(retriever)
+
+
+def test_a_retriever_without_learned_words_replaces_one_with_them(saved, retriever):
+    retriever.save(saved)
+    assert not (saved / "retriever_words.safetensors").exists()
+    assert found(Retriever.load(saved)) == found(retriever)
 
 
 def test_the_words_of_a_changed_corpus_are_those_of_one_made_anew(retriever, tiny_model):
@@ -503,7 +661,7 @@ def test_a_changed_corpus_gets_a_graph_of_its_own(tiny_model):
 def test_without_faiss_the_command_to_install_it_is_named(tiny_model, monkeypatch):
     monkeypatch.setitem(sys.modules, "faiss", None)
     retriever = Retriever.from_chunks(tiny_model, chunks_of(TEXTS), approximate=True)
-    with pytest.raises(et.OptionalDependencyError, match=r"embedtune\[faiss\]"):
+    with pytest.raises(OptionalDependencyError, match=r"embedtune\[faiss\]"):
         retriever.search("open")
 
 

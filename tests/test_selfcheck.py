@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 
-import numpy as np
 import pytest
 import torch
 from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
@@ -13,7 +11,6 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from tokenizers.processors import TemplateProcessing
 
-from embedtune.models import card_scores, selfcheck
 from embedtune.models.load import load_model
 from embedtune.models.selfcheck import check_model
 
@@ -233,24 +230,3 @@ def test_a_failure_can_be_raised_with_its_remedy(gte):
         ValueError, match=r"(?s)FAIL  pooling.*Build the model with Pooling\(pooling_mode='lasttoken'\)"
     ):
         check_model(gte).raise_if_failed()
-
-
-# The scores of the card
-
-
-def test_the_scores_of_the_card_are_compared(gte, monkeypatch):
-    gte.model_card_data.base_model = "Alibaba-NLP/gte-Qwen2-1.5B-instruct"
-    assert "attention='causal'" in failures(gte, card=True)["scores of the card"].remedy
-    queries, documents, published = card_scores.reference_scores("Alibaba-NLP/gte-Qwen2-1.5B-instruct")
-    assert np.round(published, 3).tolist() == [[70.007, 8.185], [14.624, 77.714]]
-    scores = 100 * gte.encode_query(queries) @ gte.encode_document(documents).T
-    known = card_scores.Reference(queries, documents, scores)
-    monkeypatch.setattr(selfcheck, "reference_scores", lambda name: known)
-    assert check_model(gte, card=True).ok
-    gte.config.is_causal = True
-    assert "scores of the card" in failures(gte, card=True)
-
-
-def test_a_model_without_published_scores_is_refused(jina, caplog):
-    with caplog.at_level(logging.ERROR), pytest.raises(ValueError, match="no published scores are known for 'jinaai"):
-        check_model(jina, card=True)

@@ -8,7 +8,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import embedtune as et
-from embedtune.training import tune as tune_module
+from embedtune.training import fit as fit_module
 from embedtune.training.tune import tune
 
 torch.set_num_threads(1)
@@ -55,7 +55,7 @@ def files_of(folder):
 
 def test_it_returns_a_retriever_a_verdict_and_a_report(tiny_model, data, tmp_path):
     before = {name: tensor.clone() for name, tensor in tiny_model.state_dict().items()}
-    run = tune(tiny_model, data, output_dir=tmp_path / "out", args=arguments())
+    run = tune(tiny_model, data, output_dir=tmp_path / "out", args=arguments(), test_split="test")
     names = [run.verdict.before.name, run.verdict.after.name, *(one.name for one in run.verdict.baselines)]
     assert names[1:] == ["tuned retriever", "BM25", "tuned model alone", "tuned words alone"]
     assert names[0].endswith("(base)")
@@ -73,20 +73,20 @@ def test_it_returns_a_retriever_a_verdict_and_a_report(tiny_model, data, tmp_pat
 
 def test_everything_but_test_questions_is_trained_on(tiny_model, data, tmp_path, monkeypatch):
     seen = {}
-    real = tune_module.EmbeddingTrainer
+    real = fit_module.EmbeddingTrainer
 
     def spy(model, args, *, data):
         seen["trained on"] = set(data.relevant("train"))
         return real(model, args, data=data)
 
-    monkeypatch.setattr(tune_module, "EmbeddingTrainer", spy)
-    tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1))
+    monkeypatch.setattr(fit_module, "EmbeddingTrainer", spy)
+    tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), test_split="test")
     assert seen["trained on"] == set(data.relevant("train")) | set(data.relevant("dev"))
 
 
 def test_other_test_questions_give_the_same_bytes(tiny_model, tmp_path):
     for name, question in (("one", "by the river"), ("two", "how do I call")):
-        tune(tiny_model, make_data(question), output_dir=tmp_path / name, args=arguments())
+        tune(tiny_model, make_data(question), output_dir=tmp_path / name, args=arguments(), test_split="test")
     first, second = (files_of(tmp_path / name / "retriever") for name in ("one", "two"))
     assert first.keys() == second.keys()
     assert [name for name in first if first[name] != second[name]] == []
@@ -97,8 +97,8 @@ class StopError(Exception):
 
 
 def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(tiny_model, data, tmp_path, monkeypatch):
-    tune(tiny_model, data, output_dir=tmp_path / "whole", args=arguments())
-    real = tune_module.EmbeddingTrainer.training_step
+    tune(tiny_model, data, output_dir=tmp_path / "whole", args=arguments(), test_split="test")
+    real = fit_module.EmbeddingTrainer.training_step
     steps = []
 
     def stopping(self, *args, **kwargs):
@@ -107,28 +107,37 @@ def test_an_interrupted_run_continues_and_ends_with_the_same_bytes(tiny_model, d
             raise StopError
         return real(self, *args, **kwargs)
 
-    monkeypatch.setattr(tune_module.EmbeddingTrainer, "training_step", stopping)
+    monkeypatch.setattr(fit_module.EmbeddingTrainer, "training_step", stopping)
     with pytest.raises(StopError):
-        tune(tiny_model, data, output_dir=tmp_path / "cut", args=arguments())
+        tune(tiny_model, data, output_dir=tmp_path / "cut", args=arguments(), test_split="test")
     del steps[:]
-    run = tune(tiny_model, data, output_dir=tmp_path / "cut", args=arguments())
+    run = tune(tiny_model, data, output_dir=tmp_path / "cut", args=arguments(), test_split="test")
     total = run.verdict and len(steps)
     whole, cut = (files_of(tmp_path / name / "retriever") for name in ("whole", "cut"))
     assert [name for name in whole if whole[name] != cut[name]] == []
     assert 0 < total < 6
 
 
+def test_by_default_folds_are_the_evidence_and_all_questions_are_trained_on(tiny_model, data, tmp_path):
+    run = tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=2), num_folds=3)
+    assert run.verdict.num_queries == len(data.queries)
+    assert run.verdict.unit == "documents"
+    assert run.retriever.words.weights.num_questions == len(data.queries)
+    assert (tmp_path / "report.html").exists()
+    assert not list((tmp_path / "folds").glob("*/checkpoints"))
+
+
 def test_a_folder_with_another_run_is_refused(tiny_model, data, tmp_path):
-    tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1))
+    tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), test_split="test")
     with pytest.raises(ValueError, match="holds a run with other arguments"):
-        tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=2))
-    with pytest.raises(ValueError, match="holds a run with other judged by"):
-        tune(tiny_model, make_data("by the river"), output_dir=tmp_path, args=arguments(max_steps=1))
+        tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=2), test_split="test")
+    with pytest.raises(ValueError, match="holds a run with other training data, evidence"):
+        tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=3)
     assert json.loads((tmp_path / "tune.json").read_text())["arguments"]["max_steps"] == 1
 
 
 def test_a_dataset_without_questions_to_train_on_is_refused(tiny_model, data, tmp_path):
     tests = et.RetrievalDataset(data.corpus, data.queries, {"test": data.qrels["test"]})
     with pytest.raises(ValueError, match="no questions to train on"):
-        tune(tiny_model, tests, output_dir=tmp_path, args=arguments())
+        tune(tiny_model, tests, output_dir=tmp_path, args=arguments(), test_split="test")
     assert not (tmp_path / "tune.json").exists()

@@ -46,6 +46,7 @@ import re
 
 import embedtune as et
 import numpy as np
+from embedtune.errors import OptionalDependencyError
 
 
 class Words:  # tiktoken's table would have to be downloaded
@@ -66,7 +67,7 @@ for build, extra in (
 ):
     try:
         build()
-    except et.OptionalDependencyError as error:
+    except OptionalDependencyError as error:
         print(error)
     else:
         raise SystemExit(f"{extra} is an extra, but was installed without")

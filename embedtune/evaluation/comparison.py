@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 Decision = Literal["better", "worse", "cannot tell"]
 
+MIN_DOCUMENTS = 6
+"""With fewer documents, nothing is decided about documents that are not trained on."""
+
 
 @dataclass(frozen=True)
 class MetricChange:
@@ -119,15 +122,19 @@ def _comparison(
     sums = np.bincount(after.clusters, weights=differences[:, primary])
     return Comparison(
         other=other,
-        decision=_decide(metrics[after.primary_metric], p_value, confidence_level),
+        decision=_decide(metrics[after.primary_metric], p_value, confidence_level, _is_too_few(after)),
         metrics=metrics,
         p_value=p_value,
         num_changed=int(np.count_nonzero(np.abs(sums) > 1e-12)),
     )
 
 
-def _decide(change: MetricChange, p_value: float, confidence_level: float) -> Decision:
-    # Both must agree: the bootstrap is too confident when few chunks changed, and the test says nothing about the size.
-    if p_value > 1 - confidence_level or change.low <= 0 <= change.high:
+def _is_too_few(result: Evaluation) -> bool:
+    return result.documents is not None and len(set(result.documents)) < MIN_DOCUMENTS
+
+
+def _decide(change: MetricChange, p_value: float, confidence_level: float, is_too_few: bool) -> Decision:
+    # Both must agree: the bootstrap is too confident when few clusters changed, and the test says nothing about the size.
+    if is_too_few or p_value > 1 - confidence_level or change.low <= 0 <= change.high:
         return "cannot tell"
     return "better" if change.low > 0 else "worse"

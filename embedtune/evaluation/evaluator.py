@@ -6,16 +6,17 @@ import hashlib
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from datasets import Dataset
 from sentence_transformers.base.evaluation import BaseEvaluator
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.evaluation.result import PER_QUERY_FEATURES, Evaluation, search_depth
+from embedtune.dataset.folds import document_of_questions
+from embedtune.evaluation.result import Evaluation, per_query_table, search_depth
 from embedtune.retrieval.fingerprint import fingerprint_of
 from embedtune.retrieval.retrieve import Retrieving, check_retriever, is_approximate, name_of, retrieve
+from embedtune.retrieval.retriever import Retriever
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -91,6 +92,7 @@ class TopKEvaluator(BaseEvaluator):
         self._queries = {query: data.query_texts[query] for query in sorted(relevant)}
         self._relevant = _with_copies({query: relevant[query] for query in self._queries}, self._corpus)
         self.fingerprint: str = _fingerprint(self._queries, self._relevant, self._corpus)
+        self._documents = _documents(data, split, self._relevant)
 
     def evaluate(self, retriever: Retrieving, *, name: str | None = None) -> Evaluation:
         """Search the whole corpus for every question.
@@ -119,26 +121,32 @@ class TopKEvaluator(BaseEvaluator):
         ids = list(self._corpus)
         self._check_distinct(positions, ids, name)
         found = [[ids[position] for position in row if position >= 0] for row in positions.tolist()]
-        columns = {
+        columns: dict[str, list[Any]] = {
             "query-id": list(self._queries),
             "query": list(self._queries.values()),
             "relevant": list(self._relevant.values()),
             "rank": [_rank(chunks, relevant) for chunks, relevant in zip(found, self._relevant.values(), strict=True)],
             "retrieved": [chunks[: self.k[-1]] for chunks in found],
-            "scores": [
-                row[is_found][: self.k[-1]].tolist() for row, is_found in zip(scores, positions >= 0, strict=True)
-            ],
+            "scores": self._of_found(scores, positions),
         }
+        if isinstance(retriever, Retriever):
+            words = retriever.word_scores(columns["query"], list(self._corpus.values()), positions)
+            columns["word_scores"] = self._of_found(words, positions)
         return Evaluation(
             name=name,
             split=self.split,
             k=self.k,
-            per_query=Dataset.from_dict(columns, features=PER_QUERY_FEATURES),
+            per_query=per_query_table(columns),
             num_chunks=len(self._corpus),
             fingerprint=self.fingerprint,
             model=model,
             approximate=is_approximate(retriever),
+            documents=self._documents,
         )
+
+    def _of_found(self, values: NDArray[np.float32], positions: NDArray[np.int64]) -> list[list[float]]:
+        """Return the values of the first ``max(k)`` chunks that were found for each question."""
+        return [row[found][: self.k[-1]].tolist() for row, found in zip(values, positions >= 0, strict=True)]
 
     def _check_distinct(self, positions: NDArray[np.int64], ids: Sequence[str], name: str) -> None:
         """Raise if a ranking has a chunk twice, which would count one hit several times."""
@@ -202,6 +210,18 @@ def _checked_k(k: Sequence[int], num_chunks: int) -> tuple[int, ...]:
             f"k={max(values)} is larger than the corpus of {num_chunks} chunks. Choose values well below the size of the corpus."
         )
     return tuple(sorted({int(v) for v in values}))
+
+
+def _documents(data: RetrievalDataset, split: str, relevant: Mapping[str, Sequence[str]]) -> tuple[str, ...] | None:
+    """Return the document group of each question where the split holds documents that are not trained on."""
+    if (
+        data.split_by != "document"
+        or split in ("train", "test_seen")
+        or "document_group" not in data.corpus.column_names
+    ):
+        return None
+    group_of = document_of_questions(data, relevant)
+    return tuple(group_of[query] for query in relevant)
 
 
 def _fingerprint(queries: Mapping[str, str], relevant: Mapping[str, Sequence[str]], corpus: Mapping[str, str]) -> str:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from datasets import Dataset, load_dataset
-
 from embedtune.dataset import RetrievalDataset, build_dataset
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import Verdict, compare
@@ -15,8 +13,6 @@ from embedtune.tables import signed
 
 if TYPE_CHECKING:
     from embedtune.retrieval.retrieve import Retrieving
-
-NANOBEIR = "sentence-transformers/NanoBEIR-en"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -57,8 +53,8 @@ class Forgetting:
 def check_forgetting(
     base: Retrieving,
     tuned: Retrieving,
-    data: RetrievalDataset | None = None,
     *,
+    data: RetrievalDataset | None = None,
     split: str = "test",
     margin: float = 0.05,
     batch_size: int = 32,
@@ -70,8 +66,7 @@ def check_forgetting(
     Args:
         base: The model before training.
         tuned: The model after training.
-        data: General questions and passages: by default 185 sentences of everyday knowledge that come with embedtune; see
-            `load_nanobeir` for a larger and harder set.
+        data: General questions and passages: by default 185 sentences of everyday knowledge that come with embedtune.
         split: The split whose questions are asked.
         margin: The largest acceptable loss of nDCG.
         batch_size: How many texts to encode at once.
@@ -99,22 +94,3 @@ def check_forgetting(
 def general_data() -> RetrievalDataset:
     """Return the general questions that come with embedtune, all in the split ``"test"``."""
     return build_dataset(*load_general(), split_by="given")
-
-
-def load_nanobeir(name: str = "NanoMSMARCO", *, repo_id: str = NANOBEIR) -> RetrievalDataset:
-    """Download one of the thirteen datasets of NanoBEIR: 50 questions each, up to 10,000 passages.
-
-    Args:
-        name: The dataset, ``"NanoNQ"`` or ``"NanoFiQA2018"`` for instance.
-        repo_id: Its repository on the Hub; there are others for other languages.
-
-    Raises:
-        ConnectionError: If the Hub cannot be reached.
-    """
-    corpus, queries, qrels = (load_dataset(repo_id, part, split=name) for part in ("corpus", "queries", "qrels"))
-    corpus = corpus.filter(lambda row: bool(row["text"].strip()))
-    if "score" not in qrels.column_names:
-        qrels = Dataset.from_dict({**qrels.to_dict(), "score": [1] * len(qrels)})
-    known = set(corpus["_id"][:])
-    qrels = qrels.filter(lambda row: row["corpus-id"] in known)
-    return RetrievalDataset(corpus, queries, {"test": qrels}, split_by="given")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from scipy import stats
 
+from embedtune.evaluation.comparison import MIN_DOCUMENTS
 from embedtune.evaluation.statistics import standard_error
 from embedtune.tables import Row, html_table, signed, text_table
 
@@ -76,8 +77,13 @@ class VerdictRecord:
 
     @property
     def num_clusters(self) -> int:
-        """The number of chunks that are asked about: the number of independent observations."""
+        """The number of documents, or of chunks, that are asked about: the number of independent observations."""
         return int(self.before.clusters.max()) + 1
+
+    @property
+    def unit(self) -> str:
+        """What questions are grouped by: ``"documents"`` or ``"chunks"``."""
+        return "chunks" if self.before.documents is None else "documents"
 
     @property
     def num_queries(self) -> int:
@@ -118,7 +124,7 @@ class VerdictRecord:
         metric = self.primary_metric
         change = self.metrics[metric]
         sentence = (
-            f"{self.decision.capitalize()} (n = {self.num_queries} questions about {self.num_clusters} chunks): "
+            f"{self.decision.capitalize()} (n = {self.num_queries} questions about {self.num_clusters} {self.unit}): "
             f"{metric} went from {change.before:.3f} to {change.after:.3f} ({signed(change.difference)}, "
             f"{_percent(self.confidence_level)} interval {_interval(change)})"
         )
@@ -136,7 +142,7 @@ class VerdictRecord:
         if self.decision == "cannot tell":
             return f"Do not fine-tune on this evidence: {self.before.name} may be as good."
         for bm25, decision in zip(self.baselines, self.against_baselines, strict=True):
-            if bm25.model.startswith("BM25") and decision != "better":
+            if bm25.model.startswith("BM25") and "questions" not in bm25.model and decision != "better":
                 relation = "is better" if decision == "worse" else "may be as good"
                 return f"Do not fine-tune on this evidence: {bm25.name}, which needs no training, {relation}."
         return ""
@@ -152,10 +158,14 @@ class VerdictRecord:
             f"A relevant chunk is among the first {k} for {accuracy.after:.1%} of the questions (before: "
             f"{accuracy.before:.1%}); {len(self.fixed[k])} fixed, {len(self.broken[k])} broken.",
         ]
-        if self.decision == "cannot tell" and not change.low <= 0 <= change.high:
+        if self.num_clusters < MIN_DOCUMENTS and self.unit == "documents":
+            notes.append(
+                f"{self.num_clusters} documents are too few to tell whether other documents gain: it takes {MIN_DOCUMENTS} or more."
+            )
+        elif self.decision == "cannot tell" and not change.low <= 0 <= change.high:
             notes.append(
                 f"The interval excludes zero, but the permutation test does not exclude chance (p = {self.p_value:.3f}): only "
-                f"{self.num_changed} chunks changed."
+                f"{self.num_changed} {self.unit} changed."
             )
         elif self.decision == "cannot tell" and (needed := self.num_queries_needed()):
             more = (
@@ -193,7 +203,7 @@ class VerdictRecord:
     def _title(self) -> str:
         return (
             f"{self.before.name} -> {self.after.name} on {self.before.split}: {self.num_queries} questions about "
-            f"{self.num_clusters} chunks, {self.num_chunks} chunks to choose from"
+            f"{self.num_clusters} {self.unit}, {self.num_chunks} chunks to choose from"
         )
 
     def _tables(self) -> Iterator[tuple[Row, Sequence[Row]]]:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from datasets import Dataset, Features, List, Value
@@ -24,16 +24,21 @@ if TYPE_CHECKING:
 # Ranks are computed at least this deep, to distinguish near misses from misses.
 _MIN_DEPTH = 100
 
-PER_QUERY_FEATURES: Features = Features(
-    {
-        "query-id": Value("string"),
-        "query": Value("string"),
-        "relevant": List(Value("string")),
-        "rank": Value("int64"),
-        "retrieved": List(Value("string")),
-        "scores": List(Value("float32")),
-    }
-)
+_FEATURES = {
+    "query-id": Value("string"),
+    "query": Value("string"),
+    "relevant": List(Value("string")),
+    "rank": Value("int64"),
+    "retrieved": List(Value("string")),
+    "scores": List(Value("float32")),
+    "word_scores": List(Value("float32")),
+}
+
+
+def per_query_table(columns: Mapping[str, Sequence[Any]]) -> Dataset:
+    """Return the rows of `Evaluation.per_query`; ``word_scores`` may be missing."""
+    features = Features({name: feature for name, feature in _FEATURES.items() if name in columns})
+    return Dataset.from_dict({name: columns[name] for name in features}, features=features)
 
 
 def search_depth(k: Sequence[int], num_chunks: int) -> int:
@@ -56,13 +61,16 @@ class Evaluation:
         k: The cut-offs, ascending.
         per_query: A row for each question, sorted by id: ``query-id``, ``query``, ``relevant`` (the ids of the relevant
             chunks), ``rank`` (of the first relevant chunk, from 1, or None beyond ``depth``), ``retrieved`` (the ids of the
-            first ``max(k)`` chunks) and their ``scores``.
+            first ``max(k)`` chunks) and their ``scores``. For a `Retriever` also ``word_scores``: what words contribute to
+            each score; the vectors contribute the rest.
         num_chunks: The size of the corpus.
         fingerprint: SHA-256 of the questions, the judgements and the corpus. Only results with equal fingerprints can be
             compared.
         model: Fingerprint of the retriever: of the weights and settings of a SentenceTransformer (see `model_fingerprint`),
             or the attribute ``fingerprint`` of another retriever, or the name of its class.
         approximate: Whether the search was approximate, so that chunks may have been overlooked.
+        documents: The document group of each question, in the order of ``per_query``, where the claim is about documents that
+            are not trained on: questions about one document are found or missed together. None if it is about chunks.
     """
 
     name: str
@@ -73,6 +81,7 @@ class Evaluation:
     fingerprint: str
     model: str = ""
     approximate: bool = False
+    documents: tuple[str, ...] | None = None
 
     @property
     def num_queries(self) -> int:
@@ -106,9 +115,10 @@ class Evaluation:
 
     @cached_property
     def clusters(self) -> NDArray[np.int64]:
-        """The number of the chunk that each question was written for, from 0, of shape ``(num_queries,)``."""
+        """The number of each question's document, or of the chunk it was written for, from 0, of shape ``(num_queries,)``."""
         number: dict[str, int] = {}
-        return np.array([number.setdefault(chunks[0], len(number)) for chunks in self.per_query["relevant"][:]])
+        names = self.documents or [chunks[0] for chunks in self.per_query["relevant"][:]]
+        return np.array([number.setdefault(name, len(number)) for name in names])
 
     def intervals(self, *, confidence_level: float = 0.95) -> dict[str, Interval]:
         """Return the confidence interval of each metric; questions about one chunk are not independent observations."""
@@ -140,6 +150,7 @@ class Evaluation:
             "fingerprint": self.fingerprint,
             "model": self.model,
             "approximate": self.approximate,
+            "documents": self.documents,
             "metrics": self.metrics,  # for other programs; `load` computes them again
             "per_query": self.per_query.to_dict(),
         }
@@ -162,11 +173,12 @@ class Evaluation:
             name=content["name"],
             split=content["split"],
             k=tuple(content["k"]),
-            per_query=Dataset.from_dict(content["per_query"], features=PER_QUERY_FEATURES),
+            per_query=per_query_table(content["per_query"]),
             num_chunks=content["num_chunks"],
             fingerprint=content["fingerprint"],
             model=content.get("model", ""),
             approximate=content.get("approximate", False),
+            documents=tuple(content["documents"]) if content.get("documents") else None,
         )
 
     def __repr__(self) -> str:

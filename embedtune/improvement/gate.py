@@ -1,4 +1,4 @@
-"""The gate: what a new model has to show before it may replace the old one."""
+"""The gate: what a new retriever has to show before it may replace the old one."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.improvement.round_data import HELD_OUT, LOCKED
 from embedtune.improvement.rounds import Candidate, Check
 from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.index import build_index, table_of_corpus
+from embedtune.retrieval.reindex import scaled_word_weight
+from embedtune.retrieval.retriever import Retriever
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.result import Evaluation
+    from embedtune.retrieval.word_weight import LearnedWords
     from embedtune.types import Encoder
 
 Results = dict[str, "Evaluation"]
@@ -40,33 +44,60 @@ class RememberingEncoder(ModelEncoder):
 
 
 class Gate:
-    """Compares candidates with the old model on the same questions. Each model encodes the corpus only once.
+    """Compares candidates with the old retriever on the same questions. Each model encodes the corpus only once.
 
     Args:
-        old: The model that serves.
+        old: The encoder of the model that serves.
+        retriever: The retriever that serves; its words and settings are used, its chunks are not.
         data: The data of the round.
         k: A question is a miss if it has no relevant chunk among the first ``k``.
         max_loss: How much nDCG the locked test may lose, at the lower bound of the interval of the difference.
+
+    Attributes:
+        retriever: The retriever that serves, over the corpus of the round.
+        before: Its results.
     """
 
-    def __init__(self, old: RememberingEncoder, data: RetrievalDataset, *, k: int, max_loss: float) -> None:
+    def __init__(
+        self, old: RememberingEncoder, retriever: Retriever, data: RetrievalDataset, *, k: int, max_loss: float
+    ) -> None:
         self.old = old
         self.max_loss = max_loss
         self.k = k
+        self._data = data
         self._evaluators = {
             split: TopKEvaluator(data, split, k=(k,)) for split in ("dev", HELD_OUT, LOCKED) if split in data.qrels
         }
-        self.before: Results = self.evaluate(old, "old")
+        self.retriever: Retriever = self._over_the_corpus(old, retriever, retriever.words, retriever.word_weight)
+        self.before: Results = self.evaluate(self.retriever, "old")
 
-    def evaluate(self, model: RememberingEncoder, name: str) -> Results:
+    def candidate(self, encoder: RememberingEncoder, words: LearnedWords) -> Retriever:
+        """Return a retriever with another model and other words; how much they count is scaled to its similarities."""
+        return self._over_the_corpus(encoder, self.retriever, words, None)
+
+    def _over_the_corpus(
+        self, encoder: RememberingEncoder, like: Retriever, words: LearnedWords, word_weight: float | None
+    ) -> Retriever:
+        index = build_index(encoder, table_of_corpus(self._data.corpus))
+        return Retriever(
+            encoder.model,
+            index,
+            words=words,
+            word_weight=scaled_word_weight(like, index) if word_weight is None else word_weight,
+            context=self._data.context,
+            approximate=like.approximate,
+            batch_size=like.batch_size,
+        )
+
+    def evaluate(self, retriever: Retriever, name: str) -> Results:
         """Return the result for each split of the round."""
-        return {split: evaluator.evaluate(model, name=name) for split, evaluator in self._evaluators.items()}
+        return {split: evaluator.evaluate(retriever, name=name) for split, evaluator in self._evaluators.items()}
 
     def judge(self, model: Encoder, after: Results, folder: Path) -> Candidate:
         """Check a candidate by its results, and save them in a folder.
 
         Args:
-            model: The candidate.
+            model: The encoder of the candidate.
             after: What `evaluate` returned for it.
             folder: The folder of the round.
         """

@@ -1,4 +1,4 @@
-"""improve: train on missed questions, and keep the old model unless the new one is shown to be better."""
+"""improve: train on missed questions, and keep the old retriever unless the new one is shown to be better."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import copy
 import logging
 import shutil
 from collections.abc import Collection
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +14,13 @@ from typing import TYPE_CHECKING
 from embedtune.dataset import RetrievalDataset
 from embedtune.improvement.gate import Gate, RememberingEncoder
 from embedtune.improvement.labels import check_labels
-from embedtune.improvement.round_data import LOCKED, RoundData, build_round_data, hash_of_test
+from embedtune.improvement.round_data import HELD_OUT, LOCKED, RoundData, build_round_data, hash_of_test
 from embedtune.improvement.rounds import POINTER, Candidate, Round, Rounds
 from embedtune.models.query_side import freeze_index, is_index_frozen
 from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.retrieval.retriever import Retriever
+from embedtune.retrieval.retriever_files import read, words_fingerprint, write_learned
+from embedtune.retrieval.words import WordWeights
 from embedtune.text import same_question
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.merging import ALPHAS, merge_with_base, smallest_within_one_error
@@ -26,6 +30,8 @@ from embedtune.training.trainer import EmbeddingTrainer
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from embedtune.retrieval.learned import Saved
+    from embedtune.retrieval.word_weight import LearnedWords
     from embedtune.serving.feedback import FeedbackLog
     from embedtune.types import Encoder
 
@@ -47,10 +53,10 @@ _RECORDED = (
 
 
 def improve(
-    model: SentenceTransformer,
+    retriever: Retriever,
     data: RetrievalDataset,
-    feedback: FeedbackLog,
     *,
+    feedback: FeedbackLog,
     output_dir: str | Path,
     args: TuningArguments | None = None,
     keep_index: bool = False,
@@ -64,7 +70,10 @@ def improve(
 ) -> Round:
     """Train on the questions of a feedback log, and let the new model serve if it is shown to be better.
 
-    Some of the log's questions are held out. The new model is accepted if it misses fewer of them, if it is not worse on
+    The new questions teach the model, and the words, too: which of them say much (see `learn_words`). How much words count
+    stays as it is, because the misses of the retriever that serves are no fair sample to choose it by.
+
+    Some of the log's questions are held out. The new retriever, model and words, is accepted if it misses fewer of them, if it is not worse on
     the test split of ``data``, which is locked (its hash is recorded in the first round and checked in every round), and if
     it has not forgotten general knowledge. If the tuned model fails, the best merge with the old weights is tried, chosen on
     the dev split; if that fails too, the old model stays. After a crash at any point the old model serves.
@@ -73,8 +82,8 @@ def improve(
     never held out later.
 
     Args:
-        model: The model that serves; it is not changed. From the second round on it must be the one of
-            ``Rounds(output_dir).current``.
+        retriever: The retriever that serves; it is not changed. From the second round on it must be the one of
+            ``Rounds(output_dir).current``, as `reindex` makes it from the round's ``model_path``.
         data: Questions and chunks, with the splits ``train`` (to replay) and ``test`` (locked). The corpus may grow from
             round to round.
         feedback: The log. Questions whose relevant chunks are confirmed (a person or a language model named them, or a person
@@ -97,12 +106,18 @@ def improve(
         The round. Printing it shows what was trained on and the result of each check.
 
     Raises:
-        ValueError: If the locked test has changed, the model is not the one that serves, or the log has too few questions or
-            seems to be wrong.
+        TypeError: If it is not given a `Retriever`.
+        ValueError: If the locked test has changed, the retriever is not the one that serves, or the log has too few questions
+            or seems to be wrong.
         RuntimeError: If another round finished in the meantime.
     """
+    if not isinstance(retriever, Retriever):
+        raise TypeError(
+            f"retriever is a {type(retriever).__name__}. Give the retriever that serves, or make one: "
+            "Retriever.from_dataset(model, data)."
+        )
     rounds = Rounds(output_dir)
-    parent = _parent(rounds, model, data)
+    parent = _parent(rounds, retriever, data)
     prepared = build_round_data(
         data,
         feedback.questions(),
@@ -113,21 +128,22 @@ def improve(
         seed=seed,
     )
     _require_enough(prepared)
-    old = RememberingEncoder(model)
+    old = RememberingEncoder(retriever.model, retriever.batch_size)
     _require_plausible(prepared, old, max_wrong=max_wrong)
     number, path = rounds.new_folder()
     prepared.data.save_to_disk(path / "data")
     args = _arguments(args, path / "checkpoints", keep_index=keep_index, seed=seed)
-    tuned = _train(model, prepared.data, args, keep_index=keep_index)
-    gate = Gate(old, prepared.data, k=k, max_loss=max_loss)
-    chosen, candidates = _choose(tuned, gate, path, may_merge=not keep_index)
-    chosen.save_pretrained(str(path / "model"))
+    words = _taught(retriever.words, prepared.data, data, known=_trained_into(rounds, parent, data))
+    tuned = _train(retriever.model, prepared.data, args, keep_index=keep_index)
+    gate = Gate(old, retriever, prepared.data, k=k, max_loss=max_loss)
+    chosen, learned, candidates = _choose(tuned, words, gate, path, may_merge=not keep_index)
+    _save(chosen, learned, path / "model")
     finished = Round(
         path=path,
         number=number,
         parent=parent.number,
         status="accepted" if candidates[-1].passed else "rejected",
-        model_fingerprint=model_fingerprint(chosen),
+        model_fingerprint=learned.model_fingerprint,
         test_hash=parent.test_hash,
         created=_now(),
         candidates=tuple(candidates),
@@ -143,42 +159,85 @@ def improve(
     return finished
 
 
-def _parent(rounds: Rounds, model: SentenceTransformer, data: RetrievalDataset) -> Round:
+def _parent(rounds: Rounds, retriever: Retriever, data: RetrievalDataset) -> Round:
     """Return the round that serves, after checking the model and the locked test; create the start in the first round."""
     if LOCKED not in data.qrels or "train" not in data.qrels:
         raise ValueError(
             f"improve() needs the splits 'train' and {LOCKED!r}, and this dataset has {data.splits}. Build it with a test_size."
         )
     found = hash_of_test(data)
-    if not (rounds.folder / POINTER).exists():
-        return _start(rounds, model, test_hash=found)
+    if not (rounds.output_dir / POINTER).exists():
+        return _start(rounds, retriever, test_hash=found)
     parent = rounds.current
     if found != parent.test_hash:
         raise ValueError(
             f"The test split has changed since it was locked (hash {found[:8]}, locked {parent.test_hash[:8]}). Rounds can only "
             "be compared on the same questions and relevant texts: pass the original split, or start again in another folder."
         )
-    mine = model_fingerprint(model)
+    model, mine = retriever.model, model_fingerprint(retriever.model)
     # A saved model may differ from the given one: a LoRA is merged, and weights may be loaded in another precision.
     if mine != parent.model_fingerprint and mine != model_fingerprint(parent.load_model(device=str(model.device))):
         raise ValueError(
-            f"This is not the model that serves, that of round {parent.number}. Load it with Rounds({str(rounds.folder)!r})"
-            ".current.load_model()."
+            f"This retriever's model is not the model that serves, that of round {parent.number}. {_remedy(parent)}"
+        )
+    if words_fingerprint(retriever.words.weights) != words_fingerprint(read(parent.model_path).words.weights):
+        raise ValueError(
+            f"This retriever's words are not those that serve, those of round {parent.number}. {_remedy(parent)}"
         )
     return parent
 
 
-def _start(rounds: Rounds, model: SentenceTransformer, *, test_hash: str) -> Round:
+def _remedy(parent: Round) -> str:
+    return f"Move it there with reindex(retriever, {str(parent.model_path)!r}, path=...)."
+
+
+def _start(rounds: Rounds, retriever: Retriever, *, test_hash: str) -> Round:
     number, path = rounds.new_folder()
-    model.save_pretrained(str(path / "model"))
-    start = Round(path, number, None, "start", model_fingerprint(model), test_hash, _now())
+    learned = retriever.learned
+    _save(retriever.model, learned, path / "model")
+    start = Round(path, number, None, "start", learned.model_fingerprint, test_hash, _now())
     start.save()
     return rounds.switch_to(number)
 
 
+def _save(model: SentenceTransformer, learned: Saved, folder: Path) -> None:
+    """Save a retriever without its chunks, which are in the data of the round."""
+    model.save_pretrained(str(folder))
+    write_learned(folder, learned)
+
+
+def _trained_into(rounds: Rounds, parent: Round, data: RetrievalDataset) -> set[str]:
+    """Return the key of every question that taught the retriever that serves, of the dataset and of its rounds."""
+    datasets, one = [data], parent
+    while one.parent is not None:
+        datasets.append(one.load_data())
+        one = rounds[one.parent]
+    return {same_question(text) for one in datasets for text in _asked(one, "train")}
+
+
+def _taught(
+    words: LearnedWords, of_round: RetrievalDataset, data: RetrievalDataset, *, known: Collection[str]
+) -> LearnedWords:
+    """Return the words with weights that the training questions of a round taught, too, each question once."""
+    measured = {same_question(text) for split in (LOCKED, HELD_OUT) for text in _asked(of_round, split)}
+    texts = {same_question(text): text for one in (data, of_round) for text in _asked(one, "train")}
+    new = {key: text for key, text in texts.items() if key not in measured}
+    if words.weights is None:
+        return replace(words, weights=WordWeights.learn(new.values()))
+    more = WordWeights.learn([text for key, text in new.items() if key not in known])
+    return replace(words, weights=words.weights.joined(more))
+
+
+def _asked(data: RetrievalDataset, split: str) -> list[str]:
+    return [data.query_texts[query] for query in sorted(data.relevant(split))]
+
+
 def _trained_before(rounds: Rounds, data: RetrievalDataset) -> Collection[str]:
     """Return the key of every question that was in a train or dev split, also in interrupted rounds."""
-    datasets = [data, *(RetrievalDataset.load_from_disk(path) for path in sorted(rounds.folder.glob("[0-9]*/data")))]
+    datasets = [
+        data,
+        *(RetrievalDataset.load_from_disk(path) for path in sorted(rounds.output_dir.glob("[0-9]*/data"))),
+    ]
     return {
         same_question(one.query_texts[query])
         for one in datasets
@@ -236,23 +295,28 @@ def _train(
 
 
 def _choose(
-    tuned: SentenceTransformer, gate: Gate, path: Path, *, may_merge: bool
-) -> tuple[SentenceTransformer, list[Candidate]]:
-    """Return the model to keep, and the candidates that were judged."""
-    encoder = RememberingEncoder(tuned)
-    results = {0.0: gate.before, 1.0: gate.evaluate(encoder, "tuned")}
+    tuned: SentenceTransformer, words: LearnedWords, gate: Gate, path: Path, *, may_merge: bool
+) -> tuple[SentenceTransformer, Saved, list[Candidate]]:
+    """Return the model to keep, what makes a retriever of it, and the candidates that were judged."""
+    encoder = RememberingEncoder(tuned, gate.old.batch_size)
+    retriever = gate.candidate(encoder, words)
+    results, learned = {0.0: gate.before, 1.0: gate.evaluate(retriever, "tuned")}, {1.0: retriever.learned}
     candidates = [gate.judge(encoder, results[1.0], path)]
     if candidates[0].passed or not may_merge or "dev" not in gate.before:
-        return tuned, candidates
+        return tuned, learned[1.0], candidates
     for alpha in ALPHAS[1:-1]:
-        merged = merge_with_base(tuned, gate.old.model, alpha=alpha).model
-        results[alpha] = gate.evaluate(RememberingEncoder(merged), f"merged (alpha {alpha:g})")
+        retriever = gate.candidate(_merged(tuned, gate, alpha), words)
+        results[alpha], learned[alpha] = gate.evaluate(retriever, f"merged (alpha {alpha:g})"), retriever.learned
     alpha = smallest_within_one_error({alpha: found["dev"] for alpha, found in results.items()})
     if alpha in (0, 1):  # the old model, or the tuned one again
-        return tuned, candidates
-    merged = merge_with_base(tuned, gate.old.model, alpha=alpha).model
-    candidates.append(gate.judge(RememberingEncoder(merged), results[alpha], path))
-    return merged, candidates
+        return tuned, learned[1.0], candidates
+    encoder = _merged(tuned, gate, alpha)
+    candidates.append(gate.judge(encoder, results[alpha], path))
+    return encoder.model, learned[alpha], candidates
+
+
+def _merged(tuned: SentenceTransformer, gate: Gate, alpha: float) -> RememberingEncoder:
+    return RememberingEncoder(merge_with_base(tuned, gate.old.model, alpha=alpha).model, gate.old.batch_size)
 
 
 def _switch(rounds: Rounds, parent: Round, finished: Round) -> None:

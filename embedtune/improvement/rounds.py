@@ -88,7 +88,7 @@ class Round:
 
     @property
     def model_path(self) -> Path:
-        """The folder of its model, a plain SentenceTransformer."""
+        """The folder of its model, a plain SentenceTransformer, and of what was learned about words: see `reindex`."""
         return self.path / "model"
 
     def load_model(self, **options: Any) -> SentenceTransformer:
@@ -128,7 +128,7 @@ class Rounds:
     Switching models replaces one small file, so readers see the old or the new model, and after a crash the old one serves.
 
     Args:
-        folder: The folder that `improve` works in.
+        output_dir: The ``output_dir`` of `improve`.
 
     Example:
         >>> import tempfile
@@ -136,20 +136,20 @@ class Rounds:
         []
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder: Path = Path(folder)
+    def __init__(self, output_dir: str | Path) -> None:
+        self.output_dir: Path = Path(output_dir)
 
     def __getitem__(self, number: int) -> Round:
         path = self._path(number)
         if not (path / RECORD).exists():
             raise ValueError(
-                f"{self.folder} has no finished round {number}. Choose one of {[r.number for r in self.all()]}."
+                f"{self.output_dir} has no finished round {number}. Choose one of {[r.number for r in self.all()]}."
             )
         return Round.load(path)
 
     def all(self) -> list[Round]:
         """Return every finished round in order, the initial model first; interrupted rounds are left out."""
-        return [Round.load(record.parent) for record in sorted(self.folder.glob(f"[0-9]*/{RECORD}"))]
+        return [Round.load(record.parent) for record in sorted(self.output_dir.glob(f"[0-9]*/{RECORD}"))]
 
     @property
     def current(self) -> Round:
@@ -158,10 +158,10 @@ class Rounds:
         Raises:
             FileNotFoundError: If there is none yet.
         """
-        pointer = self.folder / POINTER
+        pointer = self.output_dir / POINTER
         if not pointer.exists():
             raise FileNotFoundError(
-                f"{self.folder} has no rounds yet. Create the first one with improve(..., output_dir=...)."
+                f"{self.output_dir} has no rounds yet. Create the first one with improve(..., output_dir=...)."
             )
         return self[json.loads(pointer.read_text(encoding="utf-8"))["round"]]
 
@@ -174,7 +174,7 @@ class Rounds:
         chosen = self[number]
         if chosen.status == "rejected":
             raise ValueError(f"Round {number} was rejected, so its model must not serve. Print the round to see why.")
-        replace_file(self.folder / POINTER, json.dumps({"round": number}) + "\n")
+        replace_file(self.output_dir / POINTER, json.dumps({"round": number}) + "\n")
         return chosen
 
     def roll_back(self) -> Round:
@@ -190,8 +190,8 @@ class Rounds:
 
     def new_folder(self) -> tuple[int, Path]:
         """Create the folder of the next round; of several processes only one gets it."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        number = max((int(path.name) for path in self.folder.glob("[0-9]*")), default=-1) + 1
+        self.output_dir.mkdir(parents=True, exist_ok=True)
+        number = max((int(path.name) for path in self.output_dir.glob("[0-9]*")), default=-1) + 1
         while True:
             try:
                 self._path(number).mkdir()
@@ -201,4 +201,4 @@ class Rounds:
                 return number, self._path(number)
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"{number:04}"
+        return self.output_dir / f"{number:04}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, Literal, TypeVar
@@ -44,6 +44,7 @@ class AnthropicLLM:
     """
 
     model: str
+    _: KW_ONLY
     client: Any = field(default=None, repr=False)
     max_tokens: int = 4096
     effort: Literal["low", "medium", "high", "xhigh", "max"] | None = None

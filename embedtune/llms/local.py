@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -32,6 +32,7 @@ class TransformersLLM:
     """
 
     model: Any = field(repr=False)
+    _: KW_ONLY
     tokenizer: Any = field(default=None, repr=False)
     batch_size: int = 8
     max_tokens: int = 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -36,6 +36,7 @@ class OpenAILLM:
     """
 
     model: str
+    _: KW_ONLY
     base_url: str | None = None
     client: Any = field(default=None, repr=False)
     max_tokens: int = 4096

@@ -15,7 +15,6 @@ from embedtune.models.families.minilm import MINILM_ID, minilm_folder
 from embedtune.models.finish import complete, finish
 from embedtune.models.repository import (
     check_modules,
-    check_trust,
     check_weights,
     check_whole,
     quiet_transformers,
@@ -41,7 +40,6 @@ def load_model(
     dtype: str | None = None,
     truncate_dim: int | None = None,
     lora: bool | LoraConfig | str | Path = False,
-    trust_remote_code: bool = False,
     check: bool = True,
 ) -> SentenceTransformer:
     """Load a model to evaluate or to fine-tune, from safetensors, without remote code.
@@ -62,8 +60,6 @@ def load_model(
         truncate_dim: Truncate embeddings to this many dimensions, for Matryoshka models.
         lora: Train a LoRA and freeze the rest. True: rank 16 on every linear layer of the blocks. Or a
             ``peft.LoraConfig``; or the folder ``adapters`` inside a saved model, to continue training it.
-        trust_remote_code: Run the repository's own code, for models that transformers does not include. Requires the full
-            commit hash (40 hexadecimal digits) of the code you have read as ``revision``.
         check: Run `check_model` without saving the model, which encodes three short texts.
 
     Raises:
@@ -93,39 +89,32 @@ def load_model(
     source: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype or "float32"}
     config = read_json(name, "config.json", revision=revision)
     if is_jina_v3(name, config):
-        _refuse("jina-embeddings-v3", trust_remote_code=trust_remote_code or None)
         return load_jina_v3(name, **source, **settings)
     if is_gte_qwen2(name, config):
-        _refuse("gte-Qwen2", trust_remote_code=trust_remote_code or None)
         return load_gte_qwen2(name, **source, **settings)
-    loaded = _load_any(name, config, trust_remote_code=trust_remote_code, **source)
+    loaded = _load_any(name, config, **source)
     if model == "minilm":  # the folder's name means nothing in a table or a model card
         loaded.model_card_data.base_model = MINILM_ID
     return finish(loaded, **settings)
 
 
 def _load_any(
-    name: str, config: dict[str, Any], *, trust_remote_code: bool, revision: str | None, device: str | None, dtype: str
+    name: str, config: dict[str, Any], *, revision: str | None, device: str | None, dtype: str
 ) -> TunableModel:
     """Load a model that needs no special treatment."""
-    arguments: dict[str, Any] = {"revision": revision, "device": device}
-    arguments["model_kwargs"] = {"dtype": dtype, "use_safetensors": True}
-    if trust_remote_code:
-        check_trust(name, revision)
-        model = TunableModel(name, trust_remote_code=True, **arguments)
-    else:
-        check_whole(name)
-        check_modules(name, revision=revision)
-        check_weights(name, revision=revision, allow_missing=_UNUSED)
-        if "AutoModel" in (config.get("auto_map") or {}):
-            logger.warning(
-                "%s comes with its own modelling code, which is not run: transformers' %r is used instead. If the two differ, "
-                "so do the embeddings. Compare some similarities with the model card before you train.",
-                name,
-                config.get("model_type"),
-            )
-        with quiet_transformers():
-            model = TunableModel(name, **arguments)
+    check_whole(name)
+    check_modules(name, revision=revision)
+    check_weights(name, revision=revision, allow_missing=_UNUSED)
+    if "AutoModel" in (config.get("auto_map") or {}):
+        logger.warning(
+            "%s comes with its own modelling code, which is not run: transformers' %r is used instead. If the two differ, "
+            "so do the embeddings. Compare some similarities with the model card before you train.",
+            name,
+            config.get("model_type"),
+        )
+    with quiet_transformers():
+        options = {"dtype": dtype, "use_safetensors": True}
+        model = TunableModel(name, revision=revision, device=device, model_kwargs=options)
     complete(model, name, revision=revision)
     return model
 

@@ -28,8 +28,6 @@ from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
-
 
 def find_file(name: str, file: str, *, revision: str | None = None) -> Path | None:
     """Return the local path of a file of a folder or a repository on the Hub; None if the file does not exist.
@@ -143,28 +141,6 @@ def check_whole(folder: str) -> None:
         )
 
 
-def check_trust(name: str, revision: str | None) -> None:
-    """Raise a ``ValueError`` unless the code is pinned to one commit of one repository."""
-    if Path(name).is_dir() or revision is None or not _COMMIT.fullmatch(revision):
-        raise ValueError(
-            f"trust_remote_code=True runs the code of {name!r} on this machine, but revision={revision!r} is not a commit hash. "
-            "Read the code on the Hub and pass the commit that you have read: revision='<40 hexadecimal digits>'."
-        )
-    elsewhere = {ref.split("--")[0] for ref in _code_references(name, revision) if "--" in ref} - {name}
-    if elsewhere:
-        raise ValueError(
-            f"{name!r} takes its code from {sorted(elsewhere)}, whose revision cannot be pinned. Copy code and weights into a "
-            "repository of your own and load that."
-        )
-
-
-def _code_references(name: str, revision: str) -> Iterator[str]:
-    for file in ("config.json", "tokenizer_config.json"):
-        for value in (read_json(name, file, revision=revision).get("auto_map") or {}).values():
-            yield from (ref for ref in (value if isinstance(value, (list, tuple)) else [value]) if ref)
-    yield from (module["type"] for module in _modules(name, revision))
-
-
 def _modules(name: str, revision: str | None) -> list[dict[str, Any]]:
     modules: list[dict[str, Any]] = read_json(name, "modules.json", revision=revision).get("items", [])
     return modules
@@ -176,8 +152,8 @@ def check_modules(name: str, *, revision: str | None = None) -> None:
     own = [name for name in types if not name.startswith("sentence_transformers.")]
     if own:
         raise ValueError(
-            f"{name!r} needs its own code ({', '.join(own)}), which is not run. If you have read it, pass trust_remote_code=True "
-            "and the commit as revision=. Otherwise save the model's weights with the modules of sentence-transformers."
+            f"{name!r} needs its own code ({', '.join(own)}), which is not run. If you have read it, load the model yourself and "
+            "pass it: load_model(SentenceTransformer(name, revision='<the commit that you have read>', trust_remote_code=True))."
         )
 
 

@@ -17,7 +17,6 @@ from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedtune.errors import refuse_name
-from embedtune.models.card_scores import reference_scores
 from embedtune.models.lora import transformers_of
 from embedtune.models.repository import quiet_transformers
 from embedtune.tables import html_table
@@ -83,9 +82,7 @@ class ModelReport:
             raise ValueError(f"The model fails its check:\n{self}")
 
 
-def check_model(
-    model: SentenceTransformer, *, folder: str | Path | None = None, card: bool = False, reload: bool = True
-) -> ModelReport:
+def check_model(model: SentenceTransformer, *, folder: str | Path | None = None, reload: bool = True) -> ModelReport:
     """Check a model for faults that raise no error.
 
     It checks attention as declared (causal or bidirectional), the same embedding alone, in a batch and with padding on either
@@ -96,11 +93,7 @@ def check_model(
     Args:
         model: From `load_model`, trained, or any SentenceTransformer.
         folder: Where the model was saved. By default it is saved to a temporary folder, which needs its size in disk space.
-        card: Compare with the scores published in the model card. Only for an untrained model.
         reload: Compare the saved model with the one in memory, which takes memory for a second copy.
-
-    Raises:
-        ValueError: If ``card`` is True and no published scores are known for this model.
 
     Example:
         >>> from embedtune import load_model
@@ -119,7 +112,6 @@ def check_model(
             *_truncation(model),
             *_prompts(model, declared),
             *([_reloading(model, folder)] if reload else []),
-            *([_card(model)] if card else []),
         ]
     return ModelReport(tuple(checks))
 
@@ -276,21 +268,6 @@ def same_vectors(name: str, model: SentenceTransformer, saved: SentenceTransform
         return Check(name, False, "embeddings with other dimensions", _SAVE_AGAIN)
     difference = max(_distance(getattr(model, way)(_TEXTS), getattr(saved, way)(_TEXTS)) for way in ways)
     return Check(name, difference <= _limit(model, _RELOAD_TOLERANCE), f"differ by {difference:.1e}", _SAVE_AGAIN)
-
-
-def _card(model: SentenceTransformer) -> Check:
-    queries, documents, published = reference_scores(str(model.model_card_data.base_model))
-    vectors = model.encode_query(queries), model.encode_document(documents)
-    scores = 100 * np.asarray(vectors[0]) @ np.asarray(vectors[1]).T
-    difference = float(np.abs(scores - published).max())
-    limit = 0.1 if model.dtype == torch.float32 else 1.0
-    return Check(
-        "scores of the card",
-        difference <= limit,
-        f"{np.round(scores, 3).tolist()}, published {np.round(published, 3).tolist()}",
-        "The weights or their settings are not those of the model card. For gte-Qwen2 try load_gte_qwen2(..., "
-        "attention='causal').",
-    )
 
 
 def _vectors(model: SentenceTransformer, texts: list[str]) -> Vectors:

@@ -12,12 +12,14 @@ from huggingface_hub import EvalResult, ModelCard
 
 from embedtune.dataset.card import describe_dataset
 from embedtune.errors import OptionalDependencyError
+from embedtune.retrieval.retriever_card import retriever_section, without_section
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.verdict import Verdict
+    from embedtune.retrieval.learned import Saved
 
 _BEGIN, _END = "<!-- embedtune: evidence -->", "<!-- embedtune: end of evidence -->"
 _LICENCES = {
@@ -34,11 +36,13 @@ class Evidence(NamedTuple):
         verdicts: One for each split or run.
         data: The dataset that the model was trained and tested on.
         num_examples: Training questions to quote, with their chunks.
+        learned: What a retriever has beside the model, or None for a model alone.
     """
 
     verdicts: Sequence[Verdict] = ()
     data: RetrievalDataset | None = None
     num_examples: int = 0
+    learned: Saved | None = None
 
 
 def complete_card(folder: Path, repo_id: str, model: SentenceTransformer, evidence: Evidence) -> str:
@@ -55,6 +59,7 @@ def complete_card(folder: Path, repo_id: str, model: SentenceTransformer, eviden
     _complete_metadata(card.data, repo_id, model, evidence.verdicts)
     sections = [
         *(_verdict_section(verdict, folder, number) for number, verdict in enumerate(evidence.verdicts, start=1)),
+        retriever_section(repo_id, evidence.learned, has_chunks=False) if evidence.learned else "",
         _usage_section(model),
         _data_section(evidence),
         _training_section(model),
@@ -97,7 +102,7 @@ def _eval_results(verdict: Verdict, name: str) -> list[EvalResult]:
 def _inserted(text: str, sections: str) -> str:
     """Insert the sections before the first heading below the title, or at the end."""
     block = f"{_BEGIN}\n{sections}\n{_END}\n\n"
-    text = re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", "", text, flags=re.DOTALL)
+    text = without_section(re.sub(f"{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", "", text, flags=re.DOTALL))
     heading = re.search(r"^## ", text, flags=re.MULTILINE)
     place = heading.start() if heading else len(text)
     return text[:place].rstrip("\n") + "\n\n" + block + text[place:]
@@ -173,7 +178,7 @@ def _usage_section(model: SentenceTransformer) -> str:
     else:
         usage = "Questions and chunks are encoded without a prompt."
     return (
-        f"## How to use it\n\n{usage}\n\nTexts are truncated to {model.max_seq_length} tokens. Embeddings have "
+        f"## How to use the model\n\n{usage}\n\nTexts are truncated to {model.max_seq_length} tokens. Embeddings have "
         f"{model.get_embedding_dimension()} dimensions. See *Usage* below for the code."
     )
 
@@ -221,7 +226,7 @@ def _limits_section(evidence: Evidence) -> str:
     ):
         lines.append("Questions written by a language model resemble their chunks more than people's questions do.")
     if not evidence.verdicts:
-        lines.append("This model was published without an evaluation.")
+        lines.append(f"This {'retriever' if evidence.learned else 'model'} was published without an evaluation.")
     return "\n".join(["## Limits", "", *(f"- {line}" for line in lines)])
 
 

@@ -34,7 +34,7 @@ def generate_questions(
     llm: LLM,
     *,
     per_chunk: int = 4,
-    folder: str | Path = FOLDER,
+    output_dir: str | Path = FOLDER,
     mode: Mode = "live",
     budget_usd: float | None = None,
     language: str = "",
@@ -45,7 +45,7 @@ def generate_questions(
 ) -> Questions:
     """Let a language model write questions that the chunks answer, and keep the good ones.
 
-    Every reply is stored in ``folder`` before it is read. The same call again sends nothing and returns the same
+    Every reply is stored in ``output_dir`` before it is read. The same call again sends nothing and returns the same
     questions; after a crash, Ctrl-C or an error it continues where it stopped; a changed chunk, instruction or model
     sends only what changed.
 
@@ -53,10 +53,10 @@ def generate_questions(
         chunks: What to ask about. Their texts, titles and headings are sent to the model.
         llm: The model: an `AnthropicLLM`, `OpenAILLM`, `TransformersLLM`, or any object of the protocol `LLM`.
         per_chunk: How many questions to ask for; 3 to 5 is usual. More documents help more than more questions.
-        folder: Where the ledger is. It holds the replies of all models and their cost.
+        output_dir: The folder of the ledger. It holds the replies of all models and their cost.
         mode: ``"batch"`` costs half and takes up to a day. The call waits until the batch has ended; it may be
             interrupted and run again.
-        budget_usd: The most that everything in ``folder`` may ever cost. Requests beyond it are not sent, and counted.
+        budget_usd: The most that everything in ``output_dir`` may ever cost. Requests beyond it are not sent, and counted.
         language: The language to write in, for instance ``"German"``; by default that of each chunk.
         instructions: Your own instructions, see `RequestTemplate`; by default those of the package.
         num_workers: How many requests may run at once.
@@ -79,13 +79,13 @@ def generate_questions(
         ...     def send(self, body): return {"said": "1. How do I restart the pump?"}
         ...     def read(self, reply): return Completion(reply["said"])
         >>> chunk = Chunk("pump.md#0", "pump.md", "Press both buttons of the pump.", 0, 31)
-        >>> questions = generate_questions([chunk], Parrot(), folder=tempfile.mkdtemp())
+        >>> questions = generate_questions([chunk], Parrot(), output_dir=tempfile.mkdtemp())
         >>> questions[0].id, questions[0].text
         ('pump.md#0/0', 'How do I restart the pump?')
     """
     _check(chunks, llm)
     template = _template(instructions, per_chunk=per_chunk, language=language, seed=seed)
-    with Ledger(folder) as ledger:
+    with Ledger(output_dir) as ledger:
         keys = {chunk.id: key_in(ledger, llm, template.version, template.fill(chunk)) for chunk in chunks}
         first = {keys[chunk.id]: chunk for chunk in reversed(chunks)}  # equal chunks share a request
         first = {key: first[key] for key in keys.values()}

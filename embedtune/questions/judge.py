@@ -38,7 +38,7 @@ def filter_by_judge(
     questions: Questions,
     llm: LLM,
     *,
-    folder: str | Path = FOLDER,
+    output_dir: str | Path = FOLDER,
     mode: Mode = "live",
     budget_usd: float | None = None,
     num_workers: int = 16,
@@ -52,9 +52,9 @@ def filter_by_judge(
     Args:
         questions: What `generate_questions` returned.
         llm: The judge; better not the model that wrote the questions.
-        folder: Where the ledger is.
+        output_dir: The folder of the ledger.
         mode: ``"live"`` or ``"batch"``.
-        budget_usd: The most that everything in ``folder`` may ever cost.
+        budget_usd: The most that everything in ``output_dir`` may ever cost.
         num_workers: How many requests may run at once.
         show_progress_bar: Whether to show progress; by default only in a terminal.
 
@@ -65,6 +65,7 @@ def filter_by_judge(
         >>> import tempfile
         >>> from embedtune.questions.records import Questions
         >>> from embedtune.llms.protocol import Completion, Price
+        >>> from embedtune.types import Chunk, Question
         >>> class Strict:
         ...     name, price, max_tokens = "strict", Price(0, 0), 100
         ...     def prepare(self): ...
@@ -73,7 +74,7 @@ def filter_by_judge(
         ...     def read(self, reply): return Completion(reply["said"])
         >>> chunk = Chunk("a#0", "a", "Press both buttons.", 0, 19)
         >>> questions = Questions((Question("a#0/0", "Who was Plato?", ("a#0",)),), (), {}, (chunk,), 0.0)
-        >>> filter_by_judge(questions, Strict(), folder=tempfile.mkdtemp()).dropped[0].reason
+        >>> filter_by_judge(questions, Strict(), output_dir=tempfile.mkdtemp()).dropped[0].reason
         'judged not answerable'
     """
     instructions = files("embedtune.questions").joinpath("judge.txt").read_text("utf-8")
@@ -82,7 +83,7 @@ def filter_by_judge(
     for question in questions:
         asked[question.chunk_ids[0]].append(question)
     requests = {i: _request(instructions, chunks[i], group) for i, group in asked.items()}
-    with Ledger(folder) as ledger:
+    with Ledger(output_dir) as ledger:
         keys = {i: key_in(ledger, llm, "judge", request) for i, request in requests.items()}
         failures = answer_requests(
             {keys[i]: partial(_request, instructions, chunks[i], group) for i, group in asked.items()},

@@ -80,6 +80,19 @@ class Fusion:
         ]
         return Ranking(*(np.concatenate(part) for part in zip(*parts, strict=True)))
 
+    def word_scores(
+        self, words: WordIndex, questions: Sequence[str], positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return what words contribute to the scores of chunks, of the shape of ``positions``; 0 for a position of -1."""
+        found = np.zeros(positions.shape, dtype=np.float32)
+        if not self.word_weight:
+            return found
+        weight = np.float32(1 if math.isinf(self.word_weight) else self.word_weight)
+        for block in question_blocks(len(questions), len(words)):
+            scores = weight * words.scores(questions[block], self.weights)
+            found[block] = np.take_along_axis(scores, np.maximum(positions[block], 0), axis=1)
+        return np.where(positions >= 0, found, np.float32(0))
+
     def _all(
         self, index: ChunkIndex, vectors: NDArray[np.float32], words: NDArray[np.float32] | None, k: int
     ) -> Ranking:

@@ -14,12 +14,13 @@ import pyarrow
 import pyarrow.ipc
 from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as map_file
+from sentence_transformers.util import SimilarityFunction
 
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
 from embedtune.retrieval.faiss import Graph
 from embedtune.retrieval.fingerprint import corpus_fingerprint, model_fingerprint
 from embedtune.retrieval.words import WordIndex
-from embedtune.storage import replaced_folder
+from embedtune.storage import reading, replaced_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -35,6 +36,8 @@ VECTORS, CHUNKS, WORDS, GRAPH, SETTINGS = (
     "graph.faiss",
     "index.json",
 )
+
+_REMEDY = "Copy the whole folder again, or make the index again."
 
 _SCHEMA = pyarrow.schema(
     [
@@ -161,29 +164,45 @@ class ChunkIndex:
         """Read what `save` wrote. Vectors and chunks stay on disk and are mapped into memory.
 
         Raises:
-            FileNotFoundError: If there is no index at ``path``.
-            ValueError: If its files do not belong together.
+            FileNotFoundError: If there is no index at ``path``, or one of its files is missing.
+            ValueError: If a file is damaged, or the files do not belong together.
         """
         folder = Path(path)
         if not (folder / SETTINGS).exists():
             raise FileNotFoundError(f"{folder} is not a saved index: it has no {SETTINGS}.")
-        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        index = cls(
-            chunks=pyarrow.ipc.open_file(pyarrow.memory_map(str(folder / CHUNKS))).read_all(),
-            vectors=map_file(folder / VECTORS)["vectors"].numpy(),  # pages of the file, read when they are touched
-            model_fingerprint=settings["model_fingerprint"],
-            similarity=settings["similarity"],
-        )
-        if len(index.vectors) != len(index.chunks) or index.corpus_fingerprint != settings["corpus_fingerprint"]:
+        with reading(folder / SETTINGS, remedy=_REMEDY):
+            settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+            fingerprint, corpus = str(settings["model_fingerprint"]), str(settings["corpus_fingerprint"])
+            similarity = SimilarityFunction(settings["similarity"]).value
+        index = cls(_read_chunks(folder / CHUNKS), _map_vectors(folder / VECTORS), fingerprint, similarity)
+        if len(index.vectors) != len(index.chunks) or index.corpus_fingerprint != corpus:
             raise ValueError(
-                f"{folder} is damaged: its {len(index.chunks)} chunks are not those of its {len(index.vectors)} vectors. Make the "
-                "index again."
+                f"{folder} is damaged: its {len(index.chunks)} chunks are not those of its {len(index.vectors)} vectors. {_REMEDY}"
             )
         if (folder / WORDS).exists():
-            index.__dict__["words"] = WordIndex.of_arrays(load_file(folder / WORDS))
+            with reading(folder / WORDS, remedy=_REMEDY):
+                index.__dict__["words"] = WordIndex.of_arrays(load_file(folder / WORDS), num_chunks=len(index))
         if (folder / GRAPH).exists():
-            index.__dict__["graph"] = Graph.read(folder / GRAPH, np.array(settings["graph_positions"]))
+            with reading(folder / GRAPH, remedy=_REMEDY):
+                index.__dict__["graph"] = Graph.read(folder / GRAPH, np.array(settings["graph_positions"]))
         return index
+
+
+def _read_chunks(path: Path) -> pyarrow.Table:
+    """Map a table of chunks from a file. Every offset in it is checked: a wrong one would end the process, not raise."""
+    with reading(path, remedy=_REMEDY):
+        table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
+        table.validate(full=True)
+        return table.cast(_SCHEMA)
+
+
+def _map_vectors(path: Path) -> NDArray[np.float32]:
+    """Map vectors from a file: its pages are read when they are touched."""
+    with reading(path, remedy=_REMEDY):
+        vectors: NDArray[np.float32] = map_file(path)["vectors"].numpy()
+        if vectors.ndim != 2 or vectors.dtype != np.float32:
+            raise ValueError(f"vectors of shape {vectors.shape} and type {vectors.dtype}")
+        return vectors
 
 
 def build_index(encoder: ModelEncoder, chunks: pyarrow.Table) -> ChunkIndex:

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
 from embedtune.models.load import load_model
+from embedtune.retrieval import retriever_files
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.index import ChunkIndex
@@ -25,6 +26,8 @@ from embedtune.storage import replace_file, replaced_folder
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
+
+    from embedtune.retrieval.learned import Saved
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +47,11 @@ def reindex(
 
     The old retriever may be used meanwhile, from another thread or another process; chunks that are added, updated or removed
     while it runs are moved, too. Encoded blocks are kept in a folder beside ``path``, so that the same call after a crash
-    continues where it stopped. How much words count is scaled to the similarities of the new model.
+    continues where it stopped. Where the new model gives chunks the vectors that they have, because its query side alone was
+    trained, nothing is encoded.
+
+    What was learned about words moves along, and how much they count is scaled to the similarities of the new model; from the
+    folder of a saved retriever, or of a round of `improve`, both are taken as they are there.
 
     Args:
         retriever: The one that serves.
@@ -58,7 +65,7 @@ def reindex(
         A retriever with the new model.
 
     Raises:
-        ValueError: If ``block_size`` is less than 1.
+        ValueError: If ``block_size`` is less than 1, or a saved retriever is damaged.
 
     Example:
         >>> import tempfile
@@ -72,10 +79,13 @@ def reindex(
     if block_size < 1:
         raise ValueError(f"block_size={block_size} must be at least 1.")
     loaded = load_model(model) if isinstance(model, (str, Path)) else model
+    saved = _saved_with(model, loaded)
     encoder = ModelEncoder(loaded, retriever.batch_size, devices=tuple(devices))
     folder = Path(path).absolute().parent / f".{Path(path).name}-reindex"
     fingerprint = model_fingerprint(loaded, side="document")
     known = _stored(folder, fingerprint)
+    if fingerprint == retriever.index.model_fingerprint:
+        known |= zip(map(_key, retriever.index.texts()), retriever.index.vectors, strict=True)
     hidden = None if show_progress_bar is None else not show_progress_bar
     with tqdm(total=len(retriever), initial=len(known), desc="Reindexing", disable=hidden) as bar:
         while left := _left(retriever.index, known):
@@ -84,14 +94,27 @@ def reindex(
             _write(folder, list(block), vectors)
             known.update(zip(block, vectors, strict=True))
             bar.update(len(block))
-    moved = _moved(retriever, loaded, known, fingerprint)
+    moved = _moved(retriever, loaded, known, fingerprint, saved)
     moved.save(path)
     shutil.rmtree(folder, ignore_errors=True)
     return moved
 
 
+def _saved_with(model: SentenceTransformer | str | Path, loaded: SentenceTransformer) -> Saved | None:
+    """Return what a retriever learned beside the model in a folder, or None if there is only the model."""
+    if not isinstance(model, (str, Path)) or not Path(model, retriever_files.SETTINGS).exists():
+        return None
+    saved = retriever_files.read(Path(model))
+    retriever_files.check_model(saved, loaded, Path(model))
+    return saved
+
+
 def _moved(
-    retriever: Retriever, model: SentenceTransformer, known: dict[str, NDArray[np.float32]], fingerprint: str
+    retriever: Retriever,
+    model: SentenceTransformer,
+    known: dict[str, NDArray[np.float32]],
+    fingerprint: str,
+    saved: Saved | None,
 ) -> Retriever:
     old = retriever.index
     vectors = [known[_key(text)] for text in old.texts()]
@@ -102,12 +125,17 @@ def _moved(
     return Retriever(
         model,
         index,
-        words=retriever.words,
-        word_weight=retriever.word_weight * spread_of(index) / spread_of(old),
+        words=retriever.words if saved is None else saved.words,
+        word_weight=scaled_word_weight(retriever, index) if saved is None else saved.word_weight,
         context=retriever.context,
         approximate=retriever.approximate,
         batch_size=retriever.batch_size,
     )
+
+
+def scaled_word_weight(retriever: Retriever, index: ChunkIndex) -> float:
+    """Return a retriever's word weight in the scale of the similarities of another index."""
+    return retriever.word_weight * spread_of(index) / spread_of(retriever.index)
 
 
 def _left(index: ChunkIndex, known: dict[str, NDArray[np.float32]]) -> dict[str, str]:

@@ -100,12 +100,6 @@ def _ranked(ranker: Ranker, queries: list[str], documents: list[str], k: int) ->
             f"{name_of(ranker)}.rank returned positions of shape {positions.shape} and scores of shape {scores.shape}, "
             f"expected {(len(queries), k)}: k for each query, -1 where it finds fewer."
         )
-    ordered = np.sort(positions, axis=1)
-    if (twice := ((ordered[:, 1:] == ordered[:, :-1]) & (ordered[:, 1:] >= 0)).any(axis=1)).any():
-        raise ValueError(
-            f"{name_of(ranker)}.rank returned a document twice for query {queries[int(twice.argmax())]!r}. Each position may occur "
-            "once in a row."
-        )
     if positions.min() < -1 or positions.max() >= len(documents):
         raise ValueError(
             f"{name_of(ranker)}.rank returned positions from {positions.min()} to {positions.max()}: those of {len(documents)} "

@@ -17,7 +17,9 @@ from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_que
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.fusion import Fusion, similarities
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
+from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.word_weight import LearnedWords, spread_of
+from embedtune.retrieval.words import WordIndex
 
 if TYPE_CHECKING:
     import pyarrow
@@ -218,12 +220,12 @@ class Retriever:
             token: For the Hub; by default the one of ``hf auth login``.
 
         Raises:
-            FileNotFoundError: If ``path`` is not a saved retriever.
-            ValueError: If its parts do not belong together.
+            FileNotFoundError: If ``path`` is not a saved retriever, or a part of it is missing.
+            ValueError: If a part is damaged, or the parts do not belong together.
         """
         folder = retriever_files.found(path, revision=revision, token=token)
         saved = retriever_files.read(folder)
-        model = load_model(folder) if model is None else model
+        model = retriever_files.read_model(folder) if model is None else model
         retriever_files.check_model(saved, model, folder)
         if chunks is not None:
             index = build_index(ModelEncoder(model, batch_size), table_of_chunks(chunks, saved.context))
@@ -250,9 +252,7 @@ class Retriever:
         Raises:
             FileExistsError: If ``path`` exists and holds something else.
         """
-        self._require_same_model()
-        settings = retriever_files.Saved(self.words, self.fusion.word_weight, self.context)
-        retriever_files.write(path, self.model, self.index, settings, model_fingerprint=self._whole_fingerprint())
+        retriever_files.write(path, self.model, self.index, self.learned)
 
     def __len__(self) -> int:
         return len(self.index)
@@ -261,6 +261,12 @@ class Retriever:
     def word_weight(self) -> float:
         """How much the words count in the score: 0 for vectors alone, infinity for words alone."""
         return self.fusion.word_weight
+
+    @property
+    def learned(self) -> Saved:
+        """What is saved beside the model and the chunks."""
+        self._require_same_model()
+        return Saved(self.words, self.word_weight, self.context, self._whole_fingerprint())
 
     @property
     def fingerprint(self) -> str:
@@ -316,6 +322,19 @@ class Retriever:
         if list(documents) != index.texts():
             index = build_index(ModelEncoder(self.model, self.batch_size), table_of_texts(documents))
         return self._rank(index, queries, self._vectors(queries), k)
+
+    def word_scores(
+        self, queries: Sequence[str], documents: Sequence[str], positions: NDArray[np.int64]
+    ) -> NDArray[np.float32]:
+        """Return what words contribute to the scores of ranked documents, of the shape of ``positions``; 0 for a position of -1.
+
+        Args:
+            queries: As given to `rank`.
+            documents: As given to `rank`.
+            positions: What `rank` returned, of shape ``(num_queries, k)``.
+        """
+        words = self.index.words if list(documents) == self.index.texts() else WordIndex.build(documents)
+        return self.fusion.word_scores(words, queries, positions)
 
     def add(self, chunks: Sequence[Chunk]) -> None:
         """Encode new chunks, and these alone.

@@ -5,76 +5,79 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from embedtune.models.load import load_model
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.index import ChunkIndex
+from embedtune.retrieval.learned import Saved
+from embedtune.retrieval.retriever_card import retriever_section, with_section
 from embedtune.retrieval.word_weight import LearnedWords
 from embedtune.retrieval.words import WordWeights
-from embedtune.storage import merged_folder, replace_file, replaced_folder
+from embedtune.storage import merged_folder, reading, replace_file, replaced_folder
+from embedtune.types import CONTEXT_PARTS
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-    from embedtune.types import ContextPart
 
 SETTINGS, WORDS, INDEX = "retriever.json", "retriever_words.safetensors", "index"
+
+_REMEDY = "Copy the whole folder again, or make the retriever again."
 
 _NUM_PROBES = 4
 _MIN_PROBE_COSINE = 0.99
 
 
-@dataclass(frozen=True, eq=False)
-class Saved:
-    """What makes a retriever out of a model and an index."""
-
-    words: LearnedWords
-    word_weight: float
-    context: tuple[ContextPart, ...]
-    model_fingerprint: str = ""
-
-
-def write(
-    path: str | Path, model: SentenceTransformer, index: ChunkIndex, saved: Saved, *, model_fingerprint: str
-) -> None:
+def write(path: str | Path, model: SentenceTransformer, index: ChunkIndex, saved: Saved) -> None:
     """Write a retriever to a folder; an older one stays until the new one is whole."""
     target = Path(path)
-    known = _settings_in(target)
+    known = _known_model(target)
     if target.exists() and known is None and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(
             f"{target} exists and is not a saved retriever, so it is not replaced. Choose another path."
         )
-    saved = replace(saved, model_fingerprint=model_fingerprint)
-    if known is not None and known["model_fingerprint"] == model_fingerprint:
-        _write_parts(target, index, saved)
+    if known == saved.model_fingerprint:
+        index.save(target / INDEX)
+        write_learned(target, saved)
+        _explain(target, saved, name=target.name)
         return
     with replaced_folder(target) as folder:
         model.save_pretrained(str(folder))
-        _write_parts(folder, index, saved)
+        index.save(folder / INDEX)
+        write_learned(folder, saved)
+        _explain(folder, saved, name=target.name)
 
 
-def _write_parts(folder: Path, index: ChunkIndex, saved: Saved) -> None:
-    """Write everything but the model; the settings come last: with them the parts belong together."""
+def write_learned(folder: Path, saved: Saved) -> None:
+    """Write what makes a retriever of a saved model; the settings come last: with them the parts belong together."""
     weights = saved.words.weights
-    with merged_folder(folder) as new:
-        if weights is not None:
+    if weights is not None:
+        with merged_folder(folder) as new:
             save_file({"hashes": weights.hashes, "counts": weights.counts}, new / WORDS)
-    index.save(folder / INDEX)
     settings = {
         "model_fingerprint": saved.model_fingerprint,
-        "words_fingerprint": _words_fingerprint(weights),
+        "words_fingerprint": words_fingerprint(weights),
         "num_questions": weights.num_questions if weights is not None else 0,
         "word_weight": _number(saved.word_weight),
         "multiple": _number(saved.words.multiple),
         "context": list(saved.context),
     }
     replace_file(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
+    if weights is None:
+        (folder / WORDS).unlink(missing_ok=True)
+
+
+def _explain(folder: Path, saved: Saved, *, name: str) -> None:
+    """Say in the folder's card how to use it."""
+    card = folder / "README.md"
+    text = card.read_text(encoding="utf-8") if card.exists() else "# A retriever\n\n"
+    replace_file(card, with_section(text, retriever_section(name, saved, has_chunks=True)))
 
 
 def found(path: str | Path, *, revision: str | None, token: str | None) -> Path:
@@ -94,23 +97,26 @@ def found(path: str | Path, *, revision: str | None, token: str | None) -> Path:
 
 
 def read(folder: Path) -> Saved:
-    """Read what `write` wrote beside the model and the chunks.
+    """Read what `write_learned` wrote.
 
     Raises:
-        ValueError: If the words are not those that were saved with the rest.
+        ValueError: If a file is damaged, or the words are not those that were saved with the rest.
     """
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    with reading(folder / SETTINGS, remedy=_REMEDY):
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        fingerprints = str(settings["model_fingerprint"]), str(settings["words_fingerprint"])
+        num_questions, context = int(settings["num_questions"]), tuple(settings["context"])
+        multiple, word_weight = float(settings["multiple"]), float(settings["word_weight"])
+        if not (multiple >= 0 and word_weight >= 0 and set(context) <= set(CONTEXT_PARTS)):
+            raise ValueError(f"multiple={multiple}, word_weight={word_weight}, context={context}")
     weights = None
-    if (folder / WORDS).exists():
-        arrays = load_file(folder / WORDS)
-        weights = WordWeights(arrays["hashes"], arrays["counts"], settings["num_questions"])
-    if _words_fingerprint(weights) != settings["words_fingerprint"]:
-        raise ValueError(
-            f"{folder / WORDS} is missing, or of another retriever than {SETTINGS}. Copy the whole folder again, or make the "
-            "retriever again."
-        )
-    words = LearnedWords(weights, float(settings["multiple"]))
-    return Saved(words, float(settings["word_weight"]), tuple(settings["context"]), settings["model_fingerprint"])
+    if fingerprints[1]:  # of words that count 1 each there is no file
+        with reading(folder / WORDS, remedy=_REMEDY):
+            arrays = load_file(folder / WORDS)
+            weights = WordWeights(arrays["hashes"], arrays["counts"], num_questions)
+    if words_fingerprint(weights) != fingerprints[1]:
+        raise ValueError(f"{folder / WORDS} is of another retriever than {SETTINGS}. {_REMEDY}")
+    return Saved(LearnedWords(weights, multiple), word_weight, context, fingerprints[0])
 
 
 def read_index(folder: Path) -> ChunkIndex:
@@ -120,6 +126,16 @@ def read_index(folder: Path) -> ChunkIndex:
             f"{folder} was published without its chunks. Give them: Retriever.load({str(folder)!r}, chunks=chunks)."
         )
     return ChunkIndex.load(folder / INDEX)
+
+
+def read_model(folder: Path) -> SentenceTransformer:
+    """Load the model of a retriever."""
+    try:
+        return load_model(folder)
+    except FileNotFoundError:
+        raise
+    except (OSError, json.JSONDecodeError) as err:
+        raise ValueError(f"The model in {folder} is damaged or incomplete ({err}). {_REMEDY}") from err
 
 
 def check_model(saved: Saved, model: SentenceTransformer, folder: Path) -> None:
@@ -155,12 +171,19 @@ def _number(value: float) -> float | str:
     return "inf" if math.isinf(value) else value
 
 
-def _settings_in(folder: Path) -> dict[str, Any] | None:
+def _known_model(folder: Path) -> str | None:
+    """Return the fingerprint of the model in a saved retriever, empty where its settings are damaged; None if it is none."""
     path = folder / SETTINGS
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["model_fingerprint"])
+    except (ValueError, KeyError, TypeError):  # it is written again as a whole
+        return ""
 
 
-def _words_fingerprint(weights: WordWeights | None) -> str:
+def words_fingerprint(weights: WordWeights | None) -> str:
+    """Return the SHA-256 of what was learned about words, or an empty string."""
     if weights is None:
         return ""
     return hashlib.sha256(weights.hashes.tobytes() + weights.counts.tobytes()).hexdigest()

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sentence_transformers.util import SimilarityFunction
 
+from embedtune.dataset.folds import assign_folds, document_of_questions
 from embedtune.retrieval.encoders import ModelEncoder, encode_questions
 from embedtune.retrieval.fusion import question_blocks
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_corpus
@@ -104,14 +105,16 @@ def learn_from_index(
     drawn = np.sort(np.random.default_rng(seed).permutation(len(names))[:_MAX_QUESTIONS])
     asked = [names[row] for row in drawn]
     questions = [data.query_texts[name] for name in asked]
-    group_of = _groups(data)
+    documents = document_of_questions(data, {name: relevant[name] for name in asked})
+    if len(set(documents.values())) == 1:  # folds over documents need two; over chunks is second best
+        documents = {name: relevant[name][0] for name in asked}
+    folds = assign_folds(documents, _NUM_FOLDS, seed=seed)
     ndcg = choose_multiple(
         index,
         questions,
         encode_questions(encoder, questions),
         [[index.position_of[chunk] for chunk in relevant[name]] for name in asked],
-        [group_of[relevant[name][0]] for name in asked],
-        seed=seed,
+        np.array([folds[name] for name in asked]),
     )
     weights = WordWeights.learn([data.query_texts[name] for name in names])
     # The plateau is often flat: of equally good multiples the one nearest to the default.
@@ -120,14 +123,6 @@ def learn_from_index(
         "Words count %g times the spread of similarities (nDCG@10 of %d folds: %s).", multiple, _NUM_FOLDS, ndcg
     )
     return LearnedWords(weights, multiple, ndcg)
-
-
-def _groups(data: RetrievalDataset) -> dict[str, str]:
-    """Return the document group of each chunk; where documents are not known, or are one group, each chunk is its own."""
-    ids, columns = data.corpus["_id"][:], data.corpus.column_names
-    name = next((name for name in ("document_group", "document_id") if name in columns), "_id")
-    groups = data.corpus[name][:]
-    return dict(zip(ids, groups if len(set(groups)) > 1 else ids, strict=True))
 
 
 def spread_of(index: ChunkIndex) -> float:
@@ -145,22 +140,18 @@ def choose_multiple(
     questions: Sequence[str],
     vectors: NDArray[np.float32],
     relevant: Sequence[Sequence[int]],
-    groups: Sequence[str],
-    *,
-    seed: int = 0,
+    folds: NDArray[np.int64],
 ) -> dict[float, float]:
-    """Return the nDCG@10 of training questions for each multiple, by cross-validation over groups of documents.
+    """Return the nDCG@10 of training questions for each multiple, by cross-validation.
 
     Args:
         index: All chunks.
         questions: The training questions.
         vectors: Their vectors, of shape ``(num_questions, dim)``, by a model that was not trained on them.
         relevant: The positions of the relevant chunks of each.
-        groups: The document group of each: word weights are learned from the questions of other folds.
-        seed: Draws the folds.
+        folds: The fold of each, of shape ``(num_questions,)``: word weights are learned from the questions of other folds.
     """
     unit = spread_of(index)
-    folds = _folds(groups, seed)
     gains: dict[float, list[float]] = {multiple: [] for multiple in MULTIPLES}
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
@@ -179,16 +170,6 @@ def _similarities(index: ChunkIndex, vectors: NDArray[np.float32]) -> NDArray[np
     score = SimilarityFunction.to_similarity_fn("dot" if index.similarity == "cosine" else index.similarity)
     found: NDArray[np.float32] = score(torch.from_numpy(vectors), torch.from_numpy(np.asarray(index.vectors))).numpy()
     return found
-
-
-def _folds(groups: Sequence[str], seed: int) -> NDArray[np.int64]:
-    """Return the fold of each question: groups in random order, each to the fold with the fewest questions so far."""
-    names, group, sizes = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    fold_of, filled = np.zeros(len(names), dtype=np.int64), np.zeros(_NUM_FOLDS)
-    for name in np.random.default_rng(seed).permutation(len(names)):
-        fold_of[name] = np.argmin(filled)
-        filled[fold_of[name]] += sizes[name]
-    return fold_of[group]
 
 
 def _ndcg(scores: NDArray[np.float32], relevant: Sequence[int]) -> float:

@@ -47,6 +47,23 @@ class WordWeights:
     counts: NDArray[np.int64]
     num_questions: int
 
+    def __post_init__(self) -> None:
+        is_typed = self.hashes.dtype == np.dtype(np.uint64) and self.counts.dtype == np.dtype(np.int64)
+        if (
+            not is_typed
+            or self.hashes.ndim != 1
+            or self.hashes.shape != self.counts.shape
+            or (self.hashes[1:] <= self.hashes[:-1]).any()
+        ):
+            raise ValueError(
+                "Word weights need ascending hashes (uint64) and as many counts (int64). Make them with learn_words or "
+                "WordWeights.learn."
+            )
+        if len(self.counts) and not 0 < self.counts.min() <= self.counts.max() <= self.num_questions:
+            raise ValueError(
+                f"Counts from {self.counts.min()} to {self.counts.max()} cannot be those of {self.num_questions} questions."
+            )
+
     @classmethod
     def learn(cls, questions: Iterable[str]) -> WordWeights:
         """Count the tokens of questions."""
@@ -114,10 +131,20 @@ class WordIndex:
         return {"hashes": self.hashes, "counts": table.data, "columns": table.indices, "starts": table.indptr}
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> WordIndex:
-        """Return the index whose `arrays` these are."""
-        shape = len(arrays["starts"]) - 1, len(arrays["hashes"])
-        return cls(arrays["hashes"], csr_array((arrays["counts"], arrays["columns"], arrays["starts"]), shape=shape))
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]], *, num_chunks: int) -> WordIndex:
+        """Return the index whose `arrays` these are.
+
+        Raises:
+            ValueError: If they are not the words of so many chunks; columns that do not exist would end the process.
+        """
+        hashes, counts = arrays["hashes"], arrays["counts"]
+        shape = num_chunks, len(hashes)
+        table = csr_array((counts, arrays["columns"], arrays["starts"]), shape=shape)
+        table.check_format(full_check=True)
+        is_typed = hashes.dtype == np.dtype(np.uint64) and counts.dtype == np.dtype(np.uint16)
+        if not is_typed or (hashes[1:] <= hashes[:-1]).any():
+            raise ValueError(f"hashes of type {hashes.dtype} and counts of type {counts.dtype}, or hashes out of order")
+        return cls(hashes, table)
 
     def take(self, rows: Sequence[int] | NDArray[np.int64]) -> WordIndex:
         """Return the index of some chunks, in the order given."""

@@ -56,7 +56,7 @@ class Answer:
     number: int | None = None
 
 
-def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
+def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
     """Find the chunks for a question and let a language model answer from them.
 
     It runs three steps: ``retriever.search``, `build_request` and `ask_llm`. Passages are numbered
@@ -78,16 +78,17 @@ def answer(question: str, retriever: Retriever, llm: LLM, *, k: int = 5, feedbac
 
     Example:
         >>> import embedtune as et
+        >>> from embedtune.llms import Completion, Price
         >>> class Scripted:  # any object with these members will do
-        ...     name, price, max_tokens = "scripted", et.Price(0, 0), 100
+        ...     name, price, max_tokens = "scripted", Price(0, 0), 100
         ...     def prepare(self): ...
         ...     def body(self, request): return {"text": request.text}
         ...     def send(self, body):
         ...         return {"said": '{"outcome": "answered", "answer": "Press both buttons.", "passages": [1]}'}
-        ...     def read(self, reply): return et.Completion(reply["said"])
+        ...     def read(self, reply): return Completion(reply["said"])
         >>> chunks = [et.Chunk("a#0", "a", "Press both buttons to restart.", 0, 30), et.Chunk("b#0", "b", "Turn it.", 0, 8)]
         >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
-        >>> reply = et.answer("How do I restart it?", retriever, Scripted())
+        >>> reply = et.answer("How do I restart it?", retriever, llm=Scripted())
         >>> reply.outcome, reply.text, reply.cited
         ('answered', 'Press both buttons.', ('a#0',))
     """

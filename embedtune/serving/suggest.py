@@ -66,7 +66,7 @@ class Suggestion:
         return f"<p><strong>{escape(self.question)}</strong></p><table>{rows}</table>"
 
 
-def suggest_chunk(question: str, retriever: Retriever, llm: LLM | None = None, *, k: int = 20) -> Suggestion:
+def suggest_chunk(question: str, retriever: Retriever, *, llm: LLM | None = None, k: int = 20) -> Suggestion:
     """Look for the chunk that should have been found.
 
     The candidates come from a search by vectors and one by words, each to a depth of 100, joined by reciprocal rank fusion: if
@@ -104,7 +104,7 @@ def suggest_chunk(question: str, retriever: Retriever, llm: LLM | None = None, *
 
 
 def label_misses(
-    feedback: FeedbackLog, retriever: Retriever, llm: LLM, *, k: int = 20, show_progress_bar: bool | None = None
+    feedback: FeedbackLog, retriever: Retriever, *, llm: LLM, k: int = 20, show_progress_bar: bool | None = None
 ) -> int:
     """Let a language model name the relevant chunks of every miss that has none, and return how many it found one for.
 
@@ -122,7 +122,7 @@ def label_misses(
     hidden = None if show_progress_bar is None else not show_progress_bar
     for miss in tqdm(open_misses, desc="Judging", unit="question", disable=hidden):
         if miss.text not in chosen:
-            chosen[miss.text] = suggest_chunk(miss.text, retriever, llm, k=k)
+            chosen[miss.text] = suggest_chunk(miss.text, retriever, llm=llm, k=k)
         named = chosen[miss.text].chosen
         if named is not None:
             feedback.name_chunks(miss.number, named, by=llm.name)

@@ -39,7 +39,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     These defaults differ from ``SentenceTransformerTrainingArguments``:
 
     * ``per_device_train_batch_size=24``: the other chunks of the batch are the negatives, and eight are too few.
-    * ``num_train_epochs=8``, ``learning_rate=1e-4``, ``dropout=0``, ``frozen_layers=0.5``: measured with MiniLM, see the
+    * ``num_train_epochs=6``, ``learning_rate=1e-4``, ``dropout=0``, ``frozen_layers=0.5``: measured with MiniLM, see the
       benchmarks in the documentation. Larger models usually need a lower learning rate.
     * ``warmup_steps=0.1``: a tenth of all steps.
     * ``eval_strategy="epoch"``, ``save_strategy="epoch"``, ``load_best_model_at_end=True``: keeps the checkpoint that
@@ -64,7 +64,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     mini_batch_num_tokens: int | None = None
     check_saved: bool = True
     per_device_train_batch_size: int = 24
-    num_train_epochs: float = 8.0
+    num_train_epochs: float = 6.0
     learning_rate: float = 1e-4
     warmup_steps: float = 0.1
     eval_strategy: str = "epoch"

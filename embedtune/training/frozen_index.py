@@ -101,6 +101,7 @@ class FrozenIndexLoss(RetrievalLoss):
         ::
 
             import embedtune as et
+            from embedtune.training.frozen_index import FrozenIndexLoss
 
             model = et.load_model("minilm")
             chunks = et.chunk_documents(et.read_documents("handbook/"), max_tokens=250, tokenizer=model)
@@ -111,7 +112,7 @@ class FrozenIndexLoss(RetrievalLoss):
                 model,
                 et.TuningArguments("out/query-side", learning_rate=1e-3),
                 data=data,
-                loss=et.FrozenIndexLoss(model, data, max_chunks=50_000),
+                loss=FrozenIndexLoss(model, data, max_chunks=50_000),
             )
             trainer.train()
 
@@ -119,7 +120,7 @@ class FrozenIndexLoss(RetrievalLoss):
         >>> data = et.RetrievalDataset.from_pairs([("Press both.", ["How to restart?"]), ("Turn it.", ["How to lock?"])],
         ...                                       test_size=0, dev_size=0)
         >>> model = et.freeze_index(et.load_model("minilm", device="cpu"), query="linear")
-        >>> et.FrozenIndexLoss(model, data).vectors.shape
+        >>> FrozenIndexLoss(model, data).vectors.shape
         torch.Size([2, 384])
     """
 

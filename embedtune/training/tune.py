@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import logging
@@ -11,33 +10,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from datasets import concatenate_datasets
-
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.models.load import load_model
-from embedtune.retrieval.bm25 import BM25
-from embedtune.retrieval.encoders import ModelEncoder, model_name
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Retriever
-from embedtune.retrieval.word_weight import learn_from_index
 from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.resilience.checkpoints import complete_checkpoints
-from embedtune.training.trainer import EmbeddingTrainer
+from embedtune.training.experiments.cross_validation import NOT_IN_RESULT, cross_validate, with_all_in_train
+from embedtune.training.fit import evaluations, fit
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
-    from embedtune.evaluation.result import Evaluation
 
 logger = logging.getLogger(__name__)
 
-PLAN, RETRIEVER, REPORT, CHECKPOINTS = "tune.json", "retriever", "report.html", "checkpoints"
-
-# What the arguments say about logging and places, and not about the model that comes out.
-_NOT_IN_PLAN = ("output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "log_level")
+PLAN, RETRIEVER, REPORT = "tune.json", "retriever", "report.html"
+CHECKPOINTS, FOLDS = "checkpoints", "folds"
 
 
 @dataclass(frozen=True)
@@ -75,24 +66,27 @@ def tune(
     *,
     output_dir: str | Path,
     args: TuningArguments | None = None,
-    split: str = "test",
+    num_folds: int = 5,
+    test_split: str | None = None,
     k: Sequence[int] = (1, 3, 5, 10),
 ) -> TuningRun:
-    """Train a model and word weights on a dataset, and compare the retriever that they make with what there was.
+    """Train a model and word weights on a dataset, with evidence of how much better the retriever is that they make.
 
-    The steps, each of which is public: `learn_words` with the base model, `EmbeddingTrainer`, `Retriever.from_dataset`,
-    `TopKEvaluator.evaluate` for every row of the table, and `compare`. All questions but those of splits whose names begin with
-    ``test`` are trained on; those of ``split`` judge, and are not read before that. The last checkpoint is kept: a dev split to
-    choose another would cost more questions than it gains.
+    The evidence comes from folds over documents (`cross_validate`): every question is judged once, by a retriever that never saw
+    its document. The retriever that is returned is then trained on all questions. With ``test_split`` the questions of one split
+    are the evidence instead; they are not trained on.
 
-    Call it again after an interruption, with the same arguments, and it continues where it stopped.
+    The steps are public: `cross_validate`, `learn_words` with the base model, `EmbeddingTrainer`, `Retriever.from_dataset`,
+    `TopKEvaluator.evaluate` and `compare`. No dev split is held out: it would cost more questions than choosing a checkpoint gains.
+    After an interruption, the same call continues where it stopped.
 
     Args:
         model: The model to tune, or its name or folder, as `load_model` takes it. It is not changed.
         data: Chunks and questions.
         output_dir: Where checkpoints, the retriever and the report are written.
         args: Arguments of the training; its ``output_dir`` is not used.
-        split: The split whose questions judge.
+        num_folds: How many folds; each costs about one training.
+        test_split: A split whose questions judge, instead of folds.
         k: The cut-offs of the evaluation.
 
     Raises:
@@ -110,59 +104,30 @@ def tune(
     """
     folder = Path(output_dir)
     base = load_model(model) if isinstance(model, (str, Path)) else model
-    training = _without_test(data)
-    evaluator = TopKEvaluator(data, split, k=[one for one in k if one <= len(data.corpus)] or [1])
+    training = with_all_in_train(data, locked=[test_split] if test_split else [])
     settings = replace(args) if args is not None else TuningArguments(str(folder / CHECKPOINTS))
     settings.output_dir = str(folder / CHECKPOINTS)
-    _check_plan(folder, _plan(base, training, evaluator, settings))
+    _check_plan(folder, _plan(base, training, settings, evidence=[num_folds, test_split]))
 
     before = Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=not settings.disable_tqdm)
-    words = learn_from_index(training, before.index, ModelEncoder(base), seed=settings.seed)
-    tuned = _trained(base, training, settings)
-    retriever = Retriever.from_dataset(tuned, data, words=words, show_progress_bar=not settings.disable_tqdm)
+    found = None
+    if test_split is None:
+        found = cross_validate(
+            base, data, output_dir=folder / FOLDS, args=settings, num_folds=num_folds, k=k, seed=settings.seed
+        )
+    retriever = fit(before, training, settings)
     retriever.save(folder / RETRIEVER)
-
-    verdict = _verdict(before, retriever, evaluator, data, name=model_name(base))
-    verdict.to_html(folder / REPORT, data=data)
+    if found is None:
+        evaluator = TopKEvaluator(data, str(test_split), k=[one for one in k if one <= len(data.corpus)] or [1])
+        verdict, judged = compare(*evaluations(before, retriever, evaluator), training=training), data
+    else:
+        verdict, judged = found.verdict, found.data
+    verdict.to_html(folder / REPORT, data=judged)
     return TuningRun(retriever, verdict, folder)
 
 
-def _without_test(data: RetrievalDataset) -> RetrievalDataset:
-    """Return the dataset with all questions in ``train`` except those of test splits, which are left out."""
-    splits = [name for name in data.splits if not name.startswith("test")]
-    if not splits:
-        raise ValueError(f"The dataset has the splits {data.splits}, so there are no questions to train on.")
-    rows = concatenate_datasets([data.qrels[name] for name in splits])
-    return replace(data, qrels={"train": rows})
-
-
-def _trained(base: SentenceTransformer, data: RetrievalDataset, args: TuningArguments) -> SentenceTransformer:
-    """Train a copy of the model, from the last checkpoint if there is one."""
-    args.load_best_model_at_end = False  # without a dev split there is nothing to choose by
-    trainer = EmbeddingTrainer(copy.deepcopy(base), args, data=data)
-    resume = bool(complete_checkpoints(args.output_dir)) if Path(args.output_dir).exists() else False
-    trainer.train(resume_from_checkpoint=resume)
-    tuned: SentenceTransformer = trainer.model
-    tuned.eval()
-    return tuned
-
-
-def _verdict(
-    before: Retriever, retriever: Retriever, evaluator: TopKEvaluator, data: RetrievalDataset, *, name: str
-) -> Verdict:
-    rows: dict[str, Any] = {
-        f"{name} (base)": before,
-        "tuned retriever": retriever,
-        "BM25": BM25(),
-        "tuned model alone": retriever.with_word_weight(0),
-        "tuned words alone": BM25(weights=retriever.fusion.weights),
-    }
-    results: list[Evaluation] = [evaluator.evaluate(one, name=label) for label, one in rows.items()]
-    return compare(*results, training=data)
-
-
 def _plan(
-    base: SentenceTransformer, data: RetrievalDataset, evaluator: TopKEvaluator, args: TuningArguments
+    base: SentenceTransformer, data: RetrievalDataset, args: TuningArguments, *, evidence: list[Any]
 ) -> dict[str, Any]:
     """Return what a run depends on, to notice that a folder holds another one."""
     digest = hashlib.sha256()
@@ -172,11 +137,11 @@ def _plan(
         *sorted(data.corpus_texts.items()),
     ]:
         digest.update(json.dumps(row).encode() + b"\n")
-    settings = {key: value for key, value in args.to_dict().items() if key not in _NOT_IN_PLAN}
+    settings = {key: value for key, value in args.to_dict().items() if key not in NOT_IN_RESULT}
     return {
         "model": model_fingerprint(base),
         "training data": digest.hexdigest(),
-        "judged by": evaluator.fingerprint,
+        "evidence": evidence,
         "arguments": json.loads(json.dumps(settings, default=str)),
     }
 

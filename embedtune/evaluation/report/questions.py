@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -23,7 +23,14 @@ _MAX_CHARACTERS = 3_000
 # The total size of all texts that a phone still opens quickly.
 _MAX_BYTES = 6_000_000
 # For the ids, ranks and scores of a question.
-_BYTES_PER_QUESTION = 300
+_BYTES_PER_QUESTION = 400
+
+
+class Scored(NamedTuple):
+    """A chunk's score, and what words contribute to it: None where the retriever does not say."""
+
+    score: float
+    words: float | None
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,7 @@ class Case:
         ranks: For each run the rank of the first of them, or None if it was not found.
         above: For each run the chunks above that rank, at most five.
         scores: Their scores.
+        found: For each run the score of the first relevant chunk, or None beyond the chunks that are known.
         suspect: A chunk that may be relevant although it is not labelled so, or None.
         shared_words: The share of the question's distinct words that occur in the relevant chunk, or None without texts.
     """
@@ -46,7 +54,8 @@ class Case:
     relevant: list[str]
     ranks: list[int | None]
     above: list[list[str]]
-    scores: list[list[float]]
+    scores: list[list[Scored]]
+    found: list[Scored | None]
     suspect: str | None
     shared_words: float | None
 
@@ -87,7 +96,7 @@ def cases_of(runs: Sequence[Run], texts: Texts | None) -> list[Case]:
     first = runs[0].evaluation.per_query
     ranks = list(zip(*(run.evaluation.per_query["rank"][:] for run in runs), strict=True))
     retrieved = list(zip(*(run.evaluation.per_query["retrieved"][:] for run in runs), strict=True))
-    scores = list(zip(*(run.evaluation.per_query["scores"][:] for run in runs), strict=True))
+    scores = list(zip(*(_scores(run) for run in runs), strict=True))
     known = None if texts is None else _Words(texts)
     cases = []
     for i, (query, text, relevant) in enumerate(
@@ -101,12 +110,27 @@ def cases_of(runs: Sequence[Run], texts: Texts | None) -> list[Case]:
                 relevant=relevant,
                 ranks=list(ranks[i]),
                 above=[found[:end] for found, end in zip(retrieved[i], ends, strict=True)],
-                scores=[[round(s, 4) for s in own[:end]] for own, end in zip(scores[i], ends, strict=True)],
+                scores=[own[:end] for own, end in zip(scores[i], ends, strict=True)],
+                found=[
+                    own[rank - 1] if rank is not None and rank <= len(own) else None
+                    for own, rank in zip(scores[i], ranks[i], strict=True)
+                ],
                 suspect=_suspect(text, relevant, [next(iter(found), "") for found in retrieved[i]], known),
                 shared_words=None if known is None else max(known.shared(text, chunk) for chunk in relevant),
             )
         )
     return cases
+
+
+def _scores(run: Run) -> list[list[Scored]]:
+    """Return the scores of the chunks that were retrieved for each question."""
+    table = run.evaluation.per_query
+    scores = table["scores"][:]
+    words = table["word_scores"][:] if "word_scores" in table.column_names else [[None] * len(row) for row in scores]
+    return [
+        [Scored(round(score, 4), None if part is None else round(part, 4)) for score, part in zip(*rows, strict=True)]
+        for rows in zip(scores, words, strict=True)
+    ]
 
 
 def _suspect(question: str, relevant: Sequence[str], tops: Sequence[str], known: _Words | None) -> str | None:
@@ -130,6 +154,11 @@ class Selection:
     num_all: int
     texts: Texts | None
 
+    @property
+    def has_parts(self) -> bool:
+        """Whether a retriever adds vectors and words."""
+        return any(one.words is not None for case in self.cases for one in case.found if one is not None)
+
     @cached_property
     def chunks(self) -> list[str]:
         """Every chunk that is shown with one of them."""
@@ -152,6 +181,7 @@ class Selection:
                     "ranks": case.ranks,
                     "above": [[position[chunk] for chunk in found] for found in case.above],
                     "scores": case.scores,
+                    "found": case.found,
                     "suspect": None if case.suspect is None else position[case.suspect],
                     "shared": None if case.shared_words is None else round(case.shared_words, 3),
                 }

@@ -135,13 +135,11 @@ def _check_alike(tuned: SentenceTransformer, base: SentenceTransformer) -> None:
             )
         if not weight.is_floating_point() and not torch.equal(weight.cpu(), theirs[name].cpu()):
             raise ValueError(f"The models cannot be averaged: {name!r} holds integers that differ.")
-    _check_settings(vector_settings(tuned), vector_settings(base))
-
-
-def _check_settings(ours: Mapping[str, object], theirs: Mapping[str, object]) -> None:
-    for name in ("modules", "config", "tokenizer"):
-        if ours[name] != theirs[name]:
-            raise ValueError(f"The models cannot be averaged, because their {name} differ.")
+    if vector_settings(tuned)["modules"] != vector_settings(base)["modules"]:
+        raise ValueError(
+            "The models cannot be averaged, because their modules, configurations or tokenizers differ. Pass the base model that "
+            "the tuned one was trained from."
+        )
 
 
 @torch.no_grad()

@@ -100,12 +100,14 @@ def mine_hard_negatives(
         >>> rows.column_names
         ['anchor', 'positive', 'negative', 'label']
     """
-    miner = Miner(data, split, num_negatives, relative_margin, seed, options)
-    return ROWS[checked(loss)](miner.pairs, miner.mine(model), miner.content_of)
+    if loss not in _ROWS:
+        raise ValueError(f"loss={loss!r} is not one of {get_args(LossName)}.")
+    miner = _Miner(data, split, num_negatives, relative_margin, seed, options)
+    return _ROWS[loss](miner.pairs, miner.mine(model), miner.content_of)
 
 
 @dataclass(frozen=True)
-class Miner:
+class _Miner:
     """The settings of `mine_hard_negatives`, and what does not depend on the model.
 
     Attributes:
@@ -220,13 +222,6 @@ class Miner:
         return list(itertools.islice(itertools.cycle(chosen), self.num_negatives))
 
 
-def checked(loss: str) -> LossName:
-    """Return the name of a loss, or raise a ``ValueError`` if it is unknown."""
-    if loss not in ROWS:
-        raise ValueError(f"loss={loss!r} is not one of {get_args(LossName)}.")
-    return loss
-
-
 def _in_batch(pairs: Dataset, found: Found, content_of: Mapping[str, int]) -> Dataset:
     questions, labels = pairs["anchor"][:], pairs["label"][:]
     columns = list(zip(*(found[question] for question in questions), strict=True))
@@ -258,7 +253,7 @@ def _labelled_pairs(pairs: Dataset, found: Found, _: Mapping[str, int]) -> Datas
     return table(dict(zip(("anchor", "candidate", "label"), map(list, zip(*rows, strict=True)), strict=True)))
 
 
-ROWS: dict[LossName, Callable[[Dataset, Found, Mapping[str, int]], Dataset]] = {
+_ROWS: dict[LossName, Callable[[Dataset, Found, Mapping[str, int]], Dataset]] = {
     "in-batch": _in_batch,
     "triplet": _triplets,
     "cosine": _labelled_pairs,

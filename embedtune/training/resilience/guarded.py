@@ -16,12 +16,17 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from embedtune.storage import merged_folder
-from embedtune.training.memory.advice import memory_advice
 from embedtune.training.resilience.checkpoints import resumable, rotate, written_whole
 from embedtune.training.resilience.finite import FiniteGuard
 from embedtune.training.resilience.interruption import StopAtCheckpoint
 
 logger = logging.getLogger(__name__)
+
+_LESS_MEMORY = (
+    "Training needs more memory than there is. arguments_for_gpu('24GB', model=model, data=data) chooses arguments that fit. By "
+    "hand, try in this order: bf16=True, gradient_checkpointing=True, mini_batch_num_tokens=8192, load_model(..., lora=True), a "
+    "smaller per_device_train_batch_size, shorter chunks. estimate_memory(model, args, data=data) shows what each saves."
+)
 
 
 class GuardedTrainer(SentenceTransformerTrainer):
@@ -143,4 +148,4 @@ class GuardedTrainer(SentenceTransformerTrainer):
         except RuntimeError as err:
             if not should_reduce_batch_size(err):
                 raise
-            raise torch.OutOfMemoryError(f"{err}\n{memory_advice(self.args, self.model)}") from err
+            raise torch.OutOfMemoryError(f"{err}\n{_LESS_MEMORY}") from err

@@ -78,10 +78,24 @@
     node.append(text.slice(end));
   }
 
-  function chunkNode(index, wanted, { className = "", label = "", short = false } = {}) {
+  const hasParts = (scored) => scored !== null && scored[1] !== null;
+
+  // What vectors and words contribute to a score, as two bars on the scale of the question's largest score.
+  function partsNode([score, words], largest) {
+    const node = element("span", "parts"), vectors = score - words;
+    for (const [name, value] of [["vectors", vectors], ["words", words]]) {
+      const bar = element("span", `part ${name}`);
+      bar.style.width = `${Math.max(0, Math.min(1, value / largest)) * 6}em`;
+      node.append(element("span", "", `${name} ${value.toFixed(3)}`), bar);
+    }
+    return node;
+  }
+
+  function chunkNode(index, wanted, { className = "", label = "", scored = null, largest = 1, short = false } = {}) {
     const chunk = chunks[index], node = element("div", `chunk ${className}`);
     const id = element("div", "id", label);
     id.append(element("bdi", "", chunk.id));
+    if (hasParts(scored)) id.append(partsNode(scored, largest));
     node.append(id);
     if (chunk.text === undefined) return node;
     const text = element("p", short ? "text short" : "text");
@@ -106,9 +120,16 @@
       heading.append(element("bdi", "", name), found === 1 ? ": relevant chunk first" :
         `: relevant chunk ${found === null ? `not among the first ${depth}` : `at rank ${found}`}, and above it`);
       body.append(heading);
+      const scores = question.scores[run], own = question.found[run];
+      const largest = Math.max(...[...scores, own].filter(hasParts).flatMap(([score, words]) => [score - words, words]), 1e-9);
+      if (own) {
+        const line = element("p", "small", `relevant chunk: score ${own[0]} `);
+        if (hasParts(own)) line.append(partsNode(own, largest));
+        body.append(line);
+      }
       above.forEach((i, position) => body.append(chunkNode(i, wanted, {
-        className: i === question.suspect ? "suspect" : "", short: true,
-        label: `${position + 1}. score ${question.scores[run][position]} · ` })));
+        className: i === question.suspect ? "suspect" : "", short: true, scored: scores[position], largest,
+        label: `${position + 1}. score ${scores[position][0]} · ` })));
       if (found === null || found - 1 > above.length) body.append(element("p", "small", "… and others"));
     });
     return body;

@@ -1,0 +1,217 @@
+"""cross_validate: every question judged by a retriever that never saw its document."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from datasets import Dataset, concatenate_datasets
+
+from embedtune.dataset.folds import assign_folds, document_of_questions
+from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.evaluation.result import Evaluation
+from embedtune.evaluation.verdict import Verdict, compare
+from embedtune.models.load import load_model
+from embedtune.retrieval.retriever import Retriever
+from embedtune.storage import replace_file
+from embedtune.training.arguments import TuningArguments
+from embedtune.training.fit import evaluations, fit
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from embedtune.dataset import RetrievalDataset
+
+logger = logging.getLogger(__name__)
+
+FoldsBy = Literal["document", "question"]
+
+_RESULTS = "results.json"
+
+
+@dataclass(frozen=True, eq=False)
+class CrossValidation:
+    """The result of `cross_validate`. Printing it shows the verdict.
+
+    Attributes:
+        verdict: The tuned retriever compared with the base model, BM25 and its own halves, on the questions of all folds.
+        folds: The results of each fold, in the order of the verdict's rows.
+        fold_of: The fold of each question.
+        data: The dataset with the judged questions as its split ``folds``, as the report takes it.
+    """
+
+    verdict: Verdict
+    folds: tuple[tuple[Evaluation, ...], ...]
+    fold_of: dict[str, int]
+    data: RetrievalDataset
+
+    def __repr__(self) -> str:
+        shown = [f"{fold[1].metrics[fold[1].primary_metric]:.3f}" for fold in self.folds]
+        return f"{self.verdict}\n\n{len(self.folds)} folds, {self.verdict.primary_metric} of each: {', '.join(shown)}"
+
+
+def cross_validate(
+    model: SentenceTransformer | str | Path,
+    data: RetrievalDataset,
+    *,
+    output_dir: str | Path,
+    args: TuningArguments | None = None,
+    num_folds: int = 5,
+    folds_by: FoldsBy = "document",
+    k: Sequence[int] = (1, 3, 5, 10),
+    locked: Sequence[str] = (),
+    seed: int = 0,
+) -> CrossValidation:
+    """Judge every question by a retriever that was trained on the other folds.
+
+    Everything that is chosen or learned, the model, the word weights and how much words count, comes from the training part of
+    a fold. The whole corpus is searched. The results of all folds together are compared as those of one test split with all
+    questions, so that few questions give as much evidence as they can.
+
+    A finished fold is kept in ``output_dir``: the same call after an interruption continues with the next.
+
+    Args:
+        model: The model to tune, or its name or folder. It is not changed.
+        data: Chunks and questions; the questions of all its splits are used.
+        output_dir: Where checkpoints and results are written.
+        args: Arguments of each training; their ``output_dir`` is not used.
+        num_folds: How many folds; with fewer document groups, each is a fold.
+        folds_by: ``"document"`` for questions about documents that are not trained on; ``"question"`` for new questions
+            about known chunks.
+        k: The cut-offs of the evaluation.
+        locked: Splits whose questions are neither trained on nor judged by.
+        seed: Draws the folds.
+
+    Raises:
+        ValueError: If there are fewer than two folds, or ``output_dir`` holds another run.
+
+    Example:
+        >>> import tempfile
+        >>> import embedtune as et
+        >>> pairs = [("Press both.", ["How to restart?"]), ("Turn it.", ["How to lock?"]), ("Call Ada.", ["Who helps?"])]
+        >>> data = et.RetrievalDataset.from_pairs(pairs, test_size=0, dev_size=0)
+        >>> args = et.TuningArguments("unused", max_steps=1, disable_tqdm=True)
+        >>> found = cross_validate("minilm", data, output_dir=tempfile.mkdtemp(), args=args, k=(1,))  # doctest: +SKIP
+        >>> found.verdict.num_queries  # doctest: +SKIP
+        3
+    """
+    base = load_model(model) if isinstance(model, (str, Path)) else model
+    unlocked = with_all_in_train(data, locked=locked)
+    relevant = unlocked.relevant("train")
+    documents = document_of_questions(data, relevant)
+    fold_of = assign_folds(_units(documents, folds_by), num_folds, seed=seed)
+    if len(set(fold_of.values())) < 2:
+        raise ValueError(
+            "All questions are about one document group, so no fold is left to train on. Add documents, or measure new "
+            "questions about known chunks with folds_by='question'."
+        )
+    settings = args if args is not None else TuningArguments("unused")
+    before = Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=not settings.disable_tqdm)
+    cutoffs = [one for one in k if one <= len(data.corpus)] or [1]
+    folds = [
+        _fold(before, unlocked, fold_of, fold, args=settings, folder=Path(output_dir), k=cutoffs)
+        for fold in sorted(set(fold_of.values()))
+    ]
+    judged = replace(unlocked, qrels={"folds": unlocked.qrels["train"]})
+    whole = TopKEvaluator(judged, "folds", k=cutoffs)
+    clusters = documents if folds_by == "document" else None
+    pooled = [_pooled(parts, whole, clusters) for parts in zip(*folds, strict=True)]
+    return CrossValidation(compare(*pooled), tuple(folds), fold_of, judged)
+
+
+def with_all_in_train(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> RetrievalDataset:
+    """Return the dataset with the questions of all splits in ``train``, except those of locked splits, which are left out."""
+    if unknown := [name for name in locked if name not in data.qrels]:
+        raise ValueError(f"There is no split {unknown[0]!r} to lock; the dataset has {data.splits}.")
+    asked = {query for name in locked for query in data.relevant(name)}
+    tables = [data.qrels[name] for name in data.splits if name not in locked]
+    if not tables:
+        raise ValueError(f"The dataset has the splits {data.splits}, so there are no questions to train on.")
+    rows = concatenate_datasets(tables)
+    kept = [row for row, query in enumerate(rows["query-id"][:]) if query not in asked]
+    return replace(data, qrels={"train": rows.select(kept)})
+
+
+def _units(documents: dict[str, str], folds_by: FoldsBy) -> dict[str, str]:
+    if folds_by not in ("document", "question"):
+        raise ValueError(f"folds_by={folds_by!r} must be 'document' or 'question'.")
+    return documents if folds_by == "document" else {query: query for query in documents}
+
+
+def _fold(
+    before: Retriever,
+    data: RetrievalDataset,
+    fold_of: dict[str, int],
+    fold: int,
+    *,
+    args: TuningArguments,
+    folder: Path,
+    k: Sequence[int],
+) -> tuple[Evaluation, ...]:
+    """Return the results of one fold, from disk where it is finished."""
+    rows = data.qrels["train"]
+    held_out = np.array([fold_of[query] == fold for query in rows["query-id"][:]])
+    split = {"train": rows.select(np.flatnonzero(~held_out)), "test": rows.select(np.flatnonzero(held_out))}
+    part = replace(data, qrels=split)
+    evaluator = TopKEvaluator(part, "test", k=k)
+    place = folder / f"fold-{fold}"
+    plan = _plan(before, part, evaluator, args)
+    if (place / _RESULTS).exists():
+        return _finished(place, plan)
+    settings = copy.copy(args)
+    settings.output_dir = str(place / "checkpoints")
+    logger.info("Fold %d of %d: %d questions to train on.", fold + 1, len(set(fold_of.values())), (~held_out).sum())
+    found = evaluations(before, fit(before, replace(part, qrels={"train": split["train"]}), settings), evaluator)
+    for position, evaluation in enumerate(found):
+        evaluation.save(place / f"{position}.json")
+    replace_file(place / _RESULTS, json.dumps({"plan": plan, "num_results": len(found)}, indent=2) + "\n")
+    shutil.rmtree(settings.output_dir, ignore_errors=True)
+    return tuple(found)
+
+
+def _finished(place: Path, plan: str) -> tuple[Evaluation, ...]:
+    known = json.loads((place / _RESULTS).read_text(encoding="utf-8"))
+    if known["plan"] != plan:
+        raise ValueError(
+            f"{place} holds a fold of another run (other data, model or arguments). Choose another output_dir, or delete the folder."
+        )
+    return tuple(Evaluation.load(place / f"{position}.json") for position in range(known["num_results"]))
+
+
+def _plan(before: Retriever, part: RetrievalDataset, evaluator: TopKEvaluator, args: TuningArguments) -> str:
+    """Return a hash of everything that the results of a fold depend on."""
+    texts, relevant = part.query_texts, part.relevant("train")
+    settings = {name: value for name, value in args.to_dict().items() if name not in NOT_IN_RESULT}
+    rows = [[query, texts[query], relevant[query]] for query in sorted(relevant)]
+    content = [before.fingerprint, evaluator.fingerprint, list(evaluator.k), settings, rows]
+    return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
+
+
+# What the arguments say about logging and places, and not about the model that comes out.
+NOT_IN_RESULT = ("output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "log_level")
+
+
+def _pooled(parts: Sequence[Evaluation], whole: TopKEvaluator, clusters: dict[str, str] | None) -> Evaluation:
+    """Join the results of one retriever in all folds into one result with all questions."""
+    rows = concatenate_datasets([part.per_query for part in parts])
+    names = rows["query-id"][:]
+    rows = rows.select(np.argsort(names))
+    models = hashlib.sha256("".join(part.model for part in parts).encode()).hexdigest()
+    return Evaluation(
+        name=parts[0].name,
+        split="folds",
+        k=parts[0].k,
+        per_query=Dataset(rows.data.table.combine_chunks()) if rows._indices is None else rows.flatten_indices(),
+        num_chunks=parts[0].num_chunks,
+        fingerprint=whole.fingerprint,
+        model=f"sha256:{models}",
+        documents=tuple(clusters[query] for query in sorted(names)) if clusters is not None else None,
+    )

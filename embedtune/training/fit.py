@@ -1,0 +1,58 @@
+"""fit: one training run and what goes with it, from a retriever with the base model to one with the tuned model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.encoders import ModelEncoder, model_name
+from embedtune.retrieval.retriever import Retriever
+from embedtune.retrieval.word_weight import learn_from_index
+from embedtune.training.resilience.checkpoints import complete_checkpoints
+from embedtune.training.trainer import EmbeddingTrainer
+
+if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
+    from embedtune.dataset import RetrievalDataset
+    from embedtune.evaluation.evaluator import TopKEvaluator
+    from embedtune.evaluation.result import Evaluation
+    from embedtune.training.arguments import TuningArguments
+
+
+def fit(before: Retriever, data: RetrievalDataset, args: TuningArguments) -> Retriever:
+    """Train a copy of a retriever's model, and learn its words, on the ``train`` split of a dataset.
+
+    Args:
+        before: A retriever of the dataset's chunks with the base model.
+        data: Its ``train`` split is learned from; no other split is read.
+        args: Training continues at the last checkpoint in ``args.output_dir``, if there is one.
+    """
+    words = learn_from_index(data, before.index, ModelEncoder(before.model, before.batch_size), seed=args.seed)
+    tuned = _trained(before.model, data, args)
+    return Retriever.from_dataset(tuned, data, words=words, show_progress_bar=not args.disable_tqdm)
+
+
+def evaluations(before: Retriever, retriever: Retriever, evaluator: TopKEvaluator) -> list[Evaluation]:
+    """Return the results of the base model, the tuned retriever, BM25, and the two halves of the tuned retriever."""
+    rows: dict[str, Any] = {
+        f"{model_name(before.model)} (base)": before,
+        "tuned retriever": retriever,
+        "BM25": BM25(),
+        "tuned model alone": retriever.with_word_weight(0),
+        "tuned words alone": BM25(weights=retriever.fusion.weights),
+    }
+    return [evaluator.evaluate(one, name=label) for label, one in rows.items()]
+
+
+def _trained(base: SentenceTransformer, data: RetrievalDataset, args: TuningArguments) -> SentenceTransformer:
+    args = copy.copy(args)
+    args.load_best_model_at_end = False  # without a dev split there is nothing to choose by
+    trainer = EmbeddingTrainer(copy.deepcopy(base), args, data=data)
+    resume = Path(args.output_dir).exists() and bool(complete_checkpoints(args.output_dir))
+    trainer.train(resume_from_checkpoint=resume)
+    tuned: SentenceTransformer = trainer.model
+    tuned.eval()
+    return tuned

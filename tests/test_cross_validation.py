@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from test_tune import COLOURS, THINGS, arguments
+
+import embedtune as et
+from embedtune.dataset.folds import assign_folds, document_of_questions
+from embedtune.training.experiments import cross_validation
+from embedtune.training.experiments.cross_validation import cross_validate
+
+torch.set_num_threads(1)
+
+
+def make_data(question="where is the {colour} {thing}", colours=COLOURS):
+    chunks, questions = [], []
+    for colour in colours:
+        for i, thing in enumerate(THINGS):
+            text = f"{colour} {thing} of the {colour} house"
+            chunks.append(et.Chunk(f"{colour}#{i}", colour, text, 1000 * i, 1000 * i + len(text)))
+            questions.append(
+                et.Question(f"{colour}#{i}/0", question.format(colour=colour, thing=thing), (f"{colour}#{i}",))
+            )
+    return et.build_dataset(chunks, questions, test_size=0.2, dev_size=0)
+
+
+@pytest.fixture
+def data():
+    return make_data()
+
+
+def spy_on_fits(monkeypatch):
+    trained = []
+    real = cross_validation.fit
+
+    def fit(before, data, args):
+        trained.append(set(data.relevant("train")))
+        return real(before, data, args)
+
+    monkeypatch.setattr(cross_validation, "fit", fit)
+    return trained
+
+
+def test_every_question_is_judged_once_by_a_retriever_that_never_saw_its_document(
+    tiny_model, data, tmp_path, monkeypatch
+):
+    trained = spy_on_fits(monkeypatch)
+    found = cross_validate(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=4)
+    assert found.verdict.num_queries == len(data.queries) == 48
+    assert len(found.folds) == len(trained) == 4
+    for fold, seen in enumerate(trained):
+        judged = {query for query, place in found.fold_of.items() if place == fold}
+        assert set(found.folds[fold][0].per_query["query-id"][:]) == judged
+        assert judged | seen == set(data.query_texts)
+        assert not {query.partition("#")[0] for query in judged} & {query.partition("#")[0] for query in seen}
+
+
+def test_pooled_results_are_those_of_the_folds(tiny_model, data, tmp_path):
+    found = cross_validate(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=3)
+    for position, pooled in enumerate([found.verdict.before, found.verdict.after, *found.verdict.baselines]):
+        rows = {row["query-id"]: row for fold in found.folds for row in fold[position].per_query}
+        assert pooled.per_query["query-id"][:] == sorted(rows)
+        assert list(pooled.per_query) == [rows[query] for query in sorted(rows)]
+        mean = np.average(
+            [fold[position].metrics["ndcg@10"] for fold in found.folds],
+            weights=[f[position].num_queries for f in found.folds],
+        )
+        assert pooled.metrics["ndcg@10"] == pytest.approx(mean)
+
+
+def test_the_base_model_and_bm25_are_judged_as_on_one_split(tiny_model, data, tmp_path):
+    found = cross_validate(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=3)
+    evaluator = et.TopKEvaluator(found.data, "folds")
+    assert evaluator.evaluate(tiny_model).metrics == pytest.approx(found.verdict.before.metrics)
+    assert evaluator.evaluate(et.BM25()).metrics == found.verdict.baselines[0].metrics
+
+
+def test_intervals_are_by_document(tiny_model, data, tmp_path):
+    by_document = cross_validate(tiny_model, data, output_dir=tmp_path / "d", args=arguments(max_steps=1), num_folds=3)
+    assert by_document.verdict.num_clusters == len(COLOURS)
+    assert "questions about 8 documents" in str(by_document)
+    by_question = cross_validate(
+        tiny_model, data, output_dir=tmp_path / "q", args=arguments(max_steps=1), num_folds=3, folds_by="question"
+    )
+    assert by_question.verdict.num_clusters == 48
+    assert "questions about 48 chunks" in str(by_question)
+
+
+def test_few_documents_decide_nothing(tiny_model, tmp_path):
+    data = make_data(colours=COLOURS[:4])
+    found = cross_validate(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1))
+    assert len(found.folds) == 4  # a fold for each document
+    assert {found.verdict.decision, *found.verdict.against_baselines} == {"cannot tell"}
+    assert "4 documents are too few" in str(found)
+
+
+def test_one_document_is_refused(tiny_model, tmp_path):
+    data = make_data(colours=COLOURS[:2])
+    one = et.RetrievalDataset(data.corpus, data.queries, {"train": data.qrels["train"]})
+    with pytest.raises(ValueError, match=r"about one document group.*folds_by='question'"):
+        cross_validate(tiny_model, one, output_dir=tmp_path, args=arguments(max_steps=1))
+
+
+def test_a_fold_does_not_depend_on_the_questions_that_it_judges(tiny_model, tmp_path):
+    def first_fold(question):
+        folder = tmp_path / question[:5]
+        data = make_data()
+        fold_of = assign_folds(document_of_questions(data, all_relevant(data)), 3, seed=0)
+        texts = [
+            question if fold_of[query] == 0 else text
+            for query, text in zip(data.queries["_id"][:], data.queries["text"][:], strict=True)
+        ]
+        changed = et.RetrievalDataset(
+            data.corpus, data.queries.remove_columns("text").add_column("text", texts), data.qrels, data.split_by
+        )
+        found = cross_validate(tiny_model, changed, output_dir=folder, args=arguments(), num_folds=3)
+        return found.folds[0]
+
+    first, second = first_fold("which of the houses"), first_fold("other words entirely")
+    assert [one.model for one in first] == [one.model for one in second]  # fingerprints: weights, words, their weight
+
+
+def all_relevant(data):
+    return {query: chunks for split in data.splits for query, chunks in data.relevant(split).items()}
+
+
+def test_a_locked_split_is_neither_trained_on_nor_judged_by(tiny_model, data, tmp_path, monkeypatch):
+    trained = spy_on_fits(monkeypatch)
+    found = cross_validate(
+        tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=2, locked=["test"]
+    )
+    locked = set(data.relevant("test"))
+    assert not locked & set.union(*trained)
+    assert not locked & set(found.fold_of)
+    with pytest.raises(ValueError, match="no split 'tset' to lock"):
+        cross_validate(tiny_model, data, output_dir=tmp_path, locked=["tset"])
+
+
+class StopError(Exception):
+    pass
+
+
+def test_an_interrupted_run_continues_with_the_next_fold(tiny_model, data, tmp_path, monkeypatch):
+    whole = cross_validate(tiny_model, data, output_dir=tmp_path / "whole", args=arguments(), num_folds=3)
+    real = cross_validation.fit
+    calls = []
+
+    def stopping(*args):
+        calls.append(1)
+        if len(calls) == 3:
+            raise StopError
+        return real(*args)
+
+    monkeypatch.setattr(cross_validation, "fit", stopping)
+    with pytest.raises(StopError):
+        cross_validate(tiny_model, data, output_dir=tmp_path / "cut", args=arguments(), num_folds=3)
+    again = cross_validate(tiny_model, data, output_dir=tmp_path / "cut", args=arguments(), num_folds=3)
+    assert len(calls) == 4
+    assert str(again) == str(whole)
+    with pytest.raises(ValueError, match="of another run"):
+        cross_validate(tiny_model, data, output_dir=tmp_path / "cut", args=arguments(learning_rate=1.0), num_folds=3)
+
+
+def test_folds_have_nearly_equal_numbers_of_questions():
+    sizes = [30, 20, 20, 10, 10, 5, 3, 2]
+    group_of = {f"{group}-{i}": str(group) for group, size in enumerate(sizes) for i in range(size)}
+    folds = assign_folds(group_of, 5, seed=1)
+    counts = np.bincount(list(folds.values()))
+    assert len(counts) == 5
+    assert counts.max() == 30
+    assert counts.min() >= 15
+    assert folds == assign_folds(dict(reversed(group_of.items())), 5, seed=1)
+
+
+def test_documents_that_share_a_question_are_in_one_fold():
+    data = make_data()
+    questions = {query: list(chunks) for query, chunks in all_relevant(data).items()}
+    questions["red#0/0"].append("blue#1")
+    documents = document_of_questions(data, questions)
+    assert documents["red#3/0"] == documents["blue#4/0"] == "blue"
+    assert documents["green#0/0"] == "green"
