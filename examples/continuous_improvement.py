@@ -4,8 +4,8 @@
 
 Half of the handbook's documents are "new": nobody has made training questions about them, and employees ask about them. With
 a key in ANTHROPIC_API_KEY, Claude answers from the chunks that are found, and judges which chunk should have been. Without
-one a script takes its place, which is no language model: it looks up the answers that come with the sample. Everything else
-is real. Some minutes on two CPU cores.
+one, a script takes its place: it looks up the answers that come with the sample. Everything else is real. Some minutes on two
+CPU cores.
 """
 
 import argparse
@@ -19,12 +19,12 @@ from embedtune.llms import LLM, Completion, Price
 
 
 class ScriptedLLM:
-    """No language model: knows which chunks answer the sample's questions, and cites those among the passages it is shown."""
+    """Not a language model: knows which chunks answer the sample's questions, and cites those that it is shown."""
 
     name, price, max_tokens = "script", Price(0, 0), 0
 
     def __init__(self, answers: dict[str, list[str]]):
-        self.answers = answers  # the texts of the right chunks, by the question's text
+        self.answers = answers  # the texts of the relevant chunks, by the question's text
 
     def prepare(self):
         pass
@@ -35,12 +35,12 @@ class ScriptedLLM:
     def send(self, body):
         question = re.search(r"<question>\n(.*)\n</question>", body["text"], re.DOTALL).group(1)
         passages = re.findall(r'<passage number="(\d+)">\n(.*?)\n</passage>', body["text"], re.DOTALL)
-        right = [int(n) for n, text in passages if any(text.endswith(chunk) for chunk in self.answers[question])]
+        relevant = [int(n) for n, text in passages if any(text.endswith(chunk) for chunk in self.answers[question])]
         if body["judges"]:
-            return {"passages": right}
-        if not right:
+            return {"passages": relevant}
+        if not relevant:
             return {"outcome": "not in the documents", "answer": "", "passages": []}
-        return {"outcome": "answered", "answer": "See there.", "passages": right[:1]}
+        return {"outcome": "answered", "answer": "See there.", "passages": relevant[:1]}
 
     def read(self, reply):
         return Completion(json.dumps(reply))
@@ -50,7 +50,7 @@ def choose_llm(questions: list[et.Question], chunks: list[et.Chunk]) -> LLM:
     if os.environ.get("ANTHROPIC_API_KEY"):
         return et.AnthropicLLM("claude-haiku-5-5")
     text_of = {chunk.id: chunk.text for chunk in chunks}
-    print("No ANTHROPIC_API_KEY: a script that knows the sample's answers stands in for the language model.\n")
+    print("No ANTHROPIC_API_KEY: a script that knows the sample's answers replaces the language model.\n")
     return ScriptedLLM({q.text: [text_of[chunk_id] for chunk_id in q.chunk_ids] for q in questions})
 
 
@@ -74,9 +74,9 @@ def main(
     print(data, "\n")
     llm = llm or choose_llm(questions, chunks)
 
-    # 2. Serve, and log: the four steps of RAG in one call. People who were helped say so now and then.
-    index, log = f"{output}/index", et.FeedbackLog(f"{output}/feedback.sqlite")
-    retriever = et.Retriever.from_dataset(model, data)
+    # 2. Serve, and log: search and answer in one call. People who were helped say so now and then.
+    index, log = f"{output}/retriever", et.FeedbackLog(f"{output}/feedback.sqlite")
+    retriever = et.Retriever.from_dataset(model, data, words=et.learn_words(data, model))
     retriever.save(index)
     asked = [q for q in questions if q.chunk_ids[0].partition("#")[0] in new]
     for number, question in enumerate(asked):
@@ -88,7 +88,7 @@ def main(
     for miss in misses[:3]:
         print(f"  {miss.text}")
 
-    # 3. Which chunk should have been found? A wider search proposes, the language model decides.
+    # 3. Which chunk should have been found? A deeper search proposes, the language model decides.
     num_found = et.label_misses(log, retriever, llm=llm)
     print(f"\nFor {num_found} of them a chunk was found that answers it. What that looks like:\n")
     print(et.suggest_chunk(misses[0].text, retriever, llm=llm, k=3), "\n")
@@ -98,20 +98,19 @@ def main(
     round_ = et.improve(retriever, data, feedback=log, output_dir=f"{output}/rounds", args=args)
     print(f"\n{round_}\n")
 
-    # 5. A new model needs a new index; the old one answers until that is whole
+    # 5. A new model needs a new index; the old retriever answers until the new one is complete
     if round_.accepted:
         retriever = et.reindex(retriever, round_.model_path, path=index)
-    current = et.Rounds(f"{output}/rounds").current
-    print(f"The model of round {current.number} serves: {current.model_path}")
-    retriever = et.Retriever.load(index)  # the model is saved with its index
+    retriever = et.Retriever.load(index)  # model, words and chunks: refused if they did not belong together
+    print(f"The model of round {et.Rounds(f'{output}/rounds').current.number} serves from {index}")
     print(f"{misses[0].text}\n  -> {retriever.search(misses[0].text, k=1)[0].id}")
     return round_
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="out/continuous-improvement", help="where index, log and rounds go")
-    parser.add_argument("--documents", type=int, help="use only so many of the sample's documents")
+    parser.add_argument("--output", default="out/continuous-improvement", help="where retriever, log and rounds go")
+    parser.add_argument("--documents", type=int, help="use only the first documents of the sample")
     parser.add_argument("--model", dest="model_name", default="minilm", help="a name on the Hub, a folder, or minilm")
     parser.add_argument("--epochs", type=float, default=2, help="how often to go through the pairs of a round")
     parser.add_argument("--learning-rate", type=float, default=5e-5)

@@ -1,4 +1,4 @@
-"""Fine-tune all-MiniLM-L6-v2 on the sample handbook, and find out whether that made it better.
+"""Tune a retriever on the sample handbook: all-MiniLM-L6-v2 and the words of its questions, measured on unseen documents.
 
     python examples/quickstart.py
 
@@ -7,11 +7,10 @@ and the handbook of an invented company is part of embedtune. A few minutes on t
 """
 
 import argparse
-
-from sentence_transformers import SentenceTransformer
+from importlib.util import find_spec
+from pathlib import Path
 
 import embedtune as et
-from embedtune.evaluation.verdict import Verdict
 
 ASK = [
     "who do I phone when the cabinet is warm and it's past midnight",
@@ -20,51 +19,37 @@ ASK = [
 ]
 
 
-def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 3) -> Verdict:
+def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 6) -> None:
     # 1. Documents to chunks, counted in the tokens of the model that will read them
     model = et.load_model("minilm")
     sample = et.load_sample(num_documents=documents)
     chunks = et.chunk_documents(sample.documents, max_tokens=250, tokenizer=model)
 
-    # 2. Chunks and questions to a dataset: some documents are held out whole, and some questions about the others
-    questions = sample.questions_for(chunks)
-    data = et.build_dataset(chunks, questions, test_size=0.3, dev_size=0.1, test_seen_size=0.2, seed=0)
-    print(data, "\n")
+    # 2. Chunks and questions to a dataset: some documents are held out whole, with all their questions
+    data = et.build_dataset(chunks, sample.questions_for(chunks), test_size=0.3, dev_size=0, seed=0)
+    print(data)
 
-    # 3. Before: the base model, and BM25, which needs no training
-    evaluators = {split: et.TopKEvaluator(data, split) for split in ("test_seen", "test")}
-    base = {split: evaluator.evaluate(model, name="base") for split, evaluator in evaluators.items()}
-    bm25 = {split: evaluator.evaluate(et.BM25()) for split, evaluator in evaluators.items()}
+    # 3. Tune the model and the words on the training questions, and compare on the documents held out
+    args = et.TuningArguments(output, num_train_epochs=epochs, logging_strategy="epoch")
+    run = et.tune(model, data, output_dir=output, args=args, test_split="test")
+    print(f"\n{run}")
 
-    # 4. Train; the checkpoint that retrieves best from the dev documents is kept
-    args = et.TuningArguments(output, num_train_epochs=epochs, learning_rate=5e-5, dropout=0.0)  # 0: faster on a CPU
-    trainer = et.EmbeddingTrainer(model, args, data=data)
-    trainer.train()
-
-    # 5. After: new questions about chunks that were trained on, and questions about documents never seen
-    tuned = {split: evaluator.evaluate(trainer.model, name="tuned") for split, evaluator in evaluators.items()}
-    verdicts = {split: et.compare(base[split], tuned[split], bm25[split]) for split in evaluators}
-    print("\nNew questions about chunks it was trained on\n", verdicts["test_seen"], sep="\n")
-    print("\nQuestions about documents it has never seen\n", verdicts["test"], sep="\n")
-
-    verdicts["test"].to_html(f"{output}/report.html", data=data, trainer=trainer)
-
-    # 6. What is saved is a plain SentenceTransformer
-    trainer.save_model(f"{output}/model")
-    plain = SentenceTransformer(f"{output}/model")
-    vectors = plain.encode_document([chunk.text for chunk in chunks])
+    # 4. Ask it: each score is what the vectors and what the words contribute
     for question in ASK:
-        similarities = plain.similarity(plain.encode_query(question), vectors)[0]
-        print(f"\n{question}")
-        for score, position in zip(*similarities.topk(3), strict=True):
-            print(f"  {score:.2f}  {' > '.join(chunks[position].headings)}")
-    print(f"\nThe model is in {output}/model, and a report of every question in {output}/report.html")
-    return verdicts["test"]
+        print(f"\n{question}\n  score = vectors + words")
+        for hit in run.retriever.search(question, k=3):
+            place = " > ".join(hit.headings) or hit.title
+            print(f"   {hit.score:.2f} =    {hit.similarity:.2f} +  {hit.words:.2f}  {place}")
+
+    # 5. The table as a picture, if matplotlib is there: pip install 'embedtune[plot]'
+    if find_spec("matplotlib"):
+        run.verdict.plot().savefig(Path(output) / "accuracy.png", dpi=110)
+        print(f"\nThe table as a picture: {output}/accuracy.png")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", default="out/quickstart", help="where checkpoints and the model go")
-    parser.add_argument("--documents", type=int, help="use only so many of the sample's documents")
-    parser.add_argument("--epochs", type=float, default=3, help="how often to go through the training questions")
+    parser.add_argument("--output", default="out/quickstart", help="the folder for checkpoints, retriever and report")
+    parser.add_argument("--documents", type=int, help="use only the first documents of the sample")
+    parser.add_argument("--epochs", type=float, default=6, help="how often to go through the training questions")
     main(**vars(parser.parse_args()))

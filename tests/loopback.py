@@ -31,7 +31,8 @@ trainer.train()
 verdict = et.compare(before, evaluator.evaluate(trainer.model, name="tuned"), evaluator.evaluate(et.BM25()))
 trainer.save_model("out/handbook/model")
 tuned, llm, question = trainer.model, et.AnthropicLLM("claude-haiku-5-5"), "Who is called at night?"
-retriever = et.Retriever.from_dataset(tuned, data)
+retriever = et.Retriever.from_dataset(tuned, data, words=et.learn_words(data, base))
+retriever.save("out/handbook/retriever")
 log = et.FeedbackLog("feedback.sqlite")
 for asked in [q for q in answerable if q not in questions]:
     found = retriever.search(asked.text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -76,10 +77,15 @@ def test_which_loss_compares_losses_and_draws_the_curve(folder, tiny_model_folde
 
 
 @pytest.mark.slow
-def test_the_quickstart_saves_a_model_that_plain_sentence_transformers_loads(tmp_path, capsys):
+def test_the_quickstart_tunes_a_retriever_shows_what_its_scores_are_made_of_and_saves_it(tmp_path, capsys):
     load("quickstart").main(str(tmp_path), documents=5, epochs=1)
-    assert "documents it has never seen" in capsys.readouterr().out
-    assert SentenceTransformer(str(tmp_path / "model"), device="cpu").encode_query("?").shape == (384,)
+    out = capsys.readouterr().out
+    assert "tuned retriever" in out
+    rows = re.findall(r"^ +(\d\.\d\d) = +(\d\.\d\d) \+ +(\d\.\d\d)  \S", out, re.MULTILINE)
+    assert len(rows) == 9
+    assert all(abs(float(score) - float(vectors) - float(words)) < 0.016 for score, vectors, words in rows)
+    assert SentenceTransformer(str(tmp_path / "retriever"), device="cpu").encode_query("?").shape == (384,)
+    assert (tmp_path / "report.html").exists()
 
 
 def test_the_loop_ends_with_a_model_and_an_index_that_belong_together(tiny_model_folder, tmp_path, capsys, monkeypatch):
@@ -92,4 +98,4 @@ def test_the_loop_ends_with_a_model_and_an_index_that_belong_together(tiny_model
     assert round_.counts["trained on"] > 0
     current = et.Rounds(tmp_path / "rounds").current
     assert (current.number == round_.number) == round_.accepted
-    assert len(et.Retriever.load(tmp_path / "index")) > 0
+    assert len(et.Retriever.load(tmp_path / "retriever")) > 0
