@@ -20,7 +20,7 @@ _NONE: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 def hashed_tokens(text: str) -> NDArray[np.uint64]:
     """Return the hashes of a text's tokens, in no particular order and with repetitions, of shape ``(num_tokens,)``.
 
-    The tokens are its words, every four neighbouring letters of a word (its ends marked), which finds inflected and
+    The tokens are its words, every five neighbouring letters of a longer word (its ends marked), which finds inflected and
     compound words in any language, and every two neighbouring words. A hash is the same in every process and on every
     machine; two tokens of a corpus share one with a probability below one in a million.
 
@@ -40,9 +40,8 @@ def hashed_tokens(text: str) -> NDArray[np.uint64]:
 def _tokens_of_word(word: str) -> NDArray[np.uint64]:
     """Return the hash of a word, and then those of its parts."""
     marked = f"<{word}>"
-    parts = (
-        marked[i : i + _PART_LENGTH] for i in range(len(marked) - _PART_LENGTH + 1 if len(marked) > _PART_LENGTH else 0)
-    )
+    starts = range(len(marked) - _PART_LENGTH + 1) if len(marked) > _PART_LENGTH else ()
+    parts = [marked[start : start + _PART_LENGTH] for start in starts]
     return np.array([_hash(word), *(_hash(f"part {part}") for part in parts)], dtype=np.uint64)
 
 

@@ -35,6 +35,8 @@ _NUM_FOLDS = 5
 _MAX_QUESTIONS = 2000
 _NUM_SAMPLES = 64
 _MIN_SPREAD = 1e-4
+# A difference of nDCG@10 that means nothing: among multiples this near to the best, the one nearest to the default is taken.
+_PLATEAU = 0.005
 _K = 10
 
 
@@ -117,8 +119,9 @@ def learn_from_index(
         np.array([folds[name] for name in asked]),
     )
     weights = WordWeights.learn([data.query_texts[name] for name in names])
-    # The plateau is often flat: of equally good multiples the one nearest to the default.
-    multiple = max(ndcg, key=lambda one: (ndcg[one], -abs(math.log((one + 1) / (DEFAULT_MULTIPLE + 1)))))
+    best = max(ndcg.values())
+    nearly_best = [one for one, value in ndcg.items() if value >= best - _PLATEAU]
+    multiple = min(nearly_best, key=lambda one: abs(math.log((one + 1) / (DEFAULT_MULTIPLE + 1))))
     logger.info(
         "Words count %g times the spread of similarities (nDCG@10 of %d folds: %s).", multiple, _NUM_FOLDS, ndcg
     )

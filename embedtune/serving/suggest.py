@@ -69,8 +69,7 @@ class Suggestion:
 def suggest_chunk(question: str, retriever: Retriever, *, llm: LLM | None = None, k: int = 20) -> Suggestion:
     """Look for the chunk that should have been found.
 
-    The candidates come from a search by vectors and one by words, each to a depth of 100, joined by reciprocal rank fusion: if
-    one of them missed the chunk, the other may find it.
+    The candidates are what the retriever finds further down than it serves.
 
     Args:
         question: The question.

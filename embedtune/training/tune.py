@@ -86,7 +86,7 @@ def tune(
         output_dir: Where checkpoints, the retriever and the report are written.
         args: Arguments of the training; its ``output_dir`` is not used.
         num_folds: How many folds; each costs about one training.
-        test_split: A split whose questions judge, instead of folds.
+        test_split: A split whose questions judge, instead of folds. No split whose name begins with ``test`` is trained on then.
         k: The cut-offs of the evaluation.
 
     Raises:
@@ -104,7 +104,8 @@ def tune(
     """
     folder = Path(output_dir)
     base = load_model(model) if isinstance(model, (str, Path)) else model
-    training = with_all_in_train(data, locked=[test_split] if test_split else [])
+    locked = [name for name in data.splits if name.startswith("test")] if test_split else []
+    training = with_all_in_train(data, locked=locked)
     settings = replace(args) if args is not None else TuningArguments(str(folder / CHECKPOINTS))
     settings.output_dir = str(folder / CHECKPOINTS)
     _check_plan(folder, _plan(base, training, settings, evidence=[num_folds, test_split]))

@@ -196,7 +196,10 @@ def _plan(before: Retriever, part: RetrievalDataset, evaluator: TopKEvaluator, a
 
 
 # What the arguments say about logging and places, and not about the model that comes out.
-NOT_IN_RESULT = ("output_dir", "logging_dir", "run_name", "report_to", "disable_tqdm", "log_level")
+NOT_IN_RESULT = (
+    *("output_dir", "logging_dir", "logging_strategy", "logging_steps", "logging_first_step", "run_name", "report_to"),
+    *("disable_tqdm", "log_level", "save_strategy", "save_steps", "save_total_limit", "check_saved"),
+)
 
 
 def _pooled(parts: Sequence[Evaluation], whole: TopKEvaluator, clusters: dict[str, str] | None) -> Evaluation:
