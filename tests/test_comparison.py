@@ -27,6 +27,7 @@ def results(num, *, num_queries, num_per_chunk, rng, gains=None):
                 per_query_metrics={"ndcg@10": values},
                 primary_metric="ndcg@10",
                 clusters=clusters,
+                documents=None,
             )
         )
     return made
