@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from datasets import concatenate_datasets
+from datasets import Dataset, concatenate_datasets
 from test_tune import COLOURS, THINGS, arguments
 
 import embedtune as et
@@ -228,3 +228,15 @@ def test_repeated_judgements_count_once_and_questions_without_a_relevant_chunk_n
     assert max(map(len, mixed.relevant("train").values())) == 1
     found = cross_validate(tiny_model, mixed, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=2)
     assert found.verdict.num_queries == len(data.queries) - 1
+
+
+def test_copies_of_a_chunk_are_in_one_fold_also_where_no_documents_are_known(data):
+    copies = dict.fromkeys(list(data.corpus_texts)[:30:10], "the same text")
+    corpus = Dataset.from_list(
+        [{"_id": chunk, "text": copies.get(chunk, text)} for chunk, text in data.corpus_texts.items()]
+    )
+    data = replace(data, corpus=corpus)
+    relevant = all_relevant(data)
+    document_of = document_of_questions(data, relevant)
+    assert len({document_of[query] for query, chunks in relevant.items() if chunks[0] in copies}) == 1
+    assert len(set(document_of.values())) == len(corpus) - 2
