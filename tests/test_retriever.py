@@ -722,3 +722,14 @@ def test_the_number_of_questions_learned_from_is_part_of_the_fingerprint_and_not
     path.write_text(path.read_text().replace('"num_questions": 1', '"num_questions": 1000'))
     with pytest.raises(ValueError, match="another retriever"):
         Retriever.load(tmp_path / "saved")
+
+
+def test_chunks_that_are_less_similar_than_nothing_are_found_by_a_graph_too(retriever):
+    pytest.importorskip("faiss")
+    index = ChunkIndex(retriever.index.chunks, random_index(len(retriever)), "", "cosine")
+    exact, approximate = (
+        Fusion(0.1).rank(index, QUESTIONS, random_index(len(QUESTIONS)), len(index), approximate=one)
+        for one in (False, True)
+    )
+    assert (exact.scores < 0).any()
+    np.testing.assert_array_equal(approximate.positions, exact.positions)
