@@ -172,3 +172,8 @@ def test_parameters_out_of_range_are_refused(options):
 def test_scores_without_documents_are_refused():
     with pytest.raises(ValueError, match="Call fit"):
         BM25().scores(["pump"])
+
+
+def test_a_ranking_without_queries_is_refused():
+    with pytest.raises(ValueError, match="no queries"):
+        BM25().rank([], ["a pump"], 1)

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
+from datasets import Dataset, concatenate_datasets
 from test_tune import COLOURS, THINGS, arguments
 
 import embedtune as et
@@ -180,3 +183,60 @@ def test_documents_that_share_a_question_are_in_one_fold():
     documents = document_of_questions(data, questions)
     assert documents["red#3/0"] == documents["blue#4/0"] == "blue"
     assert documents["green#0/0"] == "green"
+
+
+@pytest.mark.parametrize("num_folds", [-1, 0, 1])
+def test_fewer_than_two_folds_are_refused(tiny_model, data, tmp_path, num_folds):
+    with pytest.raises(ValueError, match=f"num_folds={num_folds} must be 2 or more"):
+        cross_validate(tiny_model, data, output_dir=tmp_path, args=arguments(), num_folds=num_folds)
+
+
+def test_an_unfinished_fold_of_other_data_is_refused(tiny_model, data, tmp_path, monkeypatch):
+    class Crash(BaseException):
+        pass
+
+    def fit(*_):
+        raise Crash
+
+    monkeypatch.setattr(cross_validation, "fit", fit)
+    with pytest.raises(Crash):
+        cross_validate(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=2)
+    other = make_data("what of the {colour} {thing}")
+    with pytest.raises(ValueError, match="another run"):
+        cross_validate(tiny_model, other, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=2)
+
+
+def test_a_retriever_that_is_the_same_in_all_folds_keeps_its_fingerprint(tiny_model, data, tmp_path):
+    verdict = cross_validate(
+        tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=2, k=(1, 3)
+    ).verdict
+    bm25 = next(one for one in verdict.baselines if one.name == "BM25")
+    assert bm25.model == et.BM25().fingerprint  # by which the advice knows that it needs no training
+    assert verdict.after.model not in (bm25.model, verdict.before.model)
+
+
+def test_repeated_judgements_count_once_and_questions_without_a_relevant_chunk_not_at_all(tiny_model, data, tmp_path):
+    rows = data.qrels["train"]
+    query = next(iter(data.relevant("test")))
+    mixed = replace(
+        data,
+        qrels={
+            "train": concatenate_datasets([rows, rows.select([0])]),
+            "test": data.qrels["test"].map(lambda row: {"score": 0 if row["query-id"] == query else row["score"]}),
+        },
+    )
+    assert max(map(len, mixed.relevant("train").values())) == 1
+    found = cross_validate(tiny_model, mixed, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=2)
+    assert found.verdict.num_queries == len(data.queries) - 1
+
+
+def test_copies_of_a_chunk_are_in_one_fold_also_where_no_documents_are_known(data):
+    copies = dict.fromkeys(list(data.corpus_texts)[:30:10], "the same text")
+    corpus = Dataset.from_list(
+        [{"_id": chunk, "text": copies.get(chunk, text)} for chunk, text in data.corpus_texts.items()]
+    )
+    data = replace(data, corpus=corpus)
+    relevant = all_relevant(data)
+    document_of = document_of_questions(data, relevant)
+    assert len({document_of[query] for query, chunks in relevant.items() if chunks[0] in copies}) == 1
+    assert len(set(document_of.values())) == len(corpus) - 2

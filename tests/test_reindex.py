@@ -125,3 +125,34 @@ def test_a_trained_query_side_needs_no_reindexing(retriever, tiny_model):
 def test_a_block_needs_at_least_one_chunk(retriever, tuned, tmp_path):
     with pytest.raises(ValueError, match="block_size=0"):
         move(retriever, tuned, tmp_path / "saved", block_size=0)
+
+
+@pytest.mark.parametrize("is_same_model", [False, True])
+def test_a_chunk_that_is_added_at_any_moment_does_no_harm(retriever, tiny_model, tuned, tmp_path, is_same_model):
+    class Growing(Retriever):
+        """Another thread adds a chunk whenever the index was read; it stops after a while."""
+
+        num_left = 0
+
+        @property
+        def index(self):
+            now = self.__dict__["index"]
+            if self.num_left:
+                self.num_left -= 1
+                row = chunk(f"a new one#{len(now)}", f"new pump {len(now)}")
+                fresh = Retriever.from_chunks(self.model, [row]).index
+                self.__dict__["index"] = now.replaced(set(), fresh.chunks, fresh.vectors)
+            return now
+
+        @index.setter
+        def index(self, value):
+            self.__dict__["index"] = value
+
+    growing = Growing(tiny_model, retriever.index)
+    for num_left in range(1, 9):
+        growing.num_left = num_left
+        model = tiny_model if is_same_model else tuned
+        moved = move(growing, model, tmp_path / "new")
+        texts = dict(zip(moved.index.ids, moved.index.texts(), strict=True))
+        expected = Retriever.from_chunks(model, chunks_of(texts))
+        np.testing.assert_allclose(moved.index.vectors, expected.index.vectors, atol=1e-5)

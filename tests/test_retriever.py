@@ -671,3 +671,65 @@ def test_two_processes_encode_what_one_encodes(tiny_model):
     one = Retriever.from_chunks(tiny_model, chunks_of(TEXTS))
     two = Retriever.from_chunks(tiny_model, chunks_of(TEXTS), devices=["cpu", "cpu"])
     np.testing.assert_allclose(one.index.vectors, two.index.vectors, atol=1e-6)
+
+
+def test_a_graph_whose_chunks_are_all_removed_takes_new_ones(tiny_model):
+    pytest.importorskip("faiss")
+    chunks = chunks_of(TEXTS)
+    retriever = Retriever.from_chunks(tiny_model, chunks[:3], approximate=True, word_weight=0)
+    retriever.search(QUESTIONS[0])
+    retriever.remove([one.id for one in chunks[:3]])
+    retriever.add(chunks[3:6])
+    retriever.add(chunks[6:8])
+    expected = Retriever.from_chunks(tiny_model, chunks[3:8], word_weight=0)
+    assert [hit.id for hit in retriever.search(QUESTIONS[0])] == [hit.id for hit in expected.search(QUESTIONS[0])]
+
+
+@pytest.mark.parametrize("approximate", [False, True])
+@pytest.mark.parametrize("word_weight", [0, 2, math.inf])
+@pytest.mark.parametrize(("questions", "k"), [(["pump"], 0), (["pump"], 4), ([], 1)])
+def test_a_ranking_that_cannot_be_is_refused_alike_by_every_kind_of_search(
+    tiny_model, approximate, word_weight, questions, k
+):
+    pytest.importorskip("faiss")
+    chunks = chunks_of(TEXTS)[:3]
+    retriever = Retriever.from_chunks(tiny_model, chunks, approximate=approximate, word_weight=word_weight)
+    with pytest.raises(ValueError, match="out of range for 3 documents" if questions else "no queries"):
+        retriever.rank(questions, retriever.index.texts(), k)
+
+
+def test_half_a_character_in_a_question_is_no_trouble(retriever):
+    assert [hit.id for hit in retriever.search("pump \ud83d")] == [hit.id for hit in retriever.search("pump \ufffd")]
+
+
+def test_chunks_to_remove_may_come_from_a_generator(retriever):
+    before = len(retriever)
+    retriever.remove(chunk_id for chunk_id in list(TEXTS)[:2])
+    assert len(retriever) == before - 2
+
+
+def test_the_number_of_questions_learned_from_is_part_of_the_fingerprint_and_not_changed_unnoticed(
+    tiny_model, tmp_path
+):
+    questions = ["where is the pump"]
+    of = [
+        Retriever.from_chunks(tiny_model, chunks_of(TEXTS), words=LearnedWords(WordWeights.learn(asked)), word_weight=1)
+        for asked in (questions, [*questions, "???"])
+    ]
+    assert of[0].fingerprint != of[1].fingerprint
+    of[0].save(tmp_path / "saved")
+    path = tmp_path / "saved" / "retriever.json"
+    path.write_text(path.read_text().replace('"num_questions": 1', '"num_questions": 1000'))
+    with pytest.raises(ValueError, match="another retriever"):
+        Retriever.load(tmp_path / "saved")
+
+
+def test_chunks_that_are_less_similar_than_nothing_are_found_by_a_graph_too(retriever):
+    pytest.importorskip("faiss")
+    index = ChunkIndex(retriever.index.chunks, random_index(len(retriever)), "", "cosine")
+    exact, approximate = (
+        Fusion(0.1).rank(index, QUESTIONS, random_index(len(QUESTIONS)), len(index), approximate=one)
+        for one in (False, True)
+    )
+    assert (exact.scores < 0).any()
+    np.testing.assert_array_equal(approximate.positions, exact.positions)

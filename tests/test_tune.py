@@ -9,6 +9,7 @@ from sentence_transformers import SentenceTransformer
 
 import embedtune as et
 from embedtune.training import fit as fit_module
+from embedtune.training import tune as tune_module
 from embedtune.training.tune import tune
 
 torch.set_num_threads(1)
@@ -141,3 +142,24 @@ def test_a_dataset_without_questions_to_train_on_is_refused(tiny_model, data, tm
     with pytest.raises(ValueError, match="no questions to train on"):
         tune(tiny_model, tests, output_dir=tmp_path, args=arguments(), test_split="test")
     assert not (tmp_path / "tune.json").exists()
+
+
+def test_the_split_that_judges_is_not_trained_on_whatever_its_name(tiny_model, data, tmp_path, monkeypatch):
+    trained = []
+    real = tune_module.fit
+
+    def fit(before, data, args):
+        trained.append(set(data.relevant("train")))
+        return real(before, data, args)
+
+    monkeypatch.setattr(tune_module, "fit", fit)
+    run = tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), test_split="dev")
+    assert trained[0] == set(data.relevant("train"))
+    assert run.verdict.num_queries == len(data.relevant("dev"))
+
+
+@pytest.mark.parametrize("options", [{"num_folds": 1}, {"num_folds": 0}, {"test_split": "exam"}, {"test_split": ""}])
+def test_evidence_that_cannot_be_is_refused_before_anything_is_written(tiny_model, data, tmp_path, options):
+    with pytest.raises(ValueError, match=r"num_folds=[01] must be 2 or more|There is no split"):
+        tune(tiny_model, data, output_dir=tmp_path / "out", args=arguments(max_steps=1), **options)
+    assert not (tmp_path / "out").exists()

@@ -8,6 +8,7 @@ import torch
 from test_evaluator import build
 
 import embedtune as et
+from embedtune.evaluation.metrics import ndcg_at_k
 from embedtune.retrieval import word_weight
 from embedtune.retrieval.word_weight import MULTIPLES, learn_words, spread_of
 
@@ -121,3 +122,20 @@ def test_a_model_whose_similarities_are_all_equal_leaves_the_choice_to_the_words
 def test_the_same_call_gives_the_same_result(data, tiny_model):
     first, second = (learn_words(data, tiny_model, seed=3) for _ in range(2))
     assert (first.multiple, first.ndcg) == (second.multiple, second.ndcg)
+
+
+def test_the_ndcg_that_chooses_is_that_of_an_evaluation_also_where_scores_tie():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        scores = rng.integers(0, 4, size=25).astype(np.float32)
+        relevant = rng.permutation(25)[: rng.integers(1, 13)]
+        order = np.argsort(-scores, kind="stable")[None]
+        expected = ndcg_at_k(np.isin(order, relevant), np.array([len(relevant)]), k=10)[0]
+        assert word_weight._ndcg(scores, relevant.tolist()) == pytest.approx(expected)
+
+
+def test_the_spread_leaves_out_the_similarity_of_a_chunk_to_itself(data, tiny_model):
+    index = et.Retriever.from_dataset(tiny_model, data).index
+    others = [np.delete(index.vectors @ one, row) for row, one in enumerate(index.vectors)]
+    assert len(index) <= 64
+    assert spread_of(index) == pytest.approx(np.mean([row.std() for row in others]), rel=1e-4)

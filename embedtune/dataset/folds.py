@@ -25,7 +25,8 @@ def groups_of_chunks(data: RetrievalTables) -> dict[str, str]:
 def document_of_questions(data: RetrievalTables, relevant: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return the document group of each question, named after its smallest document.
 
-    Groups that share a question are one, so that no question has relevant chunks on two sides.
+    Groups that share a question, or have relevant chunks of equal text, are one, so that no question has relevant chunks on
+    two sides.
 
     Args:
         data: The dataset.
@@ -34,8 +35,13 @@ def document_of_questions(data: RetrievalTables, relevant: Mapping[str, Sequence
     group_of = groups_of_chunks(data)
     names = sorted({group_of[chunk] for chunks in relevant.values() for chunk in chunks})
     position = {name: i for i, name in enumerate(names)}
+    texts = data.corpus_texts
+    copy_of = {texts[chunk]: chunk for chunks in relevant.values() for chunk in chunks}
     edges = [
-        (position[group_of[chunks[0]]], position[group_of[chunk]]) for chunks in relevant.values() for chunk in chunks
+        (position[group_of[one]], position[group_of[chunk]])
+        for chunks in relevant.values()
+        for chunk in chunks
+        for one in (chunks[0], copy_of[texts[chunk]])
     ]
     rows, columns = np.array(edges).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(len(names), len(names)))

@@ -103,11 +103,11 @@ class RetrievalTables:
         if split not in self.qrels:
             raise ValueError(f"There is no split {split!r}; this dataset has {self.splits}.")
         table = self.qrels[split]
-        relevant: dict[str, list[str]] = {}
+        relevant: dict[str, dict[str, None]] = {}  # an ordered set: a judgement may be there twice
         for query, chunk, score in zip(table["query-id"][:], table["corpus-id"][:], table["score"][:], strict=True):
             if score > 0:
-                relevant.setdefault(query, []).append(chunk)
-        return relevant
+                relevant.setdefault(query, {})[chunk] = None
+        return {query: list(chunks) for query, chunks in relevant.items()}
 
     def __repr__(self) -> str:
         width = max(map(len, self.splits), default=0)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from embedtune.retrieval.fingerprint import corpus_fingerprint
-from embedtune.retrieval.fusion import rank_by_words
+from embedtune.retrieval.fusion import check_ranking, rank_by_words
 from embedtune.retrieval.words import K1, B, WordIndex, WordWeights
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class BM25:
     """
 
     def __init__(self, *, k1: float = K1, b: float = B, weights: WordWeights | None = None) -> None:
-        if k1 < 0 or not 0 <= b <= 1:
+        if not k1 >= 0 or not 0 <= b <= 1:
             raise ValueError(f"k1={k1}, b={b}: k1 must be 0 or more, and b between 0 and 1.")
         self.k1, self.b = k1, b
         self.weights: WordWeights | None = weights
@@ -95,10 +95,9 @@ class BM25:
         other than those of `fit` are indexed for this call.
 
         Raises:
-            ValueError: If ``k`` is not between 1 and the number of documents.
+            ValueError: If there are no queries, or ``k`` is not between 1 and the number of documents.
         """
-        if not 1 <= k <= len(documents):
-            raise ValueError(f"k={k} is out of range for {len(documents)} documents. Choose k from 1 to that number.")
+        check_ranking(queries, len(documents), k)
         index = self._index
         if index is None or self._indexed != _fingerprint(documents):
             index = WordIndex.build(documents, k1=self.k1, b=self.b)

@@ -13,6 +13,7 @@ from sentence_transformers import SentenceTransformer
 from embedtune.models.packing.pack import can_pack, encode_packed
 from embedtune.models.prompts import prompt_of
 from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.text import storable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -93,7 +94,10 @@ def encode_questions(encoder: ModelEncoder, questions: Sequence[str]) -> NDArray
     """
     if blank := [row for row, question in enumerate(questions) if not question.strip()]:
         raise ValueError(f"Question {blank[0]} is empty, so nothing can be found for it.")
-    return _comparable(encoder.encode_queries(questions), encoder.model, names=questions)
+    vectors = encoder.encode_queries(
+        [storable(question) for question in questions]
+    )  # tokenizers refuse half characters
+    return _comparable(vectors, encoder.model, names=questions)
 
 
 def _comparable(

@@ -65,7 +65,7 @@ class Graph:
         graph = _faiss().clone_index(self.faiss)  # other threads may be searching this one
         if len(new):
             graph.add(np.ascontiguousarray(vectors))
-        kept = np.where(self.positions >= 0, moved[self.positions], -1)
+        kept = np.append(moved, -1)[self.positions]  # -1, for a removed chunk, takes the last
         return Graph(graph, np.concatenate([kept, np.asarray(new, dtype=np.int64)]))
 
     def search(self, queries: NDArray[np.float32], k: int) -> NDArray[np.int64]:

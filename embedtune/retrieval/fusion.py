@@ -146,6 +146,14 @@ def _best_words(scores: NDArray[np.float32], k: int) -> Ranking:
     return Ranking(np.where(found > 0, positions, -1), found)
 
 
+def check_ranking(queries: Sequence[str], num_documents: int, k: int) -> None:
+    """Raise a ``ValueError`` unless there are queries and as many documents as are wanted."""
+    if not len(queries):
+        raise ValueError("There are no queries. Give at least one.")
+    if not 1 <= k <= num_documents:
+        raise ValueError(f"k={k} is out of range for {num_documents} documents. Choose k from 1 to that number.")
+
+
 def question_blocks(num_questions: int, num_chunks: int) -> Iterator[slice]:
     """Yield slices of the questions whose scores for all chunks fit a block."""
     size = max(1, _SCORES_PER_BLOCK // max(num_chunks, 1))

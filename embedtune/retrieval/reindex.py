@@ -84,17 +84,18 @@ def reindex(
     folder = Path(path).absolute().parent / f".{Path(path).name}-reindex"
     fingerprint = model_fingerprint(loaded, side="document")
     known = _stored(folder, fingerprint)
-    if fingerprint == retriever.index.model_fingerprint:
-        known |= zip(map(_key, retriever.index.texts()), retriever.index.vectors, strict=True)
+    index = retriever.index  # one snapshot at a time: chunks may change meanwhile
+    if fingerprint == index.model_fingerprint:
+        known |= zip(map(_key, index.texts()), index.vectors, strict=True)
     hidden = None if show_progress_bar is None else not show_progress_bar
     with tqdm(total=len(retriever), initial=len(known), desc="Reindexing", disable=hidden) as bar:
-        while left := _left(retriever.index, known):
+        while left := _left(index := retriever.index, known):
             block = dict(list(left.items())[:block_size])
             vectors = encode_chunks(encoder, list(block.values()), ids=list(block))
             _write(folder, list(block), vectors)
             known.update(zip(block, vectors, strict=True))
             bar.update(len(block))
-    moved = _moved(retriever, loaded, known, fingerprint, saved)
+    moved = _moved(retriever, index, loaded, known, fingerprint, saved)
     moved.save(path)
     shutil.rmtree(folder, ignore_errors=True)
     return moved
@@ -111,12 +112,12 @@ def _saved_with(model: SentenceTransformer | str | Path, loaded: SentenceTransfo
 
 def _moved(
     retriever: Retriever,
+    old: ChunkIndex,
     model: SentenceTransformer,
     known: dict[str, NDArray[np.float32]],
     fingerprint: str,
     saved: Saved | None,
 ) -> Retriever:
-    old = retriever.index
     vectors = [known[_key(text)] for text in old.texts()]
     empty = np.empty((0, model.get_embedding_dimension() or 0), dtype=np.float32)
     index = ChunkIndex(old.chunks, np.stack(vectors) if vectors else empty, fingerprint, model.similarity_fn_name)

@@ -15,7 +15,7 @@ from embedtune.models.load import load_model
 from embedtune.retrieval import retriever_files
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions
 from embedtune.retrieval.fingerprint import model_fingerprint
-from embedtune.retrieval.fusion import Fusion, similarities
+from embedtune.retrieval.fusion import Fusion, check_ranking, similarities
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
 from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.word_weight import LearnedWords, spread_of
@@ -272,10 +272,9 @@ class Retriever:
     def fingerprint(self) -> str:
         """A SHA-256 of all that a ranking depends on beside the corpus: the model, the word weights, and how much they count."""
         self._require_same_model()
-        digest = hashlib.sha256(f"{self._whole_fingerprint()} {self.word_weight!r} {self.approximate}".encode())
-        if self.fusion.weights is not None:
-            digest.update(self.fusion.weights.hashes.tobytes() + self.fusion.weights.counts.tobytes())
-        return f"sha256:{digest.hexdigest()}"
+        words = retriever_files.words_fingerprint(self.fusion.weights)
+        content = f"{self._whole_fingerprint()} {self.word_weight!r} {self.approximate} {words}"
+        return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
     def with_word_weight(self, word_weight: float) -> Retriever:
         """Return a retriever with the same model and index in which words count otherwise; 0 for the model alone."""
@@ -317,7 +316,11 @@ class Retriever:
 
         Returns:
             Positions in ``documents`` and scores, both of shape ``(num_queries, k)``, best first; -1 where fewer are found.
+
+        Raises:
+            ValueError: If there are no queries, or ``k`` is not between 1 and the number of documents.
         """
+        check_ranking(queries, len(documents), k)
         index = self.index
         if list(documents) != index.texts():
             index = build_index(ModelEncoder(self.model, self.batch_size), table_of_texts(documents))
@@ -360,15 +363,16 @@ class Retriever:
             self._require_known(chunk.id for chunk in chunks)
             self._replace([chunk.id for chunk in chunks], table_of_chunks(chunks, self.context))
 
-    def remove(self, chunk_ids: Collection[str]) -> None:
+    def remove(self, chunk_ids: Iterable[str]) -> None:
         """Remove chunks.
 
         Raises:
             ValueError: If the index has no chunk with one of these ids.
         """
+        wanted = set(chunk_ids)
         with self._changing:
-            self._require_known(chunk_ids)
-            self._replace(chunk_ids, self.index.chunks.schema.empty_table())
+            self._require_known(wanted)
+            self._replace(wanted, self.index.chunks.schema.empty_table())
 
     def _require_known(self, chunk_ids: Iterable[str]) -> None:
         if unknown := [chunk for chunk in chunk_ids if chunk not in self.index.position_of]:

@@ -186,4 +186,5 @@ def words_fingerprint(weights: WordWeights | None) -> str:
     """Return the SHA-256 of what was learned about words, or an empty string."""
     if weights is None:
         return ""
-    return hashlib.sha256(weights.hashes.tobytes() + weights.counts.tobytes()).hexdigest()
+    content = [weights.hashes.tobytes(), weights.counts.tobytes(), str(weights.num_questions).encode()]
+    return hashlib.sha256(b"".join(content)).hexdigest()

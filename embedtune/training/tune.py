@@ -17,7 +17,12 @@ from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Retriever
 from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.experiments.cross_validation import NOT_IN_RESULT, cross_validate, with_all_in_train
+from embedtune.training.experiments.cross_validation import (
+    NOT_IN_RESULT,
+    check_num_folds,
+    cross_validate,
+    with_all_in_train,
+)
 from embedtune.training.fit import evaluations, fit
 
 if TYPE_CHECKING:
@@ -104,7 +109,11 @@ def tune(
     """
     folder = Path(output_dir)
     base = load_model(model) if isinstance(model, (str, Path)) else model
-    locked = [name for name in data.splits if name.startswith("test")] if test_split else []
+    locked = []
+    if test_split is None:
+        check_num_folds(num_folds)
+    else:
+        locked = [test_split, *(name for name in data.splits if name.startswith("test"))]
     training = with_all_in_train(data, locked=locked)
     settings = replace(args) if args is not None else TuningArguments(str(folder / CHECKPOINTS))
     settings.output_dir = str(folder / CHECKPOINTS)

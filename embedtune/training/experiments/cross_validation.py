@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 FoldsBy = Literal["document", "question"]
 
-_RESULTS = "results.json"
+_PLAN, _RESULTS = "plan.json", "results.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +103,7 @@ def cross_validate(
         >>> found.verdict.num_queries  # doctest: +SKIP
         3
     """
+    check_num_folds(num_folds)
     base = load_model(model) if isinstance(model, (str, Path)) else model
     unlocked = with_all_in_train(data, locked=locked)
     relevant = unlocked.relevant("train")
@@ -140,6 +141,12 @@ def with_all_in_train(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> 
     return replace(data, qrels={"train": rows.select(kept)})
 
 
+def check_num_folds(num_folds: int) -> None:
+    """Raise a ``ValueError`` unless one part can be trained on and another judged."""
+    if num_folds < 2:
+        raise ValueError(f"num_folds={num_folds} must be 2 or more: one to judge by, the others to train on.")
+
+
 def _units(documents: dict[str, str], folds_by: FoldsBy) -> dict[str, str]:
     if folds_by not in ("document", "question"):
         raise ValueError(f"folds_by={folds_by!r} must be 'document' or 'question'.")
@@ -158,31 +165,40 @@ def _fold(
 ) -> tuple[Evaluation, ...]:
     """Return the results of one fold, from disk where it is finished."""
     rows = data.qrels["train"]
-    held_out = np.array([fold_of[query] == fold for query in rows["query-id"][:]])
+    held_out = np.array(
+        [fold_of.get(query) == fold for query in rows["query-id"][:]]
+    )  # None: judged, but without a relevant chunk
     split = {"train": rows.select(np.flatnonzero(~held_out)), "test": rows.select(np.flatnonzero(held_out))}
     part = replace(data, qrels=split)
     evaluator = TopKEvaluator(part, "test", k=k)
     place = folder / f"fold-{fold}"
     plan = _plan(before, part, evaluator, args)
+    _check_plan(place, plan)  # before training: it continues at a checkpoint that it finds
     if (place / _RESULTS).exists():
-        return _finished(place, plan)
+        return _finished(place)
     settings = copy.copy(args)
     settings.output_dir = str(place / "checkpoints")
     logger.info("Fold %d of %d: %d questions to train on.", fold + 1, len(set(fold_of.values())), (~held_out).sum())
     found = evaluations(before, fit(before, replace(part, qrels={"train": split["train"]}), settings), evaluator)
     for position, evaluation in enumerate(found):
         evaluation.save(place / f"{position}.json")
-    replace_file(place / _RESULTS, json.dumps({"plan": plan, "num_results": len(found)}, indent=2) + "\n")
+    replace_file(place / _RESULTS, json.dumps({"num_results": len(found)}) + "\n")
     shutil.rmtree(settings.output_dir, ignore_errors=True)
     return tuple(found)
 
 
-def _finished(place: Path, plan: str) -> tuple[Evaluation, ...]:
-    known = json.loads((place / _RESULTS).read_text(encoding="utf-8"))
-    if known["plan"] != plan:
+def _check_plan(place: Path, plan: str) -> None:
+    path = place / _PLAN
+    if not path.exists():
+        replace_file(path, json.dumps(plan) + "\n")
+    elif json.loads(path.read_text(encoding="utf-8")) != plan:
         raise ValueError(
             f"{place} holds a fold of another run (other data, model or arguments). Choose another output_dir, or delete the folder."
         )
+
+
+def _finished(place: Path) -> tuple[Evaluation, ...]:
+    known = json.loads((place / _RESULTS).read_text(encoding="utf-8"))
     return tuple(Evaluation.load(place / f"{position}.json") for position in range(known["num_results"]))
 
 
@@ -207,7 +223,8 @@ def _pooled(parts: Sequence[Evaluation], whole: TopKEvaluator, clusters: dict[st
     rows = concatenate_datasets([part.per_query for part in parts])
     names = rows["query-id"][:]
     rows = rows.select(np.argsort(names))
-    models = hashlib.sha256("".join(part.model for part in parts).encode()).hexdigest()
+    models = {part.model for part in parts}
+    together = hashlib.sha256("".join(part.model for part in parts).encode()).hexdigest()
     return Evaluation(
         name=parts[0].name,
         split="folds",
@@ -215,6 +232,6 @@ def _pooled(parts: Sequence[Evaluation], whole: TopKEvaluator, clusters: dict[st
         per_query=Dataset(rows.data.table.combine_chunks()) if rows._indices is None else rows.flatten_indices(),
         num_chunks=parts[0].num_chunks,
         fingerprint=whole.fingerprint,
-        model=f"sha256:{models}",
+        model=f"sha256:{together}" if len(models) > 1 else parts[0].model,
         documents=tuple(clusters[query] for query in sorted(names)) if clusters is not None else None,
     )
