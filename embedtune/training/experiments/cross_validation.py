@@ -229,7 +229,7 @@ def _pooled(parts: Sequence[Evaluation], whole: TopKEvaluator, clusters: dict[st
         name=parts[0].name,
         split="folds",
         k=parts[0].k,
-        per_query=Dataset(rows.data.table.combine_chunks()) if rows._indices is None else rows.flatten_indices(),
+        per_query=Dataset.from_dict(rows.to_dict(), features=rows.features),
         num_chunks=parts[0].num_chunks,
         fingerprint=whole.fingerprint,
         model=f"sha256:{together}" if len(models) > 1 else parts[0].model,
