@@ -26,7 +26,7 @@ class ModelEncoder:
     """Encode with a SentenceTransformer, as it is used in production.
 
     Queries go through ``encode_query`` and documents through ``encode_document``, so the model's own prompts, routes,
-    device and ``truncate_dim`` apply. The texts lie end to end instead of padded to the longest, where the model allows it.
+    device and ``truncate_dim`` apply. Texts are packed instead of padded to the longest, if the model allows it.
 
     Attributes:
         model: The model.

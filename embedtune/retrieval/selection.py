@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-# Nearly all scores are far from the best. The largest of so many neighbours says so for all of them, and looking for it is
+# Nearly all scores are far from the best. The largest of this many neighbours shows it for all of them, and looking for it is
 # several times as fast as comparing each.
 _GROUP = 64
 

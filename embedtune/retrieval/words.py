@@ -135,7 +135,7 @@ class WordIndex:
         """Return the index whose `arrays` these are.
 
         Raises:
-            ValueError: If they are not the words of so many chunks; columns that do not exist would end the process.
+            ValueError: If they are not the words of ``num_chunks`` chunks; columns that do not exist would end the process.
         """
         hashes, counts = arrays["hashes"], arrays["counts"]
         shape = num_chunks, len(hashes)
