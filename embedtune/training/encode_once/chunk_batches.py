@@ -38,7 +38,7 @@ class ChunkBatchSampler(DefaultBatchSampler):
 
     Example:
         >>> from datasets import Dataset
-        >>> rows = {"anchor": [f"question {i}" for i in range(6)], "positive": ["a", "a", "b", "b", "b", "c"]}
+        >>> rows = {"anchor": [f"question {i}" for i in range(5)], "positive": ["a", "a", "b", "b", "c"]}
         >>> sampler = ChunkBatchSampler(Dataset.from_dict(rows), batch_size=2, drop_last=False)
         >>> sorted(len({rows["positive"][row] for row in batch}) for batch in sampler)
         [1, 2]
