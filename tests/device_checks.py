@@ -67,11 +67,11 @@ def on_both(train):
     return train(NAME), train("cpu")
 
 
-def assert_close(ours, expected, *, rtol=1e-9):
+def assert_close(ours, expected, *, rtol=1e-9, atol=1e-12):
     total = sum(value.norm() for value in expected.values() if value is not None)
     for name, value in expected.items():
         if value is not None:
-            assert (ours[name].cpu() - value).norm() <= rtol * value.norm() + 1e-12 * total, name
+            assert (ours[name].cpu() - value).norm() <= rtol * value.norm() + atol * total, name
 
 
 def gradients_of(on, model, loss, dataset, **options):
@@ -150,7 +150,8 @@ def test_training_with_evaluation_checkpoints_and_resuming(on, tiny_model, data,
         return straight
 
     ours, expected = on_both(train)
-    assert_close(ours, expected, rtol=1e-6)
+    # Adam turns a gradient that is nothing but rounding into a step of the size of its epsilon.
+    assert_close(ours, expected, rtol=1e-6, atol=1e-10)
 
 
 def test_only_the_guard_waits_in_the_loop(on, tiny_model, data):

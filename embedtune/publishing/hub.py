@@ -28,6 +28,7 @@ from embedtune.models.selfcheck import Check, check_model, same_vectors
 from embedtune.publishing.card import Evidence, complete_card
 from embedtune.retrieval.retriever import Retriever
 from embedtune.retrieval.retriever_files import write_learned
+from embedtune.training.experiments.cross_validation import as_judged_by_folds
 from embedtune.types import Chunk
 
 if TYPE_CHECKING:
@@ -145,7 +146,9 @@ def _check_arguments(
     for verdict in verdicts:
         if data is None:
             break
-        expected = TopKEvaluator(data, verdict.before.split, k=verdict.before.k).fingerprint
+        split = verdict.before.split
+        judged = as_judged_by_folds(data) if split == "folds" and split not in data.splits else data
+        expected = TopKEvaluator(judged, split, k=verdict.before.k).fingerprint
         if verdict.before.fingerprint != expected:
             raise ValueError(
                 f"The verdict on the split {verdict.before.split!r} is about other data: its questions, qrels or chunks differ. Pass "

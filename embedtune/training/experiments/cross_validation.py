@@ -121,11 +121,17 @@ def cross_validate(
         _fold(before, unlocked, fold_of, fold, args=settings, folder=Path(output_dir), k=cutoffs)
         for fold in sorted(set(fold_of.values()))
     ]
-    judged = replace(unlocked, qrels={"folds": unlocked.qrels["train"]})
+    judged = as_judged_by_folds(data, locked=locked)
     whole = TopKEvaluator(judged, "folds", k=cutoffs)
     clusters = documents if folds_by == "document" else None
     pooled = [_pooled(parts, whole, clusters) for parts in zip(*folds, strict=True)]
     return CrossValidation(compare(*pooled), tuple(folds), fold_of, judged)
+
+
+def as_judged_by_folds(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> RetrievalDataset:
+    """Return the dataset with the questions of all splits in the split ``folds``, except those of locked splits."""
+    unlocked = with_all_in_train(data, locked=locked)
+    return replace(unlocked, qrels={"folds": unlocked.qrels["train"]})
 
 
 def with_all_in_train(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> RetrievalDataset:
