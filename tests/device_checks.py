@@ -67,11 +67,11 @@ def on_both(train):
     return train(NAME), train("cpu")
 
 
-def assert_close(ours, expected, *, rtol=1e-9, atol=1e-12):
+def assert_close(ours, expected, *, rtol=1e-9):
     total = sum(value.norm() for value in expected.values() if value is not None)
     for name, value in expected.items():
         if value is not None:
-            assert (ours[name].cpu() - value).norm() <= rtol * value.norm() + atol * total, name
+            assert (ours[name].cpu() - value).norm() <= rtol * value.norm() + 1e-12 * total, name
 
 
 def gradients_of(on, model, loss, dataset, **options):
@@ -137,7 +137,10 @@ def test_every_model_has_the_same_gradients_there(on, folders, name, checkpointi
 @pytest.mark.parametrize("loss", ["in-batch", "triplet", "cosine"])
 def test_training_with_evaluation_checkpoints_and_resuming(on, tiny_model, data, loss):
     def train(device):
-        options = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        options: dict = {"eval_strategy": "epoch", "save_strategy": "epoch", "load_best_model_at_end": True}
+        # All layers: with half of them frozen, the last bias under "triplet" (which a shift of all vectors does not change) is
+        # nothing but rounding.
+        options["frozen_layers"] = 0.0
         args, model = on(device, tiny_model, num_train_epochs=3, loss=loss, learning_rate=1e-3, **options)
         trainer = EmbeddingTrainer(model.double(), args, data=data)
         trainer.train()
@@ -150,8 +153,7 @@ def test_training_with_evaluation_checkpoints_and_resuming(on, tiny_model, data,
         return straight
 
     ours, expected = on_both(train)
-    # Adam turns a gradient that is nothing but rounding into a step of the size of its epsilon.
-    assert_close(ours, expected, rtol=1e-6, atol=1e-10)
+    assert_close(ours, expected, rtol=1e-6)
 
 
 def test_only_the_guard_waits_in_the_loop(on, tiny_model, data):
