@@ -1,4 +1,4 @@
-"""The handbook of an invented company, with questions of its employees, for examples and tests."""
+"""The handbook of an invented company, with questions of its employees and customers, for examples and tests."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class Sample:
 
 
 def load_sample(*, num_documents: int | None = None) -> Sample:
-    """Load the handbook of Fennholt, an invented maker of cold stores, and the questions that its employees ask.
+    """Load the handbook of Fennholt, an invented maker of cold stores, and the questions that its employees and customers ask.
 
     The texts were written for embedtune and are in the public domain (CC0 1.0).
 
