@@ -13,7 +13,7 @@ from loopback import world
 NOTEBOOKS = sorted((Path(__file__).parent.parent / "examples").glob("*.ipynb"))
 FASTER = {
     "EPOCHS": 1,
-    "NUM_DOCUMENTS": 5,
+    "NUM_DOCUMENTS": 6,
     "BATCH_SIZE": 8,
     "MAX_SEQ_LENGTH": 64,
 }
