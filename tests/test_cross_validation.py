@@ -10,6 +10,8 @@ from test_tune import COLOURS, THINGS, arguments
 
 import embedtune as et
 from embedtune.dataset.folds import assign_folds, document_of_questions
+from embedtune.evaluation.result import Evaluation
+from embedtune.evaluation.verdict import compare
 from embedtune.training.experiments import cross_validation
 from embedtune.training.experiments.cross_validation import cross_validate
 
@@ -70,6 +72,35 @@ def test_pooled_results_are_those_of_the_folds(tiny_model, data, tmp_path):
             weights=[f[position].num_queries for f in found.folds],
         )
         assert pooled.metrics["ndcg@10"] == pytest.approx(mean)
+
+
+def test_metrics_over_seeds_are_means_and_the_interval_covers_the_seed(tiny_model, data, tmp_path, monkeypatch):
+    settings = arguments(max_steps=2, learning_rate=0.05)
+    one = cross_validate(tiny_model, data, output_dir=tmp_path, args=settings, num_folds=3)
+    trained = spy_on_fits(monkeypatch)
+    three = cross_validate(tiny_model, data, output_dir=tmp_path, args=settings, num_folds=3, num_seeds=3)
+    of_one, of_three = (found.verdict.baselines[1] for found in (one, three))
+    assert of_three.name == "tuned model alone"
+    assert len(trained) == 6  # the folds of the first seed are not trained again
+    by_seed = of_three.per_seed_metrics["ndcg@10"]
+    assert by_seed.shape == (3, 48)
+    np.testing.assert_array_equal(by_seed[0], of_one.per_query_metrics["ndcg@10"])
+    assert len({*by_seed.mean(axis=1).tolist()}) > 1
+    assert of_three.metrics["ndcg@10"] == pytest.approx(by_seed.mean())
+    assert not three.verdict.before.repeats
+    assert not three.verdict.baselines[0].repeats
+    shown = ", ".join(f"{mean:.3f}" for mean in by_seed.mean(axis=1))
+    assert f"means of 3 trainings (ndcg@10 of each: {shown})" in str(of_three)
+    of_three.save(tmp_path / "after.json")
+    saved = Evaluation.load(tmp_path / "after.json")
+    np.testing.assert_array_equal(saved.per_seed_metrics["ndcg@10"], by_seed)
+    with pytest.raises(ValueError, match="Results of 2 and 3 trainings cannot be compared"):
+        compare(replace(saved, repeats=saved.repeats[:1]), saved)
+
+
+def test_seeds_below_one_are_refused(tiny_model, data, tmp_path):
+    with pytest.raises(ValueError, match="num_seeds=0 must be 1 or more"):
+        cross_validate(tiny_model, data, output_dir=tmp_path, num_seeds=0)
 
 
 def test_the_base_model_and_bm25_are_judged_as_on_one_split(tiny_model, data, tmp_path):

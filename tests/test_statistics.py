@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from embedtune.evaluation.statistics import (
     _resampled_means,
     cluster_totals,
+    degrees_of_freedom,
     holm,
     mean_intervals,
     paired_interval,
@@ -106,9 +107,63 @@ def test_paired_interval_is_that_of_resamples_drawn_one_by_one():
         drawn = np.concatenate([np.flatnonzero(clusters == c) for c in rng.integers(25, size=25)])
         means.append(differences[drawn].mean(axis=0))
     low, high = paired_interval(differences, clusters, confidence_level=0.9)
-    expected = scipy.stats.t.ppf(0.95, 24) * np.std(means, axis=0) * np.sqrt(25 / 24)
+    df = degrees_of_freedom(np.bincount(clusters).astype(float))
+    assert 18 < df < 24  # of unequal clusters, fewer than 25 count
+    expected = scipy.stats.t.ppf(0.95, df) * np.std(means, axis=0) * np.sqrt(25 / 24)
     np.testing.assert_allclose((high - low) / 2, expected, rtol=0.04)
     np.testing.assert_allclose((high + low) / 2, differences.mean(axis=0))
+
+
+def by_document(num_documents, rng):
+    """Draw differences whose true mean is 0, about documents of very unequal numbers of questions."""
+    sizes = np.maximum(1, rng.lognormal(2.3, 0.8, num_documents).round()).astype(int)
+    clusters = np.repeat(np.arange(num_documents), sizes)
+    effects = rng.normal(0, 0.1, num_documents)[clusters] + rng.normal(0, 0.3, len(clusters))
+    return effects[:, None], clusters
+
+
+@pytest.mark.parametrize("num_documents", [6, 12, 40])
+def test_intervals_by_document_hold_the_truth_also_with_few_documents_of_unequal_size(num_documents):
+    rng = np.random.default_rng(1)
+    held = 0
+    for seed in range(1000):
+        low, high = paired_interval(*by_document(num_documents, rng), num_resamples=200, seed=seed)
+        held += bool(low[0] <= 0 <= high[0])
+    assert 0.93 <= held / 1000 <= 0.985  # the standard error is 0.007
+
+
+def test_the_number_of_documents_alone_would_promise_too_much_of_six_unequal_ones(monkeypatch):
+    monkeypatch.setattr("embedtune.evaluation.statistics.degrees_of_freedom", lambda sizes: len(sizes) - 1)
+    rng = np.random.default_rng(1)
+    held = 0
+    for seed in range(1000):
+        low, high = paired_interval(*by_document(6, rng), num_resamples=200, seed=seed)
+        held += bool(low[0] <= 0 <= high[0])
+    assert held / 1000 < 0.945
+
+
+@pytest.mark.parametrize("num_seeds", [2, 3, 5])
+def test_intervals_over_seeds_cover_the_draw_of_the_seeds(num_seeds):
+    rng = np.random.default_rng(2)
+    held, without = 0, 0
+    for seed in range(600):
+        of_seeds = rng.normal(0, 0.03, (num_seeds, 1))
+        differences, clusters = by_document(40, rng)
+        values = differences + of_seeds.mean(axis=0)
+        by_seed = values.mean(axis=0) + of_seeds - of_seeds.mean(axis=0)
+        low, high = paired_interval(values, clusters, num_resamples=200, seed=seed, by_seed=by_seed)
+        held += bool(low[0] <= 0 <= high[0])
+        low, high = paired_interval(values, clusters, num_resamples=200, seed=seed)
+        without += bool(low[0] <= 0 <= high[0])
+    assert held / 600 >= 0.92  # the standard error is 0.01
+    assert without < held
+
+
+def test_equal_seeds_change_nothing():
+    values, clusters = by_document(20, np.random.default_rng(3))
+    alone = paired_interval(values, clusters)
+    same = paired_interval(values, clusters, by_seed=np.repeat(values.mean(axis=0)[None], 3, axis=0))
+    np.testing.assert_allclose(alone, same)
 
 
 def test_paired_interval_depends_on_the_seed_alone(monkeypatch):

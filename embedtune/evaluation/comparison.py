@@ -89,6 +89,7 @@ def _family(
         confidence_level=1 - (1 - confidence_level) / len(others),
         num_resamples=num_resamples,
         seed=seed,
+        by_seed=np.concatenate([_seed_differences(other, after) for other in others], axis=1),
     )
     primary = list(after.metrics).index(after.primary_metric)
     of_primary = np.stack([columns[:, primary] for columns in differences], axis=1)
@@ -103,6 +104,19 @@ def _family(
 def _differences(before: Evaluation, after: Evaluation) -> NDArray[np.float64]:
     """Return the difference of each question and metric, of shape ``(num_queries, num_metrics)``."""
     return np.stack([after.per_query_metrics[n] - before.per_query_metrics[n] for n in after.metrics], axis=1)
+
+
+def _seed_differences(before: Evaluation, after: Evaluation) -> NDArray[np.float64]:
+    """Return the mean difference of each training seed and metric, of shape ``(num_seeds, num_metrics)``.
+
+    A retriever without seeds, such as BM25, is the same beside every seed of the other.
+    """
+    means = [
+        np.stack([seeds.mean(axis=1) for seeds in result.per_seed_metrics.values()], axis=1)
+        for result in (before, after)
+    ]
+    difference: NDArray[np.float64] = means[1] - means[0]
+    return difference
 
 
 def _comparison(

@@ -71,6 +71,8 @@ class Evaluation:
         approximate: Whether the search was approximate, so that chunks may have been overlooked.
         documents: The document group of each question, in the order of ``per_query``, where the claim is about documents that
             are not trained on: questions about one document are found or missed together. None if it is about chunks.
+        repeats: Tables like ``per_query`` of the same training with other seeds. Metrics are then means over all seeds, and
+            intervals cover the draw of the seed.
     """
 
     name: str
@@ -82,6 +84,7 @@ class Evaluation:
     model: str = ""
     approximate: bool = False
     documents: tuple[str, ...] | None = None
+    repeats: tuple[Dataset, ...] = ()
 
     @property
     def num_queries(self) -> int:
@@ -105,8 +108,17 @@ class Evaluation:
 
     @cached_property
     def per_query_metrics(self) -> dict[str, NDArray[np.float64]]:
-        """Each metric for each question, of shape ``(num_queries,)``, in the order of ``per_query``."""
-        relevant, retrieved = self.per_query["relevant"][:], self.per_query["retrieved"][:]
+        """Each metric for each question, the mean over the seeds, of shape ``(num_queries,)``, in the order of ``per_query``."""
+        return {name: values.mean(axis=0) for name, values in self.per_seed_metrics.items()}
+
+    @cached_property
+    def per_seed_metrics(self) -> dict[str, NDArray[np.float64]]:
+        """Each metric for each seed and question, of shape ``(num_seeds, num_queries)``."""
+        tables = [self._metrics_of(table) for table in (self.per_query, *self.repeats)]
+        return {name: np.stack([table[name] for table in tables]) for name in tables[0]}
+
+    def _metrics_of(self, per_query: Dataset) -> dict[str, NDArray[np.float64]]:
+        relevant, retrieved = per_query["relevant"][:], per_query["retrieved"][:]
         hits = np.zeros((len(relevant), self.k[-1]), dtype=bool)
         for row, ids, found in zip(hits, relevant, retrieved, strict=True):
             row[: len(found)] = [chunk in ids for chunk in found]
@@ -123,7 +135,8 @@ class Evaluation:
     def intervals(self, *, confidence_level: float = 0.95) -> dict[str, Interval]:
         """Return the confidence interval of each metric; questions about one chunk are not independent observations."""
         values = np.stack(list(self.per_query_metrics.values()), axis=1)
-        bounds = mean_intervals(values, self.clusters, confidence_level=confidence_level)
+        by_seed = np.stack([seeds.mean(axis=1) for seeds in self.per_seed_metrics.values()], axis=1)
+        bounds = mean_intervals(values, self.clusters, confidence_level=confidence_level, by_seed=by_seed)
         return {
             metric: Interval(float(low), float(high))
             for metric, low, high in zip(self.per_query_metrics, *bounds, strict=True)
@@ -153,6 +166,7 @@ class Evaluation:
             "documents": self.documents,
             "metrics": self.metrics,  # for other programs; `load` computes them again
             "per_query": self.per_query.to_dict(),
+            "repeats": [table.to_dict() for table in self.repeats],
         }
         replace_file(path, json.dumps(content))
 
@@ -179,6 +193,7 @@ class Evaluation:
             model=content.get("model", ""),
             approximate=content.get("approximate", False),
             documents=tuple(content["documents"]) if content.get("documents") else None,
+            repeats=tuple(per_query_table(table) for table in content.get("repeats", ())),
         )
 
     def __repr__(self) -> str:
@@ -190,6 +205,9 @@ class Evaluation:
     @property
     def _title(self) -> str:
         title = f"{self.name} on {self.split}: {self.num_queries} questions, {self.num_chunks} chunks"
+        if self.repeats:
+            shown = ", ".join(f"{mean:.3f}" for mean in self.per_seed_metrics[self.primary_metric].mean(axis=1))
+            title = f"{title}, means of {1 + len(self.repeats)} trainings ({self.primary_metric} of each: {shown})"
         return f"{title}, approximate search" if self.approximate else title
 
     @property

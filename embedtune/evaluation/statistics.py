@@ -1,7 +1,7 @@
-"""How certain a mean or a difference is: intervals and p-values that keep questions about one chunk together.
+"""How certain a mean or a difference is: intervals and p-values that keep questions about one chunk or document together.
 
 Questions about one chunk are found or missed together, so they are not independent. Every function takes ``clusters``, the
-number of each question's chunk, counted from 0, of shape ``(num_queries,)``.
+number of each question's chunk or document, counted from 0, of shape ``(num_queries,)``.
 """
 
 from __future__ import annotations
@@ -59,8 +59,26 @@ def standard_error(values: NDArray[np.float64], clusters: NDArray[np.int64]) -> 
     return error
 
 
+def degrees_of_freedom(sizes: NDArray[np.float64]) -> float:
+    """Return how many clusters of equal size tell as much as clusters of these sizes, less one; at least one.
+
+    Kish's effective number, ``sum(sizes) ** 2 / sum(sizes ** 2)`` ("Survey Sampling", 1965): with few clusters of unequal size,
+    Student's t with the number of clusters less one promises too much (Carter, Schnepel and Steigerwald, "Asymptotic behavior
+    of a t-test robust to cluster heterogeneity", 2017).
+
+    Example:
+        >>> degrees_of_freedom(np.array([5.0, 5.0, 5.0])), round(degrees_of_freedom(np.array([13.0, 1.0, 1.0])), 2)
+        (2.0, 1.0)
+    """
+    return max(1.0, float(sizes.sum() ** 2 / (sizes**2).sum()) - 1)
+
+
 def mean_intervals(
-    values: NDArray[np.float64], clusters: NDArray[np.int64], *, confidence_level: float = 0.95
+    values: NDArray[np.float64],
+    clusters: NDArray[np.int64],
+    *,
+    confidence_level: float = 0.95,
+    by_seed: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return confidence intervals for means of values between 0 and 1, such as metrics.
 
@@ -73,6 +91,8 @@ def mean_intervals(
         values: Of shape ``(num_queries, num_metrics)``.
         clusters: The cluster of each question.
         confidence_level: How often the interval should contain the true mean.
+        by_seed: The mean of each training seed, of shape ``(num_seeds, num_metrics)``, if ``values`` are means over seeds:
+            the interval then covers the draw of the seeds too.
 
     Returns:
         Lower and upper bounds, both of shape ``(num_metrics,)``; 0 and 1 for a single cluster.
@@ -85,11 +105,13 @@ def mean_intervals(
     means, num_clusters = values.mean(axis=0), int(clusters.max()) + 1
     if num_clusters == 1:
         return np.zeros_like(means), np.ones_like(means)
-    errors, spread = standard_error(values, clusters), means * (1 - means)
+    _, sizes = cluster_totals(values, clusters)
+    errors, df = _with_seeds(standard_error(values, clusters), degrees_of_freedom(sizes), by_seed)
+    spread = means * (1 - means)
     # If all values are equal, no error can be measured, and each cluster counts once.
     is_measured = (errors > 0) & (spread > 1e-12)
     num = np.divide(spread, errors**2, out=np.full_like(means, num_clusters), where=is_measured)
-    quantile = stats.t.ppf((1 + confidence_level) / 2, num_clusters - 1)
+    quantile = stats.t.ppf((1 + confidence_level) / 2, df)
     share = quantile**2 / num
     centres = (means + share / 2) / (1 + share)
     widths = np.sqrt(share * (np.maximum(spread, 0) + share / 4)) / (1 + share)
@@ -103,13 +125,14 @@ def paired_interval(
     confidence_level: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
+    by_seed: NDArray[np.float64] | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return bootstrap intervals for the mean difference between two retrievers on the same questions.
 
     Each resample draws whole clusters with replacement, as many as there are, and takes the mean over their questions
     (Field and Welsh, "Bootstrapping clustered data", 2007). The interval is the mean plus and minus the standard deviation
     of these means times a quantile of Student's t (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993, chapter
-    12); the percentile interval is too narrow for few clusters.
+    12) with the `degrees_of_freedom` of the clusters; the percentile interval is too narrow for few clusters.
 
     If nothing differs, there is nothing to resample. The interval is then the largest difference that ``n`` equal clusters
     do not exclude: all ``n`` are equal with probability ``(1 - p) ** n`` (Clopper and Pearson, 1934).
@@ -120,6 +143,8 @@ def paired_interval(
         confidence_level: How often the interval should contain the true difference.
         num_resamples: How many resamples to draw.
         seed: Seed of the resamples.
+        by_seed: The mean difference of each training seed, of shape ``(num_seeds, num_metrics)``, if ``differences`` are means
+            over seeds: the interval then covers the draw of the seeds too.
 
     Returns:
         Lower and upper bounds, both of shape ``(num_metrics,)``; -1 and 1 for a single cluster.
@@ -136,10 +161,27 @@ def paired_interval(
     resampled = _resampled_means(sums, sizes, num_resamples, seed)
     # The variance between resamples of n clusters is (n - 1) / n of the unbiased one.
     errors = resampled.std(axis=0) * np.sqrt(num_clusters / (num_clusters - 1))
-    widths = stats.t.ppf((1 + confidence_level) / 2, num_clusters - 1) * errors
+    errors, df = _with_seeds(errors, degrees_of_freedom(sizes), by_seed)
+    widths = stats.t.ppf((1 + confidence_level) / 2, df) * errors
     overlooked = 1 - ((1 - confidence_level) / 2) ** (1 / num_clusters)
     widths = np.where(np.any(differences, axis=0), widths, overlooked)
     return np.maximum(means - widths, -1.0), np.minimum(means + widths, 1.0)
+
+
+def _with_seeds(
+    errors: NDArray[np.float64], df: float, by_seed: NDArray[np.float64] | None
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the standard errors with the variance of the mean over seeds added, and their degrees of freedom.
+
+    The degrees of freedom of a sum of two variances are Satterthwaite's ("An approximate distribution of estimates of variance
+    components", 1946).
+    """
+    if by_seed is None or len(by_seed) < 2:
+        return errors, np.full_like(errors, df)
+    variances = np.stack([errors**2, by_seed.var(axis=0, ddof=1) / len(by_seed)])
+    parts = (variances**2 / np.array([[df], [len(by_seed) - 1.0]])).sum(axis=0)
+    total = variances.sum(axis=0)
+    return np.sqrt(total), np.divide(total**2, parts, out=np.full_like(errors, df), where=parts > 0)
 
 
 def _resampled_means(

@@ -140,6 +140,11 @@ def _check_comparable(results: Sequence[Evaluation]) -> None:
                 f"compare() takes results of TopKEvaluator.evaluate, got a {type(result).__name__}. Load a saved result with "
                 "Evaluation.load(path)."
             )
+    num_seeds = {1 + len(result.repeats) for result in results if result.repeats}
+    if len(num_seeds) > 1:
+        raise ValueError(
+            f"Results of {' and '.join(map(str, sorted(num_seeds)))} trainings cannot be compared. Use the same num_seeds."
+        )
     first = results[0]
     for other in results[1:]:
         if other.fingerprint != first.fingerprint:
@@ -156,5 +161,6 @@ def _check_comparable(results: Sequence[Evaluation]) -> None:
 
 def _newly_hit(before: Evaluation, after: Evaluation, k: int) -> tuple[str, ...]:
     metric = f"accuracy@{k}"
-    flipped = after.per_query_metrics[metric] > before.per_query_metrics[metric]
+    # Of means over several trainings: flipped by most of them.
+    flipped = after.per_query_metrics[metric] - before.per_query_metrics[metric] > 0.5
     return tuple(before.per_query.select(np.flatnonzero(flipped))["query-id"][:])

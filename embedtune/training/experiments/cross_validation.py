@@ -43,7 +43,7 @@ class CrossValidation:
 
     Attributes:
         verdict: The tuned retriever compared with the base model, BM25 and its own halves, on the questions of all folds.
-        folds: The results of each fold, in the order of the verdict's rows.
+        folds: The results of each fold, in the order of the verdict's rows, with the first seed.
         fold_of: The fold of each question.
         data: The dataset with the judged questions as its split ``folds``, as the report takes it.
     """
@@ -65,6 +65,7 @@ def cross_validate(
     output_dir: str | Path,
     args: TuningArguments | None = None,
     num_folds: int = 5,
+    num_seeds: int = 1,
     folds_by: FoldsBy = "document",
     k: Sequence[int] = (1, 3, 5, 10),
     locked: Sequence[str] = (),
@@ -84,6 +85,8 @@ def cross_validate(
         output_dir: Where checkpoints and results are written.
         args: Arguments of each training; their ``output_dir`` is not used.
         num_folds: How many folds; with fewer document groups, each is a fold.
+        num_seeds: How many trainings in each fold, with the seeds ``args.seed``, ``args.seed + 1`` and so on. Metrics are their
+            means, and intervals then also cover how much a training depends on its seed. Each costs as much as all folds.
         folds_by: ``"document"`` for questions about documents that are not trained on; ``"question"`` for new questions
             about known chunks.
         k: The cut-offs of the evaluation.
@@ -91,7 +94,7 @@ def cross_validate(
         seed: Draws the folds.
 
     Raises:
-        ValueError: If there are fewer than two folds, or ``output_dir`` holds another run.
+        ValueError: If there are fewer than two folds, ``num_seeds`` is below 1, or ``output_dir`` holds another run.
 
     Example:
         >>> import tempfile
@@ -104,6 +107,8 @@ def cross_validate(
         3
     """
     check_num_folds(num_folds)
+    if num_seeds < 1:
+        raise ValueError(f"num_seeds={num_seeds} must be 1 or more.")
     base = load_model(model) if isinstance(model, (str, Path)) else model
     unlocked = with_all_in_train(data, locked=locked)
     relevant = unlocked.relevant("train")
@@ -117,15 +122,19 @@ def cross_validate(
     settings = args if args is not None else TuningArguments("unused")
     before = Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=not settings.disable_tqdm)
     cutoffs = [one for one in k if one <= len(data.corpus)] or [1]
-    folds = [
-        _fold(before, unlocked, fold_of, fold, args=settings, folder=Path(output_dir), k=cutoffs)
-        for fold in sorted(set(fold_of.values()))
+    by_seed = [
+        [
+            _fold(before, unlocked, fold_of, fold, args=_with_seed(settings, offset), folder=folder, k=cutoffs)
+            for fold in sorted(set(fold_of.values()))
+        ]
+        for offset, folder in enumerate(_folders(Path(output_dir), num_seeds))
     ]
     judged = as_judged_by_folds(data, locked=locked)
     whole = TopKEvaluator(judged, "folds", k=cutoffs)
     clusters = documents if folds_by == "document" else None
-    pooled = [_pooled(parts, whole, clusters) for parts in zip(*folds, strict=True)]
-    return CrossValidation(compare(*pooled), tuple(folds), fold_of, judged)
+    pooled = [[_pooled(parts, whole, clusters) for parts in zip(*folds, strict=True)] for folds in by_seed]
+    results = [_over_seeds(seeds) for seeds in zip(*pooled, strict=True)]
+    return CrossValidation(compare(*results), tuple(by_seed[0]), fold_of, judged)
 
 
 def as_judged_by_folds(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> RetrievalDataset:
@@ -157,6 +166,18 @@ def _units(documents: dict[str, str], folds_by: FoldsBy) -> dict[str, str]:
     if folds_by not in ("document", "question"):
         raise ValueError(f"folds_by={folds_by!r} must be 'document' or 'question'.")
     return documents if folds_by == "document" else {query: query for query in documents}
+
+
+def _folders(output_dir: Path, num_seeds: int) -> list[Path]:
+    return [output_dir, *(output_dir / f"seed-{offset}" for offset in range(1, num_seeds))]
+
+
+def _with_seed(args: TuningArguments, offset: int) -> TuningArguments:
+    args = copy.copy(args)
+    args.seed += offset
+    if args.data_seed is not None:
+        args.data_seed += offset
+    return args
 
 
 def _fold(
@@ -241,3 +262,11 @@ def _pooled(parts: Sequence[Evaluation], whole: TopKEvaluator, clusters: dict[st
         model=f"sha256:{together}" if len(models) > 1 else parts[0].model,
         documents=tuple(clusters[query] for query in sorted(names)) if clusters is not None else None,
     )
+
+
+def _over_seeds(seeds: Sequence[Evaluation]) -> Evaluation:
+    """Return the results of one retriever with all seeds as one; BM25 and the base model have no seed."""
+    first, *others = seeds
+    if all(other.model == first.model for other in others):
+        return first
+    return replace(first, repeats=tuple(other.per_query for other in others))
