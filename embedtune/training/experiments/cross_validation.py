@@ -7,10 +7,11 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
@@ -46,20 +47,29 @@ class CrossValidation:
         folds: The results of each fold, in the order of the verdict's rows.
         fold_of: The fold of each question.
         data: The dataset with the judged questions as its split ``folds``, as the report takes it.
+        seconds: How long the folds took, each when it was new.
     """
 
     verdict: Verdict
     folds: tuple[tuple[Evaluation, ...], ...]
     fold_of: dict[str, int]
     data: RetrievalDataset
+    seconds: float
 
     def __repr__(self) -> str:
+        return f"{self.verdict}\n\n{self._each}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.verdict._repr_html_()}<p>{self._each}</p>"
+
+    @property
+    def _each(self) -> str:
         shown = [f"{fold[1].metrics[fold[1].primary_metric]:.3f}" for fold in self.folds]
-        return f"{self.verdict}\n\n{len(self.folds)} folds, {self.verdict.primary_metric} of each: {', '.join(shown)}"
+        return f"{len(self.folds)} folds, {self.verdict.primary_metric} of each: {', '.join(shown)}"
 
 
 def cross_validate(
-    model: SentenceTransformer | str | Path,
+    model: SentenceTransformer | str | Path | Retriever,
     data: RetrievalDataset,
     *,
     output_dir: str | Path,
@@ -79,7 +89,7 @@ def cross_validate(
     A finished fold is kept in ``output_dir``: the same call after an interruption continues with the next.
 
     Args:
-        model: The model to tune, or its name or folder. It is not changed.
+        model: The model to tune, or its name or folder, or a retriever that has encoded the dataset with it. It is not changed.
         data: Chunks and questions; the questions of all its splits are used.
         output_dir: Where checkpoints and results are written.
         args: Arguments of each training; their ``output_dir`` is not used.
@@ -104,7 +114,6 @@ def cross_validate(
         3
     """
     check_num_folds(num_folds)
-    base = load_model(model) if isinstance(model, (str, Path)) else model
     unlocked = with_all_in_train(data, locked=locked)
     relevant = unlocked.relevant("train")
     documents = document_of_questions(data, relevant)
@@ -115,7 +124,7 @@ def cross_validate(
             "questions about known chunks with folds_by='question'."
         )
     settings = args if args is not None else TuningArguments("unused")
-    before = Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=not settings.disable_tqdm)
+    before = _before(model, data, show_progress_bar=not settings.disable_tqdm)
     cutoffs = [one for one in k if one <= len(data.corpus)] or [1]
     folds = [
         _fold(before, unlocked, fold_of, fold, args=settings, folder=Path(output_dir), k=cutoffs)
@@ -125,7 +134,17 @@ def cross_validate(
     whole = TopKEvaluator(judged, "folds", k=cutoffs)
     clusters = documents if folds_by == "document" else None
     pooled = [_pooled(parts, whole, clusters) for parts in zip(*folds, strict=True)]
-    return CrossValidation(compare(*pooled), tuple(folds), fold_of, judged)
+    seconds = sum(_record(Path(output_dir) / f"fold-{fold}")["seconds"] for fold in set(fold_of.values()))
+    return CrossValidation(compare(*pooled), tuple(folds), fold_of, judged, seconds)
+
+
+def _before(
+    model: SentenceTransformer | str | Path | Retriever, data: RetrievalDataset, *, show_progress_bar: bool
+) -> Retriever:
+    if isinstance(model, Retriever):
+        return model
+    base = load_model(model) if isinstance(model, (str, Path)) else model
+    return Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=show_progress_bar)
 
 
 def as_judged_by_folds(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> RetrievalDataset:
@@ -185,10 +204,13 @@ def _fold(
     settings = copy.copy(args)
     settings.output_dir = str(place / "checkpoints")
     logger.info("Fold %d of %d: %d questions to train on.", fold + 1, len(set(fold_of.values())), (~held_out).sum())
+    start = time.perf_counter()
     found = evaluations(before, fit(before, replace(part, qrels={"train": split["train"]}), settings), evaluator)
     for position, evaluation in enumerate(found):
         evaluation.save(place / f"{position}.json")
-    replace_file(place / _RESULTS, json.dumps({"num_results": len(found)}) + "\n")
+    replace_file(
+        place / _RESULTS, json.dumps({"num_results": len(found), "seconds": time.perf_counter() - start}) + "\n"
+    )
     shutil.rmtree(settings.output_dir, ignore_errors=True)
     return tuple(found)
 
@@ -204,8 +226,12 @@ def _check_plan(place: Path, plan: str) -> None:
 
 
 def _finished(place: Path) -> tuple[Evaluation, ...]:
-    known = json.loads((place / _RESULTS).read_text(encoding="utf-8"))
-    return tuple(Evaluation.load(place / f"{position}.json") for position in range(known["num_results"]))
+    return tuple(Evaluation.load(place / f"{position}.json") for position in range(_record(place)["num_results"]))
+
+
+def _record(place: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((place / _RESULTS).read_text(encoding="utf-8"))
+    return record
 
 
 def _plan(before: Retriever, part: RetrievalDataset, evaluator: TopKEvaluator, args: TuningArguments) -> str:
