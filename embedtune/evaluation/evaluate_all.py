@@ -23,7 +23,7 @@ def evaluate_all(
     batch_size: int = 32,
     confidence_level: float = 0.95,
     seed: int = 0,
-    show_progress_bar: bool = False,
+    show_progress_bar: bool | None = None,
 ) -> Verdict:
     """Evaluate retrievers on the same questions, and compare the second with the first and with all others.
 
@@ -37,7 +37,7 @@ def evaluate_all(
         batch_size: How many texts a SentenceTransformer encodes at once.
         confidence_level: The level of the decision; the decisions about the others hold together at this level.
         seed: Seed of the resamples.
-        show_progress_bar: Whether to show the progress of encoding and searching.
+        show_progress_bar: Show the progress of encoding and searching; by default only in a terminal, after two seconds.
 
     Raises:
         ValueError: If there are fewer than two retrievers, or a string other than ``"bm25"``.

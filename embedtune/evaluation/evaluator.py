@@ -40,7 +40,7 @@ class TopKEvaluator(BaseEvaluator):
         k: The cut-offs.
         batch_size: How many texts a SentenceTransformer encodes at once.
         name: Prefix of the metric names in a trainer; by default the name of the split.
-        show_progress_bar: Whether to show the progress of encoding and searching.
+        show_progress_bar: Show the progress of encoding and searching; by default only in a terminal, after two seconds.
 
     Attributes:
         primary_metric: ``"{name}_ndcg@{max(k)}"``; with ``load_best_model_at_end``, set ``metric_for_best_model`` to
@@ -71,7 +71,7 @@ class TopKEvaluator(BaseEvaluator):
         k: Sequence[int] = (1, 3, 5, 10),
         batch_size: int = 32,
         name: str | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = None,
     ) -> None:
         if not isinstance(data, RetrievalDataset):
             raise TypeError(

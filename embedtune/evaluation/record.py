@@ -209,10 +209,16 @@ class VerdictRecord:
         return advise(
             before=self.decision,
             bm25=self.bm25.decision if self.bm25 is not None else None,
-            knowledge=self.forgetting.decision if self.forgetting is not None else None,
+            knowledge=self._knowledge,
             num_known=len(self.known),
             has_few_documents=self._has_too_few_documents,
         )
+
+    @property
+    def _knowledge(self) -> Knowledge | None:
+        if self.forgetting is None:
+            return None
+        return "remembers" if self.forgetting.is_acceptable else self.forgetting.decision
 
     def _filled(self, template: str) -> str:
         level = self.bm25 if self.decision == "better" and self.bm25 is not None else self.comparisons[0]
@@ -332,8 +338,12 @@ class Forgetting:
         """``"forgets"`` if the loss is significant, ``"remembers"`` if the interval excludes a loss beyond the margin."""
         if self.verdict.decision == "worse":
             return "forgets"
-        low = self.verdict.metrics[self.verdict.primary_metric].low
-        return "remembers" if low >= -self.margin else "cannot tell"
+        return "remembers" if self.is_acceptable else "cannot tell"
+
+    @property
+    def is_acceptable(self) -> bool:
+        """Whether the interval excludes a loss beyond the margin."""
+        return self.verdict.metrics[self.verdict.primary_metric].low >= -self.margin
 
     @property
     def sentence(self) -> str:

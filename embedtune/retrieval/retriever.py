@@ -78,6 +78,7 @@ class Retriever:
 
     Attributes:
         word_weight: How much the words count in the score.
+        encoder: Encodes questions.
 
     Raises:
         ValueError: If another model made the index.
@@ -112,6 +113,7 @@ class Retriever:
         self.context: tuple[ContextPart, ...] = tuple(context)
         self.approximate = approximate
         self.batch_size = batch_size
+        self.encoder: ModelEncoder = ModelEncoder(self.model, batch_size)
         self._changing = threading.Lock()
         self._state: list[tuple[int, int]] = []
         self._model_fingerprint = ""
@@ -129,7 +131,7 @@ class Retriever:
         approximate: bool = False,
         batch_size: int = 32,
         devices: Sequence[str] = (),
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = None,
     ) -> Retriever:
         """Encode chunks and make them searchable.
 
@@ -142,7 +144,7 @@ class Retriever:
             approximate: See `Retriever`.
             batch_size: How many texts go through the model at once.
             devices: Encode in one process for each, for instance ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 4``.
-            show_progress_bar: Show the progress of encoding.
+            show_progress_bar: Show the progress of encoding; by default only in a terminal, after two seconds.
         """
         encoder = _encoder(model, batch_size, show_progress_bar, devices)
         index = build_index(encoder, table_of_chunks(chunks, context))
@@ -167,7 +169,7 @@ class Retriever:
         approximate: bool = False,
         batch_size: int = 32,
         devices: Sequence[str] = (),
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = None,
     ) -> Retriever:
         """Encode every chunk of a dataset, as the model was trained and evaluated on them.
 
@@ -179,7 +181,7 @@ class Retriever:
             approximate: See `Retriever`.
             batch_size: How many texts go through the model at once.
             devices: As in `from_chunks`.
-            show_progress_bar: Show the progress of encoding.
+            show_progress_bar: Show the progress of encoding; by default only in a terminal, after two seconds.
         """
         encoder = _encoder(model, batch_size, show_progress_bar, devices)
         index = build_index(encoder, table_of_corpus(data.corpus))
@@ -278,7 +280,7 @@ class Retriever:
 
     def with_word_weight(self, word_weight: float) -> Retriever:
         """Return a retriever with the same model and index in which words count otherwise; 0 for the model alone."""
-        return Retriever(
+        other = Retriever(
             self.model,
             self.index,
             words=self.words,
@@ -287,6 +289,8 @@ class Retriever:
             approximate=self.approximate,
             batch_size=self.batch_size,
         )
+        other.encoder = self.encoder
+        return other
 
     def search(self, question: str, *, k: int = 10) -> list[Hit]:
         """Return the ``k`` best chunks for a question, best first; fewer where there are fewer."""
@@ -396,7 +400,7 @@ class Retriever:
 
     def _vectors(self, questions: Sequence[str]) -> NDArray[np.float32]:
         self._require_same_model()
-        return encode_questions(ModelEncoder(self.model, self.batch_size), questions)
+        return encode_questions(self.encoder, questions)
 
     def _rank(self, index: ChunkIndex, questions: Sequence[str], vectors: NDArray[np.float32], k: int) -> Ranking:
         return self.fusion.rank(index, questions, vectors, k, approximate=self.approximate)
@@ -424,7 +428,7 @@ class Retriever:
 
 
 def _encoder(
-    model: SentenceTransformer | str | Path, batch_size: int, show_progress_bar: bool, devices: Sequence[str]
+    model: SentenceTransformer | str | Path, batch_size: int, show_progress_bar: bool | None, devices: Sequence[str]
 ) -> ModelEncoder:
     loaded = load_model(model) if isinstance(model, (str, Path)) else model
     return ModelEncoder(loaded, batch_size, show_progress_bar, tuple(devices))

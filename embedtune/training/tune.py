@@ -17,13 +17,13 @@ from embedtune.evaluation.forgetting import check_forgetting
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.models.load import load_model
 from embedtune.retrieval.fingerprint import model_fingerprint
-from embedtune.retrieval.retriever import Retriever
 from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.cross_validation import (
     NOT_IN_RESULT,
     check_num_folds,
     cross_validate,
+    retriever_before,
     with_all_in_train,
 )
 from embedtune.training.fit import evaluations, fit
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
+    from embedtune.retrieval.retriever import Retriever
 
 logger = logging.getLogger(__name__)
 
@@ -122,7 +123,7 @@ def tune(
     settings.output_dir = str(folder / CHECKPOINTS)
     _check_plan(folder, _plan(base, training, settings, evidence=[num_folds, test_split]))
 
-    before = Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=not settings.disable_tqdm)
+    before = retriever_before(base, data, show_progress_bar=False if settings.disable_tqdm else None)
     found, seconds = None, 0.0
     if test_split is None:
         found = cross_validate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -26,8 +25,8 @@ MARKS = (
 """Shapes of about 12 by 12 around the origin, one for each retriever."""
 
 _WIDTH, _ROW, _TOP, _GAP = 760, 24, 64, 14
-_LEFT, _RIGHT = 270, 600  # where 0% and 100% are
-_MAX_NAME = 28
+_LEFT, _RIGHT = 290, 610  # where 0% and 100% are
+_MAX_NAME = 26
 
 
 def accuracy_svg(verdict: VerdictRecord) -> str:
@@ -80,8 +79,4 @@ def _x(share: float) -> float:
 
 def _shown(name: str) -> str:
     """Return a name as XML takes it: without control characters, which no file of XML may hold."""
-    return escape("".join(_printable(name)))
-
-
-def _printable(name: str) -> Iterator[str]:
-    yield from (one if one.isprintable() else "?" for one in name)
+    return escape("".join(one if one.isprintable() else "?" for one in name))

@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
 
 from embedtune.dataset.folds import assign_folds, document_of_questions
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.result import Evaluation
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.models.load import load_model
+from embedtune.retrieval.encoders import RememberingEncoder
 from embedtune.retrieval.retriever import Retriever
 from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
@@ -124,11 +126,11 @@ def cross_validate(
             "questions about known chunks with folds_by='question'."
         )
     settings = args if args is not None else TuningArguments("unused")
-    before = _before(model, data, show_progress_bar=not settings.disable_tqdm)
+    before = retriever_before(model, data, show_progress_bar=False if settings.disable_tqdm else None)
     cutoffs = [one for one in k if one <= len(data.corpus)] or [1]
     folds = [
         _fold(before, unlocked, fold_of, fold, args=settings, folder=Path(output_dir), k=cutoffs)
-        for fold in sorted(set(fold_of.values()))
+        for fold in tqdm(sorted(set(fold_of.values())), desc="Folds", leave=False, disable=settings.disable_tqdm)
     ]
     judged = as_judged_by_folds(data, locked=locked)
     whole = TopKEvaluator(judged, "folds", k=cutoffs)
@@ -138,13 +140,19 @@ def cross_validate(
     return CrossValidation(compare(*pooled), tuple(folds), fold_of, judged, seconds)
 
 
-def _before(
-    model: SentenceTransformer | str | Path | Retriever, data: RetrievalDataset, *, show_progress_bar: bool
+def retriever_before(
+    model: SentenceTransformer | str | Path | Retriever, data: RetrievalDataset, *, show_progress_bar: bool | None
 ) -> Retriever:
+    """Return a retriever by the vectors of a model that is not trained yet; each chunk and question is encoded once."""
     if isinstance(model, Retriever):
         return model
     base = load_model(model) if isinstance(model, (str, Path)) else model
-    return Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=show_progress_bar)
+    before = Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=show_progress_bar)
+    before.encoder = RememberingEncoder(base, before.batch_size, show_progress_bar)
+    before.encoder.encode_queries(
+        list(data.query_texts.values())
+    )  # all at once: the same bits whichever folds are finished
+    return before
 
 
 def as_judged_by_folds(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> RetrievalDataset:
