@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import Verdict, compare
-from embedtune.retrieval.bm25 import BM25
 
 if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
@@ -62,17 +61,15 @@ def evaluate_all(
     if len(retrievers) < 2:
         raise ValueError(f"At least two retrievers are needed, for instance base and bm25, got {list(retrievers)}.")
     evaluator = TopKEvaluator(data, split, k=k, batch_size=batch_size, show_progress_bar=show_progress_bar)
-    named = {name: _retriever(name, retriever) for name, retriever in retrievers.items()}
+    named = {name: _known(name, retriever) for name, retriever in retrievers.items()}
     before, after, *others = (evaluator.evaluate(retriever, name=name) for name, retriever in named.items())
     training = data if "train" in data.splits and split != "train" else None
     return compare(before, after, *others, training=training, confidence_level=confidence_level, seed=seed)
 
 
-def _retriever(name: str, retriever: Retrieving | str) -> Retrieving:
-    if not isinstance(retriever, str):
-        return retriever
-    if retriever.lower() != "bm25":
+def _known(name: str, retriever: Retrieving | str) -> Retrieving | str:
+    if isinstance(retriever, str) and retriever.lower() != "bm25":
         raise ValueError(
             f"{name!r} is the string {retriever!r}. Pass the model, et.load_model({retriever!r}), or 'bm25'."
         )
-    return BM25()
+    return retriever

@@ -14,6 +14,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from embedtune.dataset import RetrievalDataset
 from embedtune.dataset.folds import document_of_questions
 from embedtune.evaluation.result import Evaluation, per_query_table, search_depth
+from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.fingerprint import fingerprint_of
 from embedtune.retrieval.retrieve import Retrieving, check_retriever, is_approximate, name_of, retrieve
 from embedtune.retrieval.retriever import Retriever
@@ -94,18 +95,20 @@ class TopKEvaluator(BaseEvaluator):
         self.fingerprint: str = _fingerprint(self._queries, self._relevant, self._corpus)
         self._documents = _documents(data, split, self._relevant)
 
-    def evaluate(self, retriever: Retrieving, *, name: str | None = None) -> Evaluation:
+    def evaluate(self, retriever: Retrieving | str, *, name: str | None = None) -> Evaluation:
         """Search the whole corpus for every question.
 
         Args:
-            retriever: A SentenceTransformer, or any object with the methods of `Encoder` (its vectors are compared by
-                cosine) or of `Ranker`, such as `BM25`.
+            retriever: A SentenceTransformer, any object with the methods of `Encoder` (its vectors are compared by
+                cosine) or of `Ranker`, such as `BM25`, or the string ``"bm25"``.
             name: Its name in tables.
 
         Raises:
             TypeError: If it is none of these.
             ValueError: If its vectors or rankings are not usable: NaN, a wrong shape, a chunk that is ranked twice.
         """
+        if isinstance(retriever, str) and retriever.lower() == "bm25":
+            retriever = BM25()
         check_retriever(retriever)
         return self._evaluate(retriever, name=name or name_of(retriever), model=fingerprint_of(retriever))
 

@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING
 
 from scipy import stats
@@ -13,7 +14,7 @@ from scipy import stats
 from embedtune.evaluation.comparison import MIN_DOCUMENTS
 from embedtune.evaluation.headline import Advice, Headline, Knowledge, advise
 from embedtune.evaluation.statistics import standard_error
-from embedtune.tables import Row, signed, text_table
+from embedtune.tables import Row, html_table, signed, text_table
 
 if TYPE_CHECKING:
     from embedtune.evaluation.comparison import Comparison, Decision, MetricChange
@@ -358,3 +359,6 @@ class Forgetting:
 
     def __repr__(self) -> str:
         return f"{self.sentence}\n\n{self.verdict.table}"
+
+    def _repr_html_(self) -> str:
+        return f"<p><strong>{escape(self.sentence)}</strong></p>{html_table(*next(self.verdict.tables()))}"

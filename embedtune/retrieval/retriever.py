@@ -13,13 +13,14 @@ import numpy as np
 
 from embedtune.models.load import load_model
 from embedtune.retrieval import retriever_files
-from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions
+from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions, model_name
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.fusion import Fusion, check_ranking, similarities
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
 from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.word_weight import LearnedWords, spread_of
 from embedtune.retrieval.words import WordIndex
+from embedtune.tables import Listing, Row, excerpt
 
 if TYPE_CHECKING:
     import pyarrow
@@ -54,6 +55,18 @@ class Hit:
     headings: tuple[str, ...] = ()
     similarity: float = 0.0
     words: float = 0.0
+
+
+class Hits(Listing[Hit]):
+    """The chunks that were found, best first, as a list that a notebook shows as a table."""
+
+    header = ("score", "vectors", "words", "chunk", "text")
+
+    @staticmethod
+    def row(one: Hit) -> Row:
+        """Return the cells of a hit."""
+        place = " > ".join(one.headings) or one.title or one.id
+        return f"{one.score:.2f}", f"{one.similarity:.2f}", f"{one.words:.2f}", place, excerpt(one.text)
 
 
 class Retriever:
@@ -105,6 +118,7 @@ class Retriever:
         approximate: bool = False,
         batch_size: int = 32,
     ) -> None:
+        _check_index(index)
         self.model: SentenceTransformer = load_model(model) if isinstance(model, (str, Path)) else model
         self.index: ChunkIndex = index
         self.words: LearnedWords = words or LearnedWords()
@@ -259,6 +273,10 @@ class Retriever:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __repr__(self) -> str:
+        how = {"vectors": "vectors", "words": "words"}.get(self.fusion.kind, f"vectors + {self.word_weight:.2f} words")
+        return f"Retriever: {len(self):,} chunks, by {how} of {model_name(self.model)}"
+
     @property
     def word_weight(self) -> float:
         """How much the words count in the score: 0 for vectors alone, infinity for words alone."""
@@ -293,20 +311,33 @@ class Retriever:
         return other
 
     def search(self, question: str, *, k: int = 10) -> list[Hit]:
-        """Return the ``k`` best chunks for a question, best first; fewer where there are fewer."""
+        """Return the ``k`` best chunks for a question, best first; fewer where there are fewer.
+
+        Raises:
+            TypeError: If there are several questions: see `search_batch`.
+        """
+        if not isinstance(question, str):
+            raise TypeError(
+                f"search() takes one question, got a {type(question).__name__}. For several, call search_batch()."
+            )
         return self.search_batch([question], k=k)[0]
 
     def search_batch(self, questions: Sequence[str], *, k: int = 10) -> list[list[Hit]]:
         """Return the ``k`` best chunks for each question: much faster than one after the other.
 
         Raises:
+            TypeError: If the questions are one string.
             ValueError: If ``k`` is less than 1, a question is empty, or the model was trained on since the index was made.
         """
+        if isinstance(questions, str):
+            raise TypeError(
+                f"search_batch() takes a list of questions, got the string {questions!r}. For one, call search()."
+            )
         if k < 1:
             raise ValueError(f"k={k}: ask for at least 1 chunk.")
         index = self.index  # one snapshot for all of this search
         if not len(index) or not len(questions):
-            return [[] for _ in questions]
+            return [Hits() for _ in questions]
         vectors = self._vectors(questions)
         ranking = self._rank(index, questions, vectors, min(k, len(index)))
         return _hits(index, ranking, self._similarities(index, vectors, ranking), alone=self.fusion.kind)
@@ -427,6 +458,12 @@ class Retriever:
         self._state, self._model_fingerprint = state, ""
 
 
+def _check_index(index: object) -> None:
+    if not isinstance(index, ChunkIndex):
+        way = "from_dataset(model, data)" if hasattr(index, "qrels") else "from_chunks(model, chunks)"
+        raise TypeError(f"Retriever() takes encoded chunks, got a {type(index).__name__}. Call Retriever.{way}.")
+
+
 def _encoder(
     model: SentenceTransformer | str | Path, batch_size: int, show_progress_bar: bool | None, devices: Sequence[str]
 ) -> ModelEncoder:
@@ -442,7 +479,7 @@ def _hits(index: ChunkIndex, ranking: Ranking, found: NDArray[np.float32], *, al
     by_words = np.zeros_like(ranking.scores) if alone == "vectors" else ranking.scores - by_vectors
     columns = ranking.positions.tolist(), ranking.scores.tolist(), by_vectors.tolist(), by_words.tolist()
     return [
-        [
+        Hits(
             Hit(
                 id=rows[position]["_id"],
                 score=score,
@@ -455,6 +492,6 @@ def _hits(index: ChunkIndex, ranking: Ranking, found: NDArray[np.float32], *, al
             )
             for position, score, similarity, words in zip(*one, strict=True)
             if position >= 0
-        ]
+        )
         for one in zip(*columns, strict=True)
     ]
