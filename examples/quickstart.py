@@ -13,7 +13,7 @@ import embedtune as et
 ASK = ["who do I phone when the cabinet is warm and it's past midnight", "approval limit spare parts"]
 
 
-def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 6) -> None:
+def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 6.0) -> None:
     # 1. Documents to chunks, counted in the tokens of the model that will read them
     model = et.load_model("minilm")
     sample = et.load_sample(num_documents=documents)
@@ -41,5 +41,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="out/quickstart", help="the folder for checkpoints, retriever and report")
     parser.add_argument("--documents", type=int, help="use only the first documents of the sample")
-    parser.add_argument("--epochs", type=float, default=6, help="how often to go through the training questions")
+    parser.add_argument("--epochs", type=float, default=6.0, help="how often to go through the training questions")
     main(**vars(parser.parse_args()))
