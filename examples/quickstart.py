@@ -10,7 +10,7 @@ import argparse
 
 import embedtune as et
 
-ASK = ["who do I phone when the cabinet is warm and it's past midnight", "approval limit spare parts"]
+ASK = ["How long must a unit rest after the ferry before we switch it on?", "approval limit spare parts"]
 
 
 def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 6.0) -> None:
@@ -33,7 +33,7 @@ def main(output: str = "out/quickstart", *, documents: int | None = None, epochs
 
     print(f"\n{run}\nPicture   {output}/accuracy.svg\n")
     for question, hit in zip(ASK, hits, strict=True):
-        place = " > ".join(hit.headings) or hit.title
+        place = hit.headings[-1] if hit.headings else hit.title
         print(f"{question}\n  {hit.score:.2f} = {hit.similarity:.2f} vectors + {hit.words:.2f} words  {place}")
 
 

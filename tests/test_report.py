@@ -210,6 +210,7 @@ def test_the_browser_holds_what_each_run_put_above_the_right_chunk(verdict, data
     material = material_of(render(verdict, data=data))
     ids = [chunk["id"] for chunk in material["chunks"]]
     assert material["runs"] == ["base", "tuned", "BM25"]
+    assert material["k"] == verdict.k == 3  # the counts of the filters are those of the headline
     assert len(material["questions"]) == 60
     for question, row in zip(material["questions"], verdict.after.per_query, strict=True):
         assert (question["id"], question["text"]) == (row["query-id"], row["query"])

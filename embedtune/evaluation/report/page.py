@@ -76,7 +76,7 @@ def render(
             histogram=rank_histogram(runs),
             panels=panels_of(log_history, verdict.primary_metric),
             selection=selection,
-            questions=selection.to_json(runs),
+            questions=selection.to_json(runs) | {"k": verdict.k},
             data_facts=data_facts(verdict, data),
             model_facts=model_facts(trainer.model, None if texts is None else texts.values())
             if trainer is not None
