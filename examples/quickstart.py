@@ -10,7 +10,7 @@ import argparse
 
 import embedtune as et
 
-ASK = ["How long must a unit rest after the ferry before we switch it on?", "approval limit spare parts"]
+ASK = "approval limit spare parts"
 
 
 def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 6.0) -> None:
@@ -29,12 +29,11 @@ def main(output: str = "out/quickstart", *, documents: int | None = None, epochs
     run.verdict.plot(f"{output}/accuracy.svg")
 
     # 4. Ask it: each score is what the vectors and what the words contribute
-    hits = [run.retriever.search(question, k=1)[0] for question in ASK]
+    hit = run.retriever.search(ASK, k=1)[0]
+    place = hit.headings[-1] if hit.headings else hit.title
 
     print(f"\n{run}\nPicture   {output}/accuracy.svg\n")
-    for question, hit in zip(ASK, hits, strict=True):
-        place = hit.headings[-1] if hit.headings else hit.title
-        print(f"{question}\n  {hit.score:.2f} = {hit.similarity:.2f} vectors + {hit.words:.2f} words  {place}")
+    print(f"{ASK}\n  {hit.score:.2f} = {hit.similarity:.2f} vectors + {hit.words:.2f} words  {place}")
 
 
 if __name__ == "__main__":
