@@ -4,9 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
-from typing import TypeAlias
+from typing import Any, ClassVar, TypeAlias, TypeVar
 
 Row: TypeAlias = Sequence[str]
+T = TypeVar("T")
+
+_MAX_ROWS = 20
+_MAX_TEXT = 200
+
+
+class Listing(list[T]):
+    """A list that a notebook shows as a table of its first rows. A subclass says what a row holds."""
+
+    header: ClassVar[Row] = ()
+
+    @staticmethod
+    def row(one: Any) -> Row:
+        """Return the cells of one element, as many as ``header`` has."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        rest = f"<p>and {len(self) - _MAX_ROWS:,} more</p>" if len(self) > _MAX_ROWS else ""
+        return html_table(self.header, [self.row(one) for one in self[:_MAX_ROWS]], texts=True) + rest
+
+
+def excerpt(text: str) -> str:
+    """Return the beginning of a text, for a cell."""
+    return text if len(text) <= _MAX_TEXT else f"{text[:_MAX_TEXT]}..."
 
 
 def text_table(header: Row, rows: Sequence[Row]) -> str:

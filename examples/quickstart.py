@@ -7,19 +7,13 @@ and the handbook of an invented company is part of embedtune. A few minutes on t
 """
 
 import argparse
-from importlib.util import find_spec
-from pathlib import Path
 
 import embedtune as et
 
-ASK = [
-    "who do I phone when the cabinet is warm and it's past midnight",
-    "How long must a unit rest after the ferry before we switch it on?",
-    "approval limit spare parts",
-]
+ASK = "approval limit spare parts"
 
 
-def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 6) -> None:
+def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 6.0) -> None:
     # 1. Documents to chunks, counted in the tokens of the model that will read them
     model = et.load_model("minilm")
     sample = et.load_sample(num_documents=documents)
@@ -27,30 +21,24 @@ def main(output: str = "out/quickstart", *, documents: int | None = None, epochs
 
     # 2. Chunks and questions to a dataset
     data = et.build_dataset(chunks, sample.questions_for(chunks))
-    print(f"{len(data.corpus)} chunks of {len(sample.documents)} documents, {len(data.queries)} questions")
 
     # 3. Tune the model and the words. Five folds say how good that is: each question is judged by a retriever that never saw
     #    its document. Then one retriever is trained on all questions
     args = et.TuningArguments(output, num_train_epochs=epochs, logging_strategy="epoch")
     run = et.tune(model, data, output_dir=output, args=args)
-    print(f"\n{run}")
+    run.verdict.plot(f"{output}/accuracy.svg")
 
     # 4. Ask it: each score is what the vectors and what the words contribute
-    for question in ASK:
-        print(f"\n{question}\n  score = vectors + words")
-        for hit in run.retriever.search(question, k=3):
-            place = " > ".join(hit.headings) or hit.title
-            print(f"   {hit.score:.2f} =    {hit.similarity:.2f} +  {hit.words:.2f}  {place}")
+    hit = run.retriever.search(ASK, k=1)[0]
+    place = hit.headings[-1] if hit.headings else hit.title
 
-    # 5. The table as a picture, if matplotlib is there: pip install 'embedtune[plot]'
-    if find_spec("matplotlib"):
-        run.verdict.plot().savefig(Path(output) / "accuracy.png", dpi=110)
-        print(f"\nThe table as a picture: {output}/accuracy.png")
+    print(f"\n{run}\nPicture   {output}/accuracy.svg\n")
+    print(f"{ASK}\n  {hit.score:.2f} = {hit.similarity:.2f} vectors + {hit.words:.2f} words  {place}")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="out/quickstart", help="the folder for checkpoints, retriever and report")
     parser.add_argument("--documents", type=int, help="use only the first documents of the sample")
-    parser.add_argument("--epochs", type=float, default=6, help="how often to go through the training questions")
+    parser.add_argument("--epochs", type=float, default=6.0, help="how often to go through the training questions")
     main(**vars(parser.parse_args()))

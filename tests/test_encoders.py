@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from embedtune.retrieval.encoders import ModelEncoder, model_name
+from embedtune.retrieval.encoders import ModelEncoder, RememberingEncoder, model_name
 from embedtune.types import Encoder
 
 TEXTS = ["the red door", "who checks the pump of the old ship", "the red door", "wool", "the red door", "wool"]
@@ -65,3 +65,20 @@ def test_a_corpus_is_encoded_by_a_process_for_each_device(tiny_model):
     encoder = ModelEncoder(tiny_model, devices=("cpu", "cpu"))
     np.testing.assert_allclose(encoder.encode_documents(TEXTS), tiny_model.encode_document(TEXTS), atol=1e-6)
     np.testing.assert_allclose(encoder.encode_queries(TEXTS), tiny_model.encode_query(TEXTS), atol=1e-6)
+
+
+def test_what_an_encoder_remembers_is_what_it_encoded_and_each_role_has_its_own(tiny_model, monkeypatch):
+    texts, other = ["press both", "turn it", "press both"], ["turn it", "call Ada"]
+    plain, remembering = ModelEncoder(tiny_model), RememberingEncoder(tiny_model)
+    encoded = []
+    real = ModelEncoder._encode_distinct
+    monkeypatch.setattr(
+        ModelEncoder, "_encode_distinct", lambda self, new, role: encoded.append((role, *new)) or real(self, new, role)
+    )
+    first = remembering.encode_queries(texts)
+    np.testing.assert_array_equal(remembering.encode_queries(texts), first)
+    np.testing.assert_allclose(remembering.encode_queries(other), real(plain, other, "query"), atol=1e-6)
+    remembering.encode_documents(texts)
+    assert encoded == [("query", "press both", "turn it"), ("query", "call Ada"), ("document", "press both", "turn it")]
+    np.testing.assert_array_equal(first, real(plain, texts, "query"))
+    assert remembering.encode_queries([]).shape[0] == 0

@@ -59,7 +59,7 @@ def test_a_model_whose_weights_are_shaken_forgets(minilm):
     found = check_forgetting(minilm, shaken(minilm, 0.5))
     assert found.decision == "forgets"
     assert found.sentence.startswith("Forgets (")
-    assert "Do not fine-tune" not in str(found)
+    assert "hip it" not in str(found)
 
 
 def test_few_questions_cannot_tell(tiny_model):

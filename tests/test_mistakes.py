@@ -196,6 +196,44 @@ def test_a_models_name_where_a_model_is_used(use, name):
         use(name)
 
 
+@pytest.mark.parametrize("name", ["bm25", "BM25"])
+def test_bm25_by_its_name_is_understood(name):
+    evaluator = et.TopKEvaluator(dataset(), k=(1,))
+    found, expected = evaluator.evaluate(name), evaluator.evaluate(et.BM25())
+    assert (found.name, found.model, found.metrics) == (expected.name, expected.model, expected.metrics)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "way"),
+    [([et.Chunk("a#0", "a", "Press", 0, 5)], r"a list. Call Retriever.from_chunks"), (None, "Retriever.from_dataset")],
+)
+def test_a_retriever_of_what_is_not_encoded(tiny_model, chunks, way):
+    with pytest.raises(TypeError, match=way):
+        et.Retriever(tiny_model, chunks or dataset())
+
+
+def test_several_questions_where_one_is_asked_and_one_where_several_are(tiny_model):
+    retriever = et.Retriever.from_dataset(tiny_model, dataset())
+    with pytest.raises(TypeError, match=r"takes one question, got a list. For several, call search_batch\(\)"):
+        retriever.search(["how?", "where?"])
+    with pytest.raises(TypeError, match=r"takes a list of questions, got the string 'how\?'. For one, call search\(\)"):
+        retriever.search_batch("how?")
+
+
+@pytest.mark.parametrize("name", ["all-MiniLM-L6-v2", "sentence-transformers/all-MiniLM-L6-v2"])
+def test_minilm_without_the_hub_names_the_package_that_has_it(name, monkeypatch, tmp_path):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(ConnectionError, match=r"the Hub cannot be reached.*load_model\('minilm'\)"):
+        et.load_model(name)
+
+
+@pytest.mark.parametrize(("max_tokens", "warns"), [(64, False), (65, True)])
+def test_chunks_that_the_model_would_cut_are_reported_when_they_are_made(tiny_model, caplog, max_tokens, warns):
+    et.chunk_documents([et.Document("a", "press both")], tokenizer=tiny_model, max_tokens=max_tokens)
+    assert (f"max_tokens={max_tokens} is more than the 64 tokens that this model reads" in caplog.text) == warns
+
+
 def test_a_folder_without_a_model(tmp_path):
     with pytest.raises(
         FileNotFoundError, match=r"contains no model: neither modules.json nor config.json. Pass the folder"

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import pytest
 from bs4 import BeautifulSoup
+from datasets import Dataset
 
 import embedtune as et
+from embedtune.corpus.chunking import Chunks
+from embedtune.evaluation.record import Forgetting
 from embedtune.models.selfcheck import Check, ModelReport
 from embedtune.questions.records import Questions, Review
+from embedtune.retrieval.retriever import Hit, Hits
 from embedtune.tables import html_table
 
 HOSTILE = "<script>alert(1)</script>"
@@ -34,11 +38,16 @@ def dataset():
 
 def everything():
     data = dataset()
+    found = Hits([Hit("a#0", 0.5, HOSTILE, headings=("Pump", "Restart"), similarity=0.25, words=0.25)])
     evaluation = et.TopKEvaluator(data, k=(1, 2)).evaluate(et.BM25(), name=HOSTILE)
     kept = Questions((question("a", HOSTILE),), (), {"b#0": HOSTILE}, (chunk("a", HOSTILE), chunk("b", "b")), None)
     return {
         "Evaluation": evaluation,
         "Verdict": et.compare(evaluation, evaluation, num_resamples=10),
+        "Forgetting": Forgetting(et.compare(evaluation, evaluation, num_resamples=10), margin=0.05),
+        "Documents": et.read_documents(Dataset.from_list([{"text": HOSTILE}])),
+        "Chunks": Chunks([chunk("a", HOSTILE)]),
+        "Hits": found,
         "RetrievalDataset": data,
         "Questions": kept,
         "Review": Review(((question("a", HOSTILE), chunk("a", "two\nlines")),)),
@@ -59,7 +68,21 @@ def test_every_result_shows_as_a_table_and_runs_nothing(name, objects):
     soup = BeautifulSoup(html, "html.parser")
     assert soup.find("table")
     assert not soup.find("script")
-    assert name == "RetrievalDataset" or HOSTILE in soup.text
+    assert name in ("RetrievalDataset", "Forgetting") or HOSTILE in soup.text
+
+
+def test_hits_show_what_their_scores_are_made_of():
+    rows = cells(everything()["Hits"]._repr_html_())
+    assert rows == [["score", "vectors", "words", "chunk", "text"], ["0.50", "0.25", "0.25", "Pump > Restart", HOSTILE]]
+
+
+def test_a_long_list_shows_its_first_rows_and_how_many_more_there_are():
+    many = Chunks([chunk(str(i), "word " * 100) for i in range(1025)])
+    html = many._repr_html_()
+    assert len(cells(html)) == 21
+    assert html.endswith("<p>and 1,005 more</p>")
+    assert len(html) < 8_000
+    assert many == list(many)
 
 
 def test_a_dataset_shows_the_size_of_each_split():

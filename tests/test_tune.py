@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import embedtune as et
+from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.training import fit as fit_module
 from embedtune.training import tune as tune_module
 from embedtune.training.tune import tune
@@ -63,7 +65,12 @@ def test_it_returns_a_retriever_a_verdict_and_a_report(tiny_model, data, tmp_pat
     assert run.verdict.after.metrics == et.TopKEvaluator(data).evaluate(run.retriever).metrics
     assert run.verdict.num_queries == len(data.relevant("test"))
     assert (tmp_path / "out" / "report.html").stat().st_size > 1000
-    assert "Retriever: " in repr(run)
+    assert repr(run).startswith(run.verdict.summary)
+    assert f"Retriever {tmp_path / 'out' / 'retriever'} (vectors + " in repr(run)
+    assert f"Report    {tmp_path / 'out' / 'report.html'}" in repr(run)
+    assert run.verdict.forgetting.verdict.num_queries == 100
+    assert run.verdict.seconds > 0
+    assert "seconds of training and measuring." in repr(run)
     again = et.Retriever.load(tmp_path / "out" / "retriever")
     assert [hit.id for hit in again.search("the red pump")] == [hit.id for hit in run.retriever.search("the red pump")]
     plain = SentenceTransformer(str(tmp_path / "out" / "retriever"), device="cpu")
@@ -126,6 +133,25 @@ def test_by_default_folds_are_the_evidence_and_all_questions_are_trained_on(tiny
     assert run.retriever.words.weights.num_questions == len(data.queries)
     assert (tmp_path / "report.html").exists()
     assert not list((tmp_path / "folds").glob("*/checkpoints"))
+
+
+def test_the_model_before_encodes_every_chunk_and_question_once(tiny_model, data, tmp_path, monkeypatch):
+    real = ModelEncoder._encode_distinct
+    encoded = Counter()
+
+    def spy(self, texts, role):
+        encoded.update((self.model is tiny_model, text) for text in texts)
+        return real(self, texts, role)
+
+    monkeypatch.setattr(ModelEncoder, "_encode_distinct", spy)
+    run = tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=3)
+    known = [*data.corpus_texts.values(), *data.query_texts.values()]
+    assert {encoded[True, text] for text in known} == {1}
+    by_the_tuned = [encoded[False, text] for text in data.query_texts.values()]
+    assert set(by_the_tuned) == {1}  # by the model of the fold that judges it, for the model alone and with words
+    again = tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=3)
+    assert again.verdict.seconds == run.verdict.seconds
+    assert str(again) == str(run)
 
 
 def test_a_folder_with_another_run_is_refused(tiny_model, data, tmp_path):

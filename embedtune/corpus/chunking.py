@@ -12,11 +12,26 @@ from tqdm.auto import tqdm
 from embedtune.corpus.markdown import Heading, outline
 from embedtune.corpus.splitting import fixed_spans, structure_spans
 from embedtune.corpus.tokens import token_counter
+from embedtune.tables import Listing, Row, excerpt
 from embedtune.types import Chunk, Document
 
 logger = logging.getLogger(__name__)
 
 Strategy = Literal["structure", "fixed"]
+
+# What a model puts around a text, such as [CLS] and [SEP], with some room.
+_SPECIAL_TOKENS = 6
+
+
+class Chunks(Listing[Chunk]):
+    """Chunks, as a list that a notebook shows as a table."""
+
+    header = ("id", "headings", "text")
+
+    @staticmethod
+    def row(one: Chunk) -> Row:
+        """Return the cells of a chunk."""
+        return one.id, " > ".join(one.headings), excerpt(one.text)
 
 
 def chunk_documents(
@@ -61,6 +76,7 @@ def chunk_documents(
     """
     _require_documents(documents)
     _require_sizes(max_tokens, overlap=overlap, strategy=strategy)
+    _warn_if_cut(tokenizer, max_tokens)
     counter = token_counter(tokenizer)
     hidden = None if show_progress_bar is None else not show_progress_bar
     chunks: list[Chunk] = []
@@ -69,7 +85,21 @@ def chunk_documents(
         if not found:
             logger.warning("Document %r has only white space and gives no chunk.", document.id)
         chunks += found
-    return chunks
+    return Chunks(chunks)
+
+
+def _warn_if_cut(tokenizer: object, max_tokens: int) -> None:
+    """Warn now, before anybody pays for questions about what the model never reads."""
+    limit = getattr(tokenizer, "max_seq_length", None)
+    if isinstance(limit, int) and max_tokens > limit:
+        logger.warning(
+            "max_tokens=%d is more than the %d tokens that this model reads: the end of longer chunks would not be embedded. "
+            "Pass max_tokens=%d or less, or load_model(..., max_seq_length=%d) if the model allows it.",
+            max_tokens,
+            limit,
+            limit - _SPECIAL_TOKENS,
+            max_tokens + _SPECIAL_TOKENS,
+        )
 
 
 def chunk_document(

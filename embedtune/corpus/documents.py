@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from embedtune.corpus.markdown import outline
 from embedtune.corpus.rows import Columns, document_from_row, shown
 from embedtune.corpus.webpages import read_page
+from embedtune.tables import Listing, Row, excerpt
+from embedtune.types import Document
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
-    from embedtune.types import Document
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,17 @@ class _Options:
     columns: Columns
     encoding: str
     on_error: OnError
+
+
+class Documents(Listing[Document]):
+    """Documents, as a list that a notebook shows as a table."""
+
+    header = ("id", "title", "characters", "text")
+
+    @staticmethod
+    def row(one: Document) -> Row:
+        """Return the cells of a document."""
+        return one.id, one.title, f"{len(one.text):,}", excerpt(one.text)
 
 
 def read_documents(
@@ -103,7 +115,7 @@ def read_documents(
     if not documents:
         raise ValueError("There are no documents: the source is empty, or every file or row was skipped.")
     _require_unique_ids(documents)
-    return documents
+    return Documents(documents)
 
 
 @contextmanager

@@ -247,4 +247,5 @@ def build_dataset(
         qrels=qrels_tables(bound),
         split_by=split_by,
         context=tuple(context),
+        cost_usd=getattr(questions, "cost_usd", None),
     )

@@ -46,6 +46,7 @@ def load(path: str | Path) -> dict[str, Any]:
         "qrels": {split: _read(folder / "qrels" / f"{split}.parquet") for split in settings["splits"]},
         "split_by": settings["split_by"],
         "context": tuple(settings["context"]),
+        "cost_usd": settings.get("cost_usd"),
     }
 
 
@@ -87,7 +88,12 @@ def _write(data: RetrievalTables, folder: Path) -> None:
     _write_table(data.queries, folder / "queries.parquet")
     for split, judgements in data.qrels.items():
         _write_table(judgements, folder / "qrels" / f"{split}.parquet")
-    settings = {"split_by": data.split_by, "context": list(data.context), "splits": list(data.qrels)}
+    settings = {
+        "split_by": data.split_by,
+        "context": list(data.context),
+        "splits": list(data.qrels),
+        "cost_usd": data.cost_usd,
+    }
     (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
     (folder / "README.md").write_text(dataset_card(data), encoding="utf-8")
 

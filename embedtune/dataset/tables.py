@@ -50,6 +50,7 @@ class RetrievalTables:
             that it was written for.
         split_by: How the splits were made: ``"document"``, ``"question"`` or ``"given"``.
         context: What was put before each chunk's text; serving must do the same.
+        cost_usd: What a language model was paid for the questions; None if that is not known.
 
     Raises:
         ValueError: If a table lacks a column, or ``qrels`` names an unknown id.
@@ -60,6 +61,7 @@ class RetrievalTables:
     qrels: Mapping[str, Dataset]
     split_by: str = "document"
     context: tuple[ContextPart, ...] = ()
+    cost_usd: float | None = None
 
     def __post_init__(self) -> None:
         for name, table, columns in (

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import Verdict, compare
-from embedtune.retrieval.bm25 import BM25
 
 if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
@@ -23,7 +22,7 @@ def evaluate_all(
     batch_size: int = 32,
     confidence_level: float = 0.95,
     seed: int = 0,
-    show_progress_bar: bool = False,
+    show_progress_bar: bool | None = None,
 ) -> Verdict:
     """Evaluate retrievers on the same questions, and compare the second with the first and with all others.
 
@@ -37,7 +36,7 @@ def evaluate_all(
         batch_size: How many texts a SentenceTransformer encodes at once.
         confidence_level: The level of the decision; the decisions about the others hold together at this level.
         seed: Seed of the resamples.
-        show_progress_bar: Whether to show the progress of encoding and searching.
+        show_progress_bar: Show the progress of encoding and searching; by default only in a terminal, after two seconds.
 
     Raises:
         ValueError: If there are fewer than two retrievers, or a string other than ``"bm25"``.
@@ -62,17 +61,15 @@ def evaluate_all(
     if len(retrievers) < 2:
         raise ValueError(f"At least two retrievers are needed, for instance base and bm25, got {list(retrievers)}.")
     evaluator = TopKEvaluator(data, split, k=k, batch_size=batch_size, show_progress_bar=show_progress_bar)
-    named = {name: _retriever(name, retriever) for name, retriever in retrievers.items()}
+    named = {name: _known(name, retriever) for name, retriever in retrievers.items()}
     before, after, *others = (evaluator.evaluate(retriever, name=name) for name, retriever in named.items())
     training = data if "train" in data.splits and split != "train" else None
     return compare(before, after, *others, training=training, confidence_level=confidence_level, seed=seed)
 
 
-def _retriever(name: str, retriever: Retrieving | str) -> Retrieving:
-    if not isinstance(retriever, str):
-        return retriever
-    if retriever.lower() != "bm25":
+def _known(name: str, retriever: Retrieving | str) -> Retrieving | str:
+    if isinstance(retriever, str) and retriever.lower() != "bm25":
         raise ValueError(
             f"{name!r} is the string {retriever!r}. Pass the model, et.load_model({retriever!r}), or 'bm25'."
         )
-    return BM25()
+    return retriever

@@ -14,6 +14,7 @@ from sentence_transformers.base.evaluation import BaseEvaluator
 from embedtune.dataset import RetrievalDataset
 from embedtune.dataset.folds import document_of_questions
 from embedtune.evaluation.result import Evaluation, per_query_table, search_depth
+from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.fingerprint import fingerprint_of
 from embedtune.retrieval.retrieve import Retrieving, check_retriever, is_approximate, name_of, retrieve
 from embedtune.retrieval.retriever import Retriever
@@ -40,7 +41,7 @@ class TopKEvaluator(BaseEvaluator):
         k: The cut-offs.
         batch_size: How many texts a SentenceTransformer encodes at once.
         name: Prefix of the metric names in a trainer; by default the name of the split.
-        show_progress_bar: Whether to show the progress of encoding and searching.
+        show_progress_bar: Show the progress of encoding and searching; by default only in a terminal, after two seconds.
 
     Attributes:
         primary_metric: ``"{name}_ndcg@{max(k)}"``; with ``load_best_model_at_end``, set ``metric_for_best_model`` to
@@ -71,7 +72,7 @@ class TopKEvaluator(BaseEvaluator):
         k: Sequence[int] = (1, 3, 5, 10),
         batch_size: int = 32,
         name: str | None = None,
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = None,
     ) -> None:
         if not isinstance(data, RetrievalDataset):
             raise TypeError(
@@ -94,18 +95,20 @@ class TopKEvaluator(BaseEvaluator):
         self.fingerprint: str = _fingerprint(self._queries, self._relevant, self._corpus)
         self._documents = _documents(data, split, self._relevant)
 
-    def evaluate(self, retriever: Retrieving, *, name: str | None = None) -> Evaluation:
+    def evaluate(self, retriever: Retrieving | str, *, name: str | None = None) -> Evaluation:
         """Search the whole corpus for every question.
 
         Args:
-            retriever: A SentenceTransformer, or any object with the methods of `Encoder` (its vectors are compared by
-                cosine) or of `Ranker`, such as `BM25`.
+            retriever: A SentenceTransformer, any object with the methods of `Encoder` (its vectors are compared by
+                cosine) or of `Ranker`, such as `BM25`, or the string ``"bm25"``.
             name: Its name in tables.
 
         Raises:
             TypeError: If it is none of these.
             ValueError: If its vectors or rankings are not usable: NaN, a wrong shape, a chunk that is ranked twice.
         """
+        if isinstance(retriever, str) and retriever.lower() == "bm25":
+            retriever = BM25()
         check_retriever(retriever)
         return self._evaluate(retriever, name=name or name_of(retriever), model=fingerprint_of(retriever))
 

@@ -2,52 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from embedtune.dataset import RetrievalDataset, build_dataset
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.verdict import Verdict, compare
+from embedtune.evaluation.record import Forgetting
+from embedtune.evaluation.verdict import compare
 from embedtune.sample.general import load_general
-from embedtune.tables import signed
 
 if TYPE_CHECKING:
     from embedtune.retrieval.retrieve import Retrieving
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Forgetting:
-    """The result of `check_forgetting`. Printing it shows the sentence and the table.
-
-    Attributes:
-        verdict: The tuned model compared with the base, on the general questions.
-        margin: The largest acceptable loss of the primary metric.
-    """
-
-    verdict: Verdict
-    margin: float
-
-    @property
-    def decision(self) -> Literal["forgets", "remembers", "cannot tell"]:
-        """``"forgets"`` if the loss is significant, ``"remembers"`` if the interval excludes a loss beyond the margin."""
-        if self.verdict.decision == "worse":
-            return "forgets"
-        low = self.verdict.metrics[self.verdict.primary_metric].low
-        return "remembers" if low >= -self.margin else "cannot tell"
-
-    @property
-    def sentence(self) -> str:
-        """The decision with its figures."""
-        metric = self.verdict.primary_metric
-        change = self.verdict.metrics[metric]
-        return (
-            f"{self.decision.capitalize()} (n = {self.verdict.num_queries} general questions): {metric} went from "
-            f"{change.before:.3f} to {change.after:.3f} ({signed(change.difference)}, {100 * self.verdict.confidence_level:g}% "
-            f"interval {signed(change.low)} to {signed(change.high)}; acceptable loss: {self.margin:g})."
-        )
-
-    def __repr__(self) -> str:
-        return f"{self.sentence}\n\n{self.verdict.table}"
 
 
 def check_forgetting(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from embedtune.dataset import RetrievalDataset
@@ -19,15 +19,13 @@ SUSPICIOUS_GAIN = 0.25
 _NEARLY_EQUAL = 0.8
 
 
-def leak_warnings(
-    before: Evaluation, after: Evaluation, training: RetrievalDataset | Iterable[str] | None
-) -> tuple[str, ...]:
+def leak_warnings(before: Evaluation, after: Evaluation, known: Sequence[str]) -> tuple[str, ...]:
     """Return a sentence for each sign that the questions were trained on.
 
     Args:
         before: The result without training.
         after: The result with training.
-        training: A dataset, whose split ``"train"`` was trained on, or the training questions.
+        known: The ids of the questions that were trained on, see `known_questions`.
     """
     warnings = []
     for metric in dict.fromkeys([f"accuracy@{after.k[0]}", after.primary_metric]):
@@ -37,7 +35,7 @@ def leak_warnings(
                 f"{metric} rose by {gain:.2f}, more than training usually achieves. Check that neither these questions nor "
                 "copies of their chunks were trained on."
             )
-    if training is not None and (known := known_questions(after, training)):
+    if known:
         warnings.append(
             f"{len(known)} of the {after.num_queries} questions, or near duplicates of them, were trained on, so the gain is "
             f"overestimated. Remove them ({', '.join(map(repr, known[:3]))}, ...)."

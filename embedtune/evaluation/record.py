@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING
 from scipy import stats
 
 from embedtune.evaluation.comparison import MIN_DOCUMENTS
+from embedtune.evaluation.headline import Advice, Headline, Knowledge, advise
 from embedtune.evaluation.statistics import standard_error
 from embedtune.tables import Row, html_table, signed, text_table
 
@@ -20,11 +22,13 @@ if TYPE_CHECKING:
 
 _FEW_QUERIES = 20
 _SMALL_DIFFERENCE = 0.03
+# What a reader looks at: the first few results.
+_FIRST_FEW = 3
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class VerdictRecord:
-    """The data of a `Verdict`, and what follows from it. Printing it shows the sentence, the notes and the tables.
+    """The data of a `Verdict`, and what follows from it.
 
     Attributes:
         before: The result before.
@@ -35,6 +39,10 @@ class VerdictRecord:
         confidence_level: The level of the decision and of the intervals of ``metrics``; the intervals of the comparisons with
             the other results hold together at this level.
         warnings: Signs that the gain comes from a leak, a sentence each.
+        known: The ids of the questions that were trained on.
+        forgetting: What `check_forgetting` found, or None if it was not asked.
+        seconds: How long the training and its evaluation took, or None if it is not known.
+        cost_usd: What the questions cost, or None if it is not known.
     """
 
     before: Evaluation
@@ -44,11 +52,40 @@ class VerdictRecord:
     broken: Mapping[int, tuple[str, ...]]
     confidence_level: float
     warnings: tuple[str, ...] = ()
+    known: tuple[str, ...] = ()
+    forgetting: Forgetting | None = None
+    seconds: float | None = None
+    cost_usd: float | None = None
+
+    @property
+    def headline(self) -> Headline:
+        """``"ship it"``, ``"keep what you have"`` or ``"cannot tell yet"``: what follows from all comparisons together."""
+        return self._advice.headline
+
+    @property
+    def reason(self) -> str:
+        """Why, in a sentence."""
+        return self._filled(self._advice.reason)
+
+    @property
+    def next_step(self) -> str:
+        """What to do next."""
+        return self._filled(self._advice.next_step)
 
     @property
     def decision(self) -> Decision:
-        """``"better"``, ``"worse"`` or ``"cannot tell"``, by the primary metric."""
+        """``"better"``, ``"worse"`` or ``"cannot tell"`` than ``before``, by the primary metric."""
         return self.comparisons[0].decision
+
+    @property
+    def bm25(self) -> Comparison | None:
+        """The comparison with BM25 that learned nothing, or None if there is none."""
+        return next((one for one in self.comparisons[1:] if _is_untrained_bm25(one.other)), None)
+
+    @property
+    def k(self) -> int:
+        """The cut-off that a person looks at: the one nearest to 3."""
+        return min(self.before.k, key=lambda k: abs(k - _FIRST_FEW))
 
     @property
     def metrics(self) -> Mapping[str, MetricChange]:
@@ -113,7 +150,12 @@ class VerdictRecord:
         Returns:
             The number, or None if no question changed, so that it cannot be estimated.
         """
-        after, before = (run.per_query_metrics[self.primary_metric] for run in (self.after, self.before))
+        return self._needed_against(self.before, difference, power)
+
+    def _needed_against(
+        self, other: Evaluation, difference: float = _SMALL_DIFFERENCE, power: float = 0.8
+    ) -> int | None:
+        after, before = (run.per_query_metrics[self.primary_metric] for run in (self.after, other))
         error = float(standard_error((after - before)[:, None], self.before.clusters)[0])
         quantiles = stats.norm.ppf((1 + self.confidence_level) / 2) + stats.norm.ppf(power)
         return math.ceil(self.num_queries * (quantiles * error / difference) ** 2) or None
@@ -126,7 +168,7 @@ class VerdictRecord:
         sentence = (
             f"{self.decision.capitalize()} (n = {self.num_queries} questions about {self.num_clusters} {self.unit}): "
             f"{metric} went from {change.before:.3f} to {change.after:.3f} ({signed(change.difference)}, "
-            f"{_percent(self.confidence_level)} interval {_interval(change)})"
+            f"{percent(self.confidence_level)} interval {interval_text(change)})"
         )
         for baseline, decision in zip(self.baselines, self.against_baselines, strict=True):
             if decision != "better":
@@ -135,30 +177,11 @@ class VerdictRecord:
         return sentence + "."
 
     @property
-    def advice(self) -> str:
-        """Why this result does not speak for fine-tuning, in a sentence, or an empty string."""
-        if self.decision == "worse":
-            return f"Do not use this model: {self.before.name} finds more."
-        if self.decision == "cannot tell":
-            return f"Do not fine-tune on this evidence: {self.before.name} may be as good."
-        for bm25, decision in zip(self.baselines, self.against_baselines, strict=True):
-            if bm25.model.startswith("BM25") and "questions" not in bm25.model and decision != "better":
-                relation = "is better" if decision == "worse" else "may be as good"
-                return f"Do not fine-tune on this evidence: {bm25.name}, which needs no training, {relation}."
-        return ""
-
-    @property
     def notes(self) -> list[str]:
-        """What else a reader should know, a sentence each, the most important first."""
-        k = self.before.k[-1]
-        accuracy, change = self.metrics[f"accuracy@{k}"], self.metrics[self.primary_metric]
-        notes = [
-            *([self.advice] if self.advice else []),
-            *self.warnings,
-            f"A relevant chunk is among the first {k} for {accuracy.after:.1%} of the questions (before: "
-            f"{accuracy.before:.1%}); {len(self.fixed[k])} fixed, {len(self.broken[k])} broken.",
-        ]
-        if self.num_clusters < MIN_DOCUMENTS and self.unit == "documents":
+        """What else a reader of the figures should know, a sentence each, the most important first."""
+        change = self.metrics[self.primary_metric]
+        notes = [*self.warnings]
+        if self._has_too_few_documents:
             notes.append(
                 f"{self.num_clusters} documents are too few to tell whether other documents gain: it takes {MIN_DOCUMENTS} or more."
             )
@@ -167,17 +190,14 @@ class VerdictRecord:
                 f"The interval excludes zero, but the permutation test does not exclude chance (p = {self.p_value:.3f}): only "
                 f"{self.num_changed} {self.unit} changed."
             )
-        elif self.decision == "cannot tell" and (needed := self.num_queries_needed()):
-            more = (
-                f"; detecting {_SMALL_DIFFERENCE} takes about {needed} questions" if needed > self.num_queries else ""
-            )
+        elif self.decision == "cannot tell" and self.num_queries_needed():
             notes.append(
-                f"These questions can detect a difference of about {(change.high - change.low) / 2:.3f} or more{more}."
+                f"These questions can detect a difference of about {(change.high - change.low) / 2:.3f} or more."
             )
         if len(self.baselines) > 1:
             notes.append(
                 f"The intervals and p-values against the {len(self.baselines)} other retrievers are adjusted for their number and "
-                f"hold together at {_percent(self.confidence_level)}; those against {self.before.name} are not adjusted."
+                f"hold together at {percent(self.confidence_level)}; those against {self.before.name} are not adjusted."
             )
         if approximate := [run.name for run in (self.before, self.after, *self.baselines) if run.approximate]:
             notes.append(f"The search was approximate and may have overlooked chunks: {', '.join(approximate)}.")
@@ -185,40 +205,70 @@ class VerdictRecord:
             notes.append(f"{self.num_queries} questions are very few: use a hundred or more.")
         return notes
 
-    def __repr__(self) -> str:
-        lines = [self.sentence, *self.notes, "", self._title]
-        return "\n".join([*lines, *(f"\n{text_table(header, rows)}" for header, rows in self._tables())])
+    @property
+    def _advice(self) -> Advice:
+        return advise(
+            before=self.decision,
+            bm25=self.bm25.decision if self.bm25 is not None else None,
+            knowledge=self._knowledge,
+            num_known=len(self.known),
+            has_few_documents=self._has_too_few_documents,
+        )
+
+    @property
+    def _knowledge(self) -> Knowledge | None:
+        if self.forgetting is None:
+            return None
+        return "remembers" if self.forgetting.is_acceptable else self.forgetting.decision
+
+    def _filled(self, template: str) -> str:
+        level = self.bm25 if self.decision == "better" and self.bm25 is not None else self.comparisons[0]
+        return template.format(
+            before=short_name(self.before),
+            after=short_name(self.after),
+            bm25=short_name(self.bm25.other) if self.bm25 is not None else "BM25",
+            needed=self._needed(level.other),
+            num_documents=self.num_clusters,
+            min_documents=MIN_DOCUMENTS,
+        )
+
+    def _needed(self, other: Evaluation) -> str:
+        needed = self._needed_against(other)
+        if needed is None or needed <= self.num_queries:
+            return f"These questions would show a difference of {_SMALL_DIFFERENCE}, and show none. Try another model or more epochs."
+        return f"Add questions: a difference of {_SMALL_DIFFERENCE} takes about {needed:,} like these, and there are {self.num_queries:,}."
+
+    @property
+    def _has_too_few_documents(self) -> bool:
+        return self.num_clusters < MIN_DOCUMENTS and self.unit == "documents"
 
     @property
     def table(self) -> str:
         """The change of each metric, as aligned text."""
-        return text_table(*next(self._tables()))
-
-    def _repr_html_(self) -> str:
-        notes = "".join(f"<p>{escape(line)}</p>" for line in [*self.notes, self._title])
-        tables = "".join(html_table(header, rows) for header, rows in self._tables())
-        return f"<p><strong>{escape(self.sentence)}</strong></p>{notes}{tables}"
+        return text_table(*next(self.tables()))
 
     @property
-    def _title(self) -> str:
+    def title(self) -> str:
+        """What was compared, on which questions."""
         return (
             f"{self.before.name} -> {self.after.name} on {self.before.split}: {self.num_queries} questions about "
             f"{self.num_clusters} {self.unit}, {self.num_chunks} chunks to choose from"
         )
 
-    def _tables(self) -> Iterator[tuple[Row, Sequence[Row]]]:
+    def tables(self) -> Iterator[tuple[Row, Sequence[Row]]]:
+        """Yield the header and the rows of each table: metrics, retrievers, fixed and broken questions."""
         ks = self.before.k
         shown = [*(f"accuracy@{k}" for k in ks), *(f"{kind}@{ks[-1]}" for kind in ("recall", "mrr", "ndcg", "map"))]
         names = [baseline.name for baseline in self.baselines]
         yield (
-            ["metric", "before", "after", "difference", _percent(self.confidence_level) + " interval", *names],
+            ["metric", "before", "after", "difference", percent(self.confidence_level) + " interval", *names],
             [
                 [
                     metric,
                     f"{change.before:.3f}",
                     f"{change.after:.3f}",
                     signed(change.difference),
-                    _interval(change),
+                    interval_text(change),
                     *(f"{baseline.metrics[metric]:.3f}" for baseline in self.baselines),
                 ]
                 for metric, change in ((metric, self.metrics[metric]) for metric in shown)
@@ -239,19 +289,76 @@ class VerdictRecord:
             intervals = run.intervals(confidence_level=self.confidence_level)
             figures = [f"{run.metrics[m]:.3f} ({intervals[m].low:.3f} to {intervals[m].high:.3f})" for m in shown]
             rows.append([run.name, *figures, *self._difference_cells(against.get(id(run)))])
-        header = [f"{metric} ({_percent(self.confidence_level)} interval)" for metric in shown]
+        header = [f"{metric} ({percent(self.confidence_level)} interval)" for metric in shown]
         return ["retriever", *header, f"{self.after.name} minus it", "p", "verdict"], rows
 
     def _difference_cells(self, comparison: Comparison | None) -> list[str]:
         if comparison is None:
             return ["", "", ""]
         change = comparison.metrics[self.primary_metric]
-        return [f"{signed(change.difference)} ({_interval(change)})", f"{comparison.p_value:.4f}", comparison.decision]
+        return [
+            f"{signed(change.difference)} ({interval_text(change)})",
+            f"{comparison.p_value:.4f}",
+            comparison.decision,
+        ]
 
 
-def _interval(change: MetricChange) -> str:
+def short_name(run: Evaluation) -> str:
+    """Return what a person calls a result: without the owner of a model's repository."""
+    return re.sub(r"^[\w.-]+/(?=\w)", "", run.name)
+
+
+def interval_text(change: MetricChange) -> str:
+    """Return the interval of a difference: ``"+0.084 to +0.221"``."""
     return f"{signed(change.low)} to {signed(change.high)}"
 
 
-def _percent(share: float) -> str:
+def percent(share: float) -> str:
+    """Return a share as a percentage: ``"95%"``."""
     return f"{100 * share:g}%"
+
+
+def _is_untrained_bm25(run: Evaluation) -> bool:
+    return run.model.startswith("BM25") and "questions" not in run.model
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Forgetting:
+    """The result of `check_forgetting`. Printing it shows the sentence and the table.
+
+    Attributes:
+        verdict: The tuned model compared with the base, on the general questions.
+        margin: The largest acceptable loss of the primary metric.
+    """
+
+    verdict: VerdictRecord
+    margin: float
+
+    @property
+    def decision(self) -> Knowledge:
+        """``"forgets"`` if the loss is significant, ``"remembers"`` if the interval excludes a loss beyond the margin."""
+        if self.verdict.decision == "worse":
+            return "forgets"
+        return "remembers" if self.is_acceptable else "cannot tell"
+
+    @property
+    def is_acceptable(self) -> bool:
+        """Whether the interval excludes a loss beyond the margin."""
+        return self.verdict.metrics[self.verdict.primary_metric].low >= -self.margin
+
+    @property
+    def sentence(self) -> str:
+        """The decision with its figures."""
+        metric = self.verdict.primary_metric
+        change = self.verdict.metrics[metric]
+        return (
+            f"{self.decision.capitalize()} (n = {self.verdict.num_queries} general questions): {metric} went from "
+            f"{change.before:.3f} to {change.after:.3f} ({signed(change.difference)}, "
+            f"{percent(self.verdict.confidence_level)} interval {interval_text(change)}; acceptable loss: {self.margin:g})."
+        )
+
+    def __repr__(self) -> str:
+        return f"{self.sentence}\n\n{self.verdict.table}"
+
+    def _repr_html_(self) -> str:
+        return f"<p><strong>{escape(self.sentence)}</strong></p>{html_table(*next(self.verdict.tables()))}"

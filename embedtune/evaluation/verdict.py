@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embedtune.evaluation.comparison import compare_with_each
-from embedtune.evaluation.leaks import leak_warnings
-from embedtune.evaluation.record import VerdictRecord
+from embedtune.evaluation.leaks import known_questions, leak_warnings
+from embedtune.evaluation.record import Forgetting, VerdictRecord
+from embedtune.evaluation.report.picture import accuracy_svg
 from embedtune.evaluation.result import Evaluation
+from embedtune.evaluation.summary import html_summary, text_statistics, text_summary
+from embedtune.storage import replace_file
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from sentence_transformers import SentenceTransformerTrainer
 
     from embedtune.dataset import RetrievalDataset
@@ -25,7 +27,21 @@ logger = logging.getLogger(__name__)
 
 
 class Verdict(VerdictRecord):
-    """What `compare` returns: the evidence (see `VerdictRecord`), as text, as a report and as a figure."""
+    """What `compare` returns: the evidence (see `VerdictRecord`), as text, as a report and as a picture.
+
+    Printing it shows what to do, why and how sure that is, and then the statistics.
+    """
+
+    def __repr__(self) -> str:
+        return f"{self.summary}\n\n{text_statistics(self)}"
+
+    def _repr_html_(self) -> str:
+        return html_summary(self, accuracy_svg(self))
+
+    @property
+    def summary(self) -> str:
+        """What a person needs to decide, on one screen of 80 columns."""
+        return text_summary(self)
 
     def to_html(
         self,
@@ -59,17 +75,24 @@ class Verdict(VerdictRecord):
 
         return write_report(self, path, data=data, trainer=trainer, log_history=log_history)
 
-    def plot(self) -> Figure:
-        """Draw the accuracy@k of each retriever with its interval.
+    def plot(self, path: str | Path) -> Path:
+        """Draw accuracy@k of each retriever with its interval, as an SVG for a page, a mail or a slide.
 
-        ``verdict.plot().savefig("accuracy.pdf")`` writes it to a file. Needs matplotlib (``pip install 'embedtune[plot]'``).
+        Args:
+            path: Where to write it: ``"accuracy.svg"``.
+
+        Returns:
+            The path.
 
         Raises:
-            OptionalDependencyError: If matplotlib is not installed.
+            ValueError: If the name does not end in ``.svg``.
         """
-        from embedtune.evaluation.report.figure import accuracy_figure
-
-        return accuracy_figure(self)
+        if Path(path).suffix.lower() != ".svg":
+            raise ValueError(
+                f"{str(path)!r} does not end in .svg, the one format that is written. Call it 'accuracy.svg'."
+            )
+        replace_file(path, accuracy_svg(self))
+        return Path(path)
 
 
 def compare(
@@ -77,6 +100,7 @@ def compare(
     after: Evaluation,
     *others: Evaluation,
     training: RetrievalDataset | Iterable[str] | None = None,
+    forgetting: Forgetting | None = None,
     confidence_level: float = 0.95,
     num_resamples: int = 10_000,
     seed: int = 0,
@@ -89,11 +113,15 @@ def compare(
     p-values (Holm) are adjusted for the number of others; the decision about ``before`` does not depend on them. The
     intervals of the other metrics are not adjusted: one in twenty excludes zero by chance.
 
+    The headline of the verdict weighs all of this together: *ship it* if ``after`` is better than ``before`` and than BM25 and
+    nothing speaks against it, *keep what you have* if something is known to be worse, otherwise *cannot tell yet*.
+
     Args:
         before: The result to compare with.
         after: The result to judge.
         *others: Results of other retrievers that ``after`` should beat, BM25 for instance.
         training: The dataset or the questions that were trained on, to warn about questions that are also asked here.
+        forgetting: What `check_forgetting` found; a model that forgets is not to be shipped.
         confidence_level: The level of the decision; the decisions about the others hold together at this level.
         num_resamples: The number of bootstrap resamples, and of permutations.
         seed: Seed of both.
@@ -109,15 +137,16 @@ def compare(
         ...     dev_size=0,
         ... )
         >>> bm25 = et.TopKEvaluator(data, k=(1, 2)).evaluate(et.BM25())
-        >>> et.compare(bm25, bm25).decision
-        'cannot tell'
+        >>> et.compare(bm25, bm25).headline
+        'cannot tell yet'
     """
     if not 0 < confidence_level < 1:
         raise ValueError(f"confidence_level={confidence_level} must be between 0 and 1, for instance 0.95.")
     if num_resamples < 1:
         raise ValueError(f"num_resamples={num_resamples} must be positive; use some thousands.")
     _check_comparable([before, after, *others])
-    warnings = leak_warnings(before, after, training)
+    known = tuple(known_questions(after, training)) if training is not None else ()
+    warnings = leak_warnings(before, after, known)
     for warning in warnings:
         logger.warning(warning)
     return Verdict(
@@ -130,6 +159,8 @@ def compare(
         broken={k: _newly_hit(after, before, k) for k in before.k},
         confidence_level=confidence_level,
         warnings=warnings,
+        known=known,
+        forgetting=forgetting,
     )
 
 

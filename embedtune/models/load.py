@@ -87,7 +87,14 @@ def load_model(
         return finish(loaded, **settings)
     name = resolve_name(minilm_folder() if model == "minilm" else model)
     source: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype or "float32"}
-    config = read_json(name, "config.json", revision=revision)
+    try:
+        config = read_json(name, "config.json", revision=revision)
+    except ConnectionError as err:
+        if name == MINILM_ID:
+            raise ConnectionError(
+                f"{err} Or use the copy of this model from embedtune[minilm]: load_model('minilm')."
+            ) from err
+        raise
     if is_jina_v3(name, config):
         return load_jina_v3(name, **source, **settings)
     if is_gte_qwen2(name, config):

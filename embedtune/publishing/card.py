@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from huggingface_hub import EvalResult, ModelCard
 
 from embedtune.dataset.card import describe_dataset
-from embedtune.errors import OptionalDependencyError
+from embedtune.evaluation.summary import counts, facts, headline
 from embedtune.retrieval.retriever_card import retriever_section, without_section
 
 if TYPE_CHECKING:
@@ -133,15 +133,18 @@ def _verdict_section(verdict: Verdict, folder: Path, number: int) -> str:
     ]
     lines = [
         f"## Does it retrieve better? Questions of the split `{verdict.before.split}`",
-        f"**{verdict.sentence}**",
+        f"**{headline(verdict)}**",
+        counts(verdict),
+        _chart(verdict, folder, number),
+        "\n".join(f"- *{label}*: {text}" for label, text in facts(verdict) if label != "Next"),
+        verdict.sentence,
         *verdict.notes,
         _table(header, rows),
         f"{verdict.num_queries:,} questions over {verdict.num_chunks:,} chunks. The interval is for the difference between "
         f"{verdict.after.name} and {verdict.before.name}, from a paired bootstrap over chunks. `accuracy@k` is the hit rate: a "
         "relevant chunk is among the first k results.",
-        _chart(verdict, folder, number),
     ]
-    return "\n\n".join(line for line in lines if line)
+    return "\n\n".join(lines)
 
 
 def _signed(value: float) -> str:
@@ -154,18 +157,11 @@ def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _chart(verdict: Verdict, folder: Path, number: int) -> str:
-    """Save the verdict's figure and return the line that shows it; nothing without matplotlib."""
-    plot = getattr(verdict, "plot", None)
-    if plot is None:
-        return ""
-    try:
-        figure = plot()
-    except OptionalDependencyError:  # the table has the same numbers
-        return ""
-    path = folder / "assets" / f"verdict-{number}.png"
+    """Save the verdict's picture and return the line that shows it."""
+    path = folder / "assets" / f"verdict-{number}.svg"
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path, dpi=150, bbox_inches="tight", metadata={"Software": None})
-    return f"![Accuracy at k](assets/{path.name})"
+    verdict.plot(path)
+    return f"![The share of questions that find their chunk among the first k](assets/{path.name})"
 
 
 def _usage_section(model: SentenceTransformer) -> str:

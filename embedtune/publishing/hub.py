@@ -37,9 +37,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 # The files that plain sentence-transformers reads, and the card with its charts.
-_ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "assets/*.png")
+_ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "assets/*.svg")
 # Files of an older upload that a loader would read or run: old weights could win over the new ones.
-_STALE = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.onnx", "*.py", "assets/verdict-*.png")
+_STALE = ("*.json", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.pkl", "*.onnx", "*.py", "assets/verdict-*.svg")
 
 # Of the chunks that are searched for comparison, and how far their scores may be apart.
 _NUM_COMPARED = 20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,7 +31,7 @@ class ModelEncoder:
     Attributes:
         model: The model.
         batch_size: How many texts go through the model at once, those of similar length together.
-        show_progress_bar: Show the progress of encoding.
+        show_progress_bar: Show the progress of encoding; by default only in a terminal, after two seconds.
         devices: For a large corpus: such as ``("cuda:0", "cuda:1")`` or ``("cpu",) * 4``, with a process for each while it
             lasts. They are sentence-transformers' own, which pads.
 
@@ -44,7 +44,7 @@ class ModelEncoder:
 
     model: SentenceTransformer
     batch_size: int = 32
-    show_progress_bar: bool = False
+    show_progress_bar: bool | None = None
     devices: tuple[str, ...] = ()
 
     @property
@@ -71,8 +71,23 @@ class ModelEncoder:
             vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
         else:
             encode: Callable[..., Any] = self.model.encode_query if role == "query" else self.model.encode_document
+            options["show_progress_bar"] = self.show_progress_bar or False  # sentence-transformers' bar knows no delay
             vectors = np.asarray(encode(distinct, **options), dtype=np.float32)
         return vectors if len(position) == len(texts) else vectors[[position[text] for text in texts]]
+
+
+@dataclass(frozen=True)
+class RememberingEncoder(ModelEncoder):
+    """A `ModelEncoder` that encodes each text once. Its model must not change."""
+
+    _known: dict[tuple[Role, str], NDArray[np.float32]] = field(default_factory=dict, repr=False)
+
+    def _encode_distinct(self, texts: Sequence[str], role: Role) -> NDArray[np.float32]:
+        new = [text for text in dict.fromkeys(texts) if (role, text) not in self._known]
+        if new or not texts:
+            vectors = super()._encode_distinct(new, role)
+            self._known.update({(role, text): vector for text, vector in zip(new, vectors, strict=True)})
+        return np.stack([self._known[role, text] for text in texts]) if texts else vectors
 
 
 def encode_chunks(encoder: ModelEncoder, texts: Sequence[str], *, ids: Sequence[str]) -> NDArray[np.float32]:

@@ -27,7 +27,7 @@ def retrieve(
     k: int,
     *,
     batch_size: int = 32,
-    show_progress_bar: bool = False,
+    show_progress_bar: bool | None = None,
 ) -> Ranking:
     """Find the best ``k`` chunks for each query.
 
@@ -38,7 +38,7 @@ def retrieve(
         corpus: The chunks' texts by id.
         k: How many to find, at most the size of the corpus.
         batch_size: How many texts a SentenceTransformer encodes at once.
-        show_progress_bar: Show the progress of encoding and searching.
+        show_progress_bar: Show the progress of encoding and searching; by default only in a terminal, after two seconds.
 
     Returns:
         Positions in ``corpus`` and scores, both of shape ``(num_queries, k)``, best first.

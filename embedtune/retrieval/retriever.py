@@ -13,13 +13,14 @@ import numpy as np
 
 from embedtune.models.load import load_model
 from embedtune.retrieval import retriever_files
-from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions
+from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions, model_name
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.fusion import Fusion, check_ranking, similarities
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
 from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.word_weight import LearnedWords, spread_of
 from embedtune.retrieval.words import WordIndex
+from embedtune.tables import Listing, Row, excerpt
 
 if TYPE_CHECKING:
     import pyarrow
@@ -56,6 +57,18 @@ class Hit:
     words: float = 0.0
 
 
+class Hits(Listing[Hit]):
+    """The chunks that were found, best first, as a list that a notebook shows as a table."""
+
+    header = ("score", "vectors", "words", "chunk", "text")
+
+    @staticmethod
+    def row(one: Hit) -> Row:
+        """Return the cells of a hit."""
+        place = " > ".join(one.headings) or one.title or one.id
+        return f"{one.score:.2f}", f"{one.similarity:.2f}", f"{one.words:.2f}", place, excerpt(one.text)
+
+
 class Retriever:
     """Finds the chunks that answer a question, by vectors and by words.
 
@@ -78,6 +91,7 @@ class Retriever:
 
     Attributes:
         word_weight: How much the words count in the score.
+        encoder: Encodes questions.
 
     Raises:
         ValueError: If another model made the index.
@@ -104,6 +118,7 @@ class Retriever:
         approximate: bool = False,
         batch_size: int = 32,
     ) -> None:
+        _check_index(index)
         self.model: SentenceTransformer = load_model(model) if isinstance(model, (str, Path)) else model
         self.index: ChunkIndex = index
         self.words: LearnedWords = words or LearnedWords()
@@ -112,6 +127,7 @@ class Retriever:
         self.context: tuple[ContextPart, ...] = tuple(context)
         self.approximate = approximate
         self.batch_size = batch_size
+        self.encoder: ModelEncoder = ModelEncoder(self.model, batch_size)
         self._changing = threading.Lock()
         self._state: list[tuple[int, int]] = []
         self._model_fingerprint = ""
@@ -129,7 +145,7 @@ class Retriever:
         approximate: bool = False,
         batch_size: int = 32,
         devices: Sequence[str] = (),
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = None,
     ) -> Retriever:
         """Encode chunks and make them searchable.
 
@@ -142,7 +158,7 @@ class Retriever:
             approximate: See `Retriever`.
             batch_size: How many texts go through the model at once.
             devices: Encode in one process for each, for instance ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 4``.
-            show_progress_bar: Show the progress of encoding.
+            show_progress_bar: Show the progress of encoding; by default only in a terminal, after two seconds.
         """
         encoder = _encoder(model, batch_size, show_progress_bar, devices)
         index = build_index(encoder, table_of_chunks(chunks, context))
@@ -167,7 +183,7 @@ class Retriever:
         approximate: bool = False,
         batch_size: int = 32,
         devices: Sequence[str] = (),
-        show_progress_bar: bool = False,
+        show_progress_bar: bool | None = None,
     ) -> Retriever:
         """Encode every chunk of a dataset, as the model was trained and evaluated on them.
 
@@ -179,7 +195,7 @@ class Retriever:
             approximate: See `Retriever`.
             batch_size: How many texts go through the model at once.
             devices: As in `from_chunks`.
-            show_progress_bar: Show the progress of encoding.
+            show_progress_bar: Show the progress of encoding; by default only in a terminal, after two seconds.
         """
         encoder = _encoder(model, batch_size, show_progress_bar, devices)
         index = build_index(encoder, table_of_corpus(data.corpus))
@@ -257,6 +273,10 @@ class Retriever:
     def __len__(self) -> int:
         return len(self.index)
 
+    def __repr__(self) -> str:
+        how = {"vectors": "vectors", "words": "words"}.get(self.fusion.kind, f"vectors + {self.word_weight:.2f} words")
+        return f"Retriever: {len(self):,} chunks, by {how} of {model_name(self.model)}"
+
     @property
     def word_weight(self) -> float:
         """How much the words count in the score: 0 for vectors alone, infinity for words alone."""
@@ -278,7 +298,7 @@ class Retriever:
 
     def with_word_weight(self, word_weight: float) -> Retriever:
         """Return a retriever with the same model and index in which words count otherwise; 0 for the model alone."""
-        return Retriever(
+        other = Retriever(
             self.model,
             self.index,
             words=self.words,
@@ -287,22 +307,37 @@ class Retriever:
             approximate=self.approximate,
             batch_size=self.batch_size,
         )
+        other.encoder = self.encoder
+        return other
 
     def search(self, question: str, *, k: int = 10) -> list[Hit]:
-        """Return the ``k`` best chunks for a question, best first; fewer where there are fewer."""
+        """Return the ``k`` best chunks for a question, best first; fewer where there are fewer.
+
+        Raises:
+            TypeError: If there are several questions: see `search_batch`.
+        """
+        if not isinstance(question, str):
+            raise TypeError(
+                f"search() takes one question, got a {type(question).__name__}. For several, call search_batch()."
+            )
         return self.search_batch([question], k=k)[0]
 
     def search_batch(self, questions: Sequence[str], *, k: int = 10) -> list[list[Hit]]:
         """Return the ``k`` best chunks for each question: much faster than one after the other.
 
         Raises:
+            TypeError: If the questions are one string.
             ValueError: If ``k`` is less than 1, a question is empty, or the model was trained on since the index was made.
         """
+        if isinstance(questions, str):
+            raise TypeError(
+                f"search_batch() takes a list of questions, got the string {questions!r}. For one, call search()."
+            )
         if k < 1:
             raise ValueError(f"k={k}: ask for at least 1 chunk.")
         index = self.index  # one snapshot for all of this search
         if not len(index) or not len(questions):
-            return [[] for _ in questions]
+            return [Hits() for _ in questions]
         vectors = self._vectors(questions)
         ranking = self._rank(index, questions, vectors, min(k, len(index)))
         return _hits(index, ranking, self._similarities(index, vectors, ranking), alone=self.fusion.kind)
@@ -396,7 +431,7 @@ class Retriever:
 
     def _vectors(self, questions: Sequence[str]) -> NDArray[np.float32]:
         self._require_same_model()
-        return encode_questions(ModelEncoder(self.model, self.batch_size), questions)
+        return encode_questions(self.encoder, questions)
 
     def _rank(self, index: ChunkIndex, questions: Sequence[str], vectors: NDArray[np.float32], k: int) -> Ranking:
         return self.fusion.rank(index, questions, vectors, k, approximate=self.approximate)
@@ -423,8 +458,14 @@ class Retriever:
         self._state, self._model_fingerprint = state, ""
 
 
+def _check_index(index: object) -> None:
+    if not isinstance(index, ChunkIndex):
+        way = "from_dataset(model, data)" if hasattr(index, "qrels") else "from_chunks(model, chunks)"
+        raise TypeError(f"Retriever() takes encoded chunks, got a {type(index).__name__}. Call Retriever.{way}.")
+
+
 def _encoder(
-    model: SentenceTransformer | str | Path, batch_size: int, show_progress_bar: bool, devices: Sequence[str]
+    model: SentenceTransformer | str | Path, batch_size: int, show_progress_bar: bool | None, devices: Sequence[str]
 ) -> ModelEncoder:
     loaded = load_model(model) if isinstance(model, (str, Path)) else model
     return ModelEncoder(loaded, batch_size, show_progress_bar, tuple(devices))
@@ -438,7 +479,7 @@ def _hits(index: ChunkIndex, ranking: Ranking, found: NDArray[np.float32], *, al
     by_words = np.zeros_like(ranking.scores) if alone == "vectors" else ranking.scores - by_vectors
     columns = ranking.positions.tolist(), ranking.scores.tolist(), by_vectors.tolist(), by_words.tolist()
     return [
-        [
+        Hits(
             Hit(
                 id=rows[position]["_id"],
                 score=score,
@@ -451,6 +492,6 @@ def _hits(index: ChunkIndex, ranking: Ranking, found: NDArray[np.float32], *, al
             )
             for position, score, similarity, words in zip(*one, strict=True)
             if position >= 0
-        ]
+        )
         for one in zip(*columns, strict=True)
     ]

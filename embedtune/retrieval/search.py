@@ -62,7 +62,7 @@ def top_k(
     device: str | torch.device = "cpu",
     query_ids: Sequence[str] | None = None,
     corpus_ids: Sequence[str] | None = None,
-    show_progress_bar: bool = False,
+    show_progress_bar: bool | None = None,
 ) -> Ranking:
     """Find the ``k`` chunks with the highest scores for each query, by scoring all of them.
 
@@ -83,7 +83,7 @@ def top_k(
         device: Where to compute.
         query_ids: The queries' ids, for error messages.
         corpus_ids: The corpus vectors' ids, for error messages.
-        show_progress_bar: Show how much of the corpus has been searched.
+        show_progress_bar: Show how much of the corpus has been searched; by default only in a terminal, after two seconds.
 
     Raises:
         ValueError: If the shapes do not fit, ``k`` is out of range, or a vector is zero or not finite.
@@ -111,7 +111,8 @@ def top_k(
         rows = list(_blocks(queries, BLOCK_SIZE, kind="query", ids=query_ids, **options))
         best = [RunningBest(block.num_rows, k, device) for block in rows]
         chunks = _blocks(corpus, size, kind="chunk", ids=corpus_ids, **options)
-        with tqdm(desc="Searching", total=len(corpus), disable=not show_progress_bar) as bar:
+        hidden = None if show_progress_bar is None else not show_progress_bar
+        with tqdm(desc="Searching", total=len(corpus), delay=2 * (hidden is None), leave=False, disable=hidden) as bar:
             for block in chunks:  # the outer loop, so that each goes to the device once
                 for those, running in zip(rows, best, strict=True):
                     scores = score(_filled(those.vectors, tile), block.vectors)[: those.num_rows, : block.num_rows]

@@ -64,7 +64,7 @@ def learn_words(
     split: str = "train",
     batch_size: int = 32,
     seed: int = 0,
-    show_progress_bar: bool = False,
+    show_progress_bar: bool | None = None,
 ) -> LearnedWords:
     """Learn from training questions which of their words matter, and how much words count beside vectors.
 
@@ -78,7 +78,7 @@ def learn_words(
         split: Whose questions to learn from. Without such questions every word has the weight 1.
         batch_size: How many texts go through the model at once.
         seed: Draws the folds, and the questions where there are more than 2,000.
-        show_progress_bar: Show the progress of encoding.
+        show_progress_bar: Show the progress of encoding; by default only in a terminal, after two seconds.
 
     Example:
         >>> import embedtune as et

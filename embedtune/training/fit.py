@@ -6,8 +6,13 @@ import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from tqdm.auto import tqdm
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.trainer_callback import PrinterCallback, TrainerCallback
+
+from embedtune.models.repository import quiet_transformers
 from embedtune.retrieval.bm25 import BM25
-from embedtune.retrieval.encoders import ModelEncoder, model_name
+from embedtune.retrieval.encoders import RememberingEncoder, model_name
 from embedtune.retrieval.retriever import Retriever
 from embedtune.retrieval.word_weight import learn_from_index
 from embedtune.training.resilience.checkpoints import complete_checkpoints
@@ -15,6 +20,7 @@ from embedtune.training.trainer import EmbeddingTrainer
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
+    from transformers.trainer_callback import TrainerState
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.evaluator import TopKEvaluator
@@ -30,13 +36,14 @@ def fit(before: Retriever, data: RetrievalDataset, args: TuningArguments) -> Ret
         data: Its ``train`` split is learned from; no other split is read.
         args: Training continues at the last checkpoint in ``args.output_dir``, if there is one.
     """
-    words = learn_from_index(data, before.index, ModelEncoder(before.model, before.batch_size), seed=args.seed)
+    words = learn_from_index(data, before.index, before.encoder, seed=args.seed)
     tuned = _trained(before.model, data, args)
-    return Retriever.from_dataset(tuned, data, words=words, show_progress_bar=not args.disable_tqdm)
+    return Retriever.from_dataset(tuned, data, words=words, show_progress_bar=False if args.disable_tqdm else None)
 
 
 def evaluations(before: Retriever, retriever: Retriever, evaluator: TopKEvaluator) -> list[Evaluation]:
     """Return the results of the base model, the tuned retriever, BM25, and the two halves of the tuned retriever."""
+    retriever.encoder = RememberingEncoder(retriever.model, retriever.batch_size)  # its questions are asked twice
     rows: dict[str, Any] = {
         f"{model_name(before.model)} (base)": before,
         "tuned retriever": retriever,
@@ -47,12 +54,37 @@ def evaluations(before: Retriever, retriever: Retriever, evaluator: TopKEvaluato
     return [evaluator.evaluate(one, name=label) for label, one in rows.items()]
 
 
+class _Bar(TrainerCallback):
+    """One bar for a training, which goes when it ends. transformers' own would leave lines of figures for each."""
+
+    def __init__(self, *, disable: bool) -> None:
+        self._disable = disable
+
+    def on_train_begin(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
+        """Begin at the step where training continues."""
+        self._bar = tqdm(
+            desc="Training", total=state.max_steps, initial=state.global_step, leave=False, disable=self._disable
+        )
+
+    def on_step_end(self, _args: Any, state: TrainerState, _control: Any, **_: Any) -> None:
+        """Move on by a step."""
+        self._bar.update(state.global_step - self._bar.n)
+
+    def on_train_end(self, *_: Any, **__: Any) -> None:
+        """Remove the bar."""
+        self._bar.close()
+
+
 def _trained(base: SentenceTransformer, data: RetrievalDataset, args: TuningArguments) -> SentenceTransformer:
     args = copy.copy(args)
     args.load_best_model_at_end = False  # without a dev split there is nothing to choose by
     trainer = EmbeddingTrainer(copy.deepcopy(base), args, data=data)
+    for printing in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+        trainer.remove_callback(printing)
+    trainer.add_callback(_Bar(disable=args.disable_tqdm))
     resume = Path(args.output_dir).exists() and bool(complete_checkpoints(args.output_dir))
-    trainer.train(resume_from_checkpoint=resume)
+    with quiet_transformers():  # it would show a bar for each checkpoint
+        trainer.train(resume_from_checkpoint=resume)
     tuned: SentenceTransformer = trainer.model
     tuned.eval()
     return tuned

@@ -5,22 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.evaluation.forgetting import check_forgetting
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.models.load import load_model
 from embedtune.retrieval.fingerprint import model_fingerprint
-from embedtune.retrieval.retriever import Retriever
 from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.cross_validation import (
     NOT_IN_RESULT,
     check_num_folds,
     cross_validate,
+    retriever_before,
     with_all_in_train,
 )
 from embedtune.training.fit import evaluations, fit
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
+    from embedtune.retrieval.retriever import Retriever
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +42,7 @@ CHECKPOINTS, FOLDS = "checkpoints", "folds"
 
 @dataclass(frozen=True)
 class TuningRun:
-    """The result of `tune`. Printing it shows the verdict.
+    """The result of `tune`. Printing it shows what to do and why, on one screen; the statistics are in the report.
 
     Attributes:
         retriever: The tuned retriever.
@@ -51,18 +55,18 @@ class TuningRun:
     output_dir: Path
 
     def __repr__(self) -> str:
-        return f"{self.verdict}\n\n{self._served}"
+        return "\n".join([self.verdict.summary, *(f"{label:<10}{text}" for label, text in self._places())])
 
     def _repr_html_(self) -> str:
-        return f"{self.verdict._repr_html_()}<p>{self._served}</p>"
+        places = "".join(f"<p><b>{label}</b> {escape(text)}</p>" for label, text in self._places())
+        return f"{self.verdict._repr_html_()}{places}"
 
-    @property
-    def _served(self) -> str:
+    def _places(self) -> list[tuple[str, str]]:
         weight = self.retriever.word_weight
         how = {"vectors": "vectors alone", "words": "words alone"}.get(
             self.retriever.fusion.kind, f"vectors + {weight:.2f} words"
         )
-        return f"It searches by {how}. Retriever: {self.output_dir / RETRIEVER}  Report: {self.output_dir / REPORT}"
+        return [("Retriever", f"{self.output_dir / RETRIEVER} ({how})"), ("Report", str(self.output_dir / REPORT))]
 
 
 def tune(
@@ -119,21 +123,33 @@ def tune(
     settings.output_dir = str(folder / CHECKPOINTS)
     _check_plan(folder, _plan(base, training, settings, evidence=[num_folds, test_split]))
 
-    before = Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=not settings.disable_tqdm)
-    found = None
+    before = retriever_before(base, data, show_progress_bar=False if settings.disable_tqdm else None)
+    found, seconds = None, 0.0
     if test_split is None:
         found = cross_validate(
-            base, data, output_dir=folder / FOLDS, args=settings, num_folds=num_folds, k=k, seed=settings.seed
+            before, data, output_dir=folder / FOLDS, args=settings, num_folds=num_folds, k=k, seed=settings.seed
         )
+    start = time.perf_counter()
     retriever = fit(before, training, settings)
     retriever.save(folder / RETRIEVER)
     if found is None:
         evaluator = TopKEvaluator(data, str(test_split), k=[one for one in k if one <= len(data.corpus)] or [1])
         verdict, judged = compare(*evaluations(before, retriever, evaluator), training=training), data
     else:
-        verdict, judged = found.verdict, found.data
+        verdict, judged, seconds = found.verdict, found.data, found.seconds
+    forgetting = check_forgetting(base, retriever.model)
+    seconds += _remembered(folder, time.perf_counter() - start)
+    verdict = replace(verdict, forgetting=forgetting, seconds=seconds, cost_usd=data.cost_usd)
     verdict.to_html(folder / REPORT, data=judged)
     return TuningRun(retriever, verdict, folder)
+
+
+def _remembered(folder: Path, seconds: float) -> float:
+    """Return how long the run took when it was new, and not what the same call takes when everything is there."""
+    known = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    if "seconds" not in known:
+        replace_file(folder / PLAN, json.dumps(known | {"seconds": seconds}, indent=2) + "\n")
+    return float(known.get("seconds", seconds))
 
 
 def _plan(

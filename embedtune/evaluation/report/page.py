@@ -14,8 +14,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.report.curve import Log, panels_of
 from embedtune.evaluation.report.facts import data_facts, model_facts, recipe, training_facts, version_facts
-from embedtune.evaluation.report.questions import Case, cases_of, select
-from embedtune.evaluation.report.results import Run, rank_histogram, runs_of
+from embedtune.evaluation.report.picture import MARKS
+from embedtune.evaluation.report.questions import cases_of, select
+from embedtune.evaluation.report.results import rank_histogram, runs_of
+from embedtune.evaluation.summary import counts, facts
 from embedtune.storage import replace_file
 
 if TYPE_CHECKING:
@@ -24,7 +26,10 @@ if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.record import VerdictRecord
 
-_SYMBOLS = {"better": "▲", "worse": "▼"}  # in addition to the colour, which not everybody sees and grey print loses
+_SYMBOLS = {
+    "ship it": "▲",
+    "keep what you have": "▼",
+}  # in addition to the colour, which not everybody sees and grey print loses
 
 
 def write_report(
@@ -54,8 +59,7 @@ def render(
     """Return the report as a string."""
     runs = runs_of(verdict)
     texts = None if data is None else data.corpus_texts
-    cases = cases_of(runs, texts)
-    selection = select(cases, texts, runs[0].evaluation.k)
+    selection = select(cases_of(runs, texts), texts, runs[0].evaluation.k)
     if log_history is None:
         log_history = trainer.state.log_history if trainer is not None else []
     style, script = _asset("report.css"), _asset("report.js")
@@ -64,13 +68,15 @@ def render(
         .get_template("report.html.j2")
         .render(
             verdict=verdict,
-            symbol=_SYMBOLS.get(verdict.decision, "≈"),
+            symbol=_SYMBOLS.get(verdict.headline, "≈"),
+            counts=counts(verdict),
+            summary_facts=list(facts(verdict)),
+            marks=MARKS,
             runs=runs,
             histogram=rank_histogram(runs),
-            overlap=_accuracy_by_overlap(runs, cases),
             panels=panels_of(log_history, verdict.primary_metric),
             selection=selection,
-            questions=selection.to_json(runs),
+            questions=selection.to_json(runs) | {"k": verdict.k},
             data_facts=data_facts(verdict, data),
             model_facts=model_facts(trainer.model, None if texts is None else texts.values())
             if trainer is not None
@@ -98,22 +104,6 @@ def _check_same(verdict: VerdictRecord, data: RetrievalDataset) -> None:
             f"data is not the dataset that was evaluated: the questions, judgements or chunks of its split {first.split!r} differ "
             f"(fingerprints {fingerprint[:8]} and {first.fingerprint[:8]}). Pass the dataset that the evaluator was given."
         )
-
-
-def _accuracy_by_overlap(runs: list[Run], cases: list[Case]) -> list[tuple[str, int, list[float]]]:
-    """Return accuracy at the largest k for questions that share few, some and most of their words with the relevant chunk."""
-    shares = [case.shared_words for case in cases]
-    rows = []
-    for label, low, high in (
-        ("less than a third", 0, 1 / 3),
-        ("a third to two thirds", 1 / 3, 2 / 3),
-        ("more", 2 / 3, 2),
-    ):
-        chosen = [i for i, share in enumerate(shares) if share is not None and low <= share < high]
-        hits = [run.evaluation.per_query_metrics[f"accuracy@{run.evaluation.k[-1]}"][chosen] for run in runs]
-        if chosen:
-            rows.append((label, len(chosen), [float(hit.mean()) for hit in hits]))
-    return rows
 
 
 @cache

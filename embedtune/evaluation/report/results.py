@@ -6,6 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from embedtune.evaluation.record import short_name
+
 if TYPE_CHECKING:
     from embedtune.evaluation.record import VerdictRecord
     from embedtune.evaluation.result import Evaluation
@@ -69,9 +71,9 @@ def _names(evaluations: Sequence[Evaluation]) -> list[str]:
     seen: Counter[str] = Counter()
     names = []
     for evaluation in evaluations:
-        seen[evaluation.name] += 1
-        number = seen[evaluation.name]
-        names.append(evaluation.name if number == 1 else f"{evaluation.name} ({number})")
+        name = short_name(evaluation)
+        seen[name] += 1
+        names.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
     return names
 
 

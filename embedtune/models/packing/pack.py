@@ -179,7 +179,7 @@ def encode_packed(
     prompt: str | None,
     task: str | None,
     batch_size: int,
-    show_progress_bar: bool = False,
+    show_progress_bar: bool | None = None,
 ) -> NDArray[np.float32]:
     """Encode like ``SentenceTransformer.encode``, without padding.
 
@@ -189,7 +189,7 @@ def encode_packed(
         prompt: Put before each text.
         task: The route of a ``Router``.
         batch_size: Texts per batch.
-        show_progress_bar: Show a progress bar.
+        show_progress_bar: Show a progress bar; by default only in a terminal, after two seconds.
 
     Returns:
         Embeddings of shape ``(num_texts, dim)``.
@@ -202,7 +202,10 @@ def encode_packed(
     places: list[NDArray[np.int64]] = []
     computing: list[Tensor] = []
     with packed_attention(model):
-        for start in trange(0, len(texts), batch_size, desc="Batches", disable=not show_progress_bar):
+        hidden = None if show_progress_bar is None else not show_progress_bar
+        for start in trange(
+            0, len(texts), batch_size, desc="Encoding", delay=2 * (hidden is None), leave=False, disable=hidden
+        ):
             batch = order[start : start + batch_size]
             features = model.preprocess([texts[i] for i in batch], prompt=prompt, task=task)
             parts = [(torch.arange(len(batch)), features)]

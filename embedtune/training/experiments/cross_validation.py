@@ -7,19 +7,22 @@ import hashlib
 import json
 import logging
 import shutil
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from datasets import Dataset, concatenate_datasets
+from tqdm.auto import tqdm
 
 from embedtune.dataset.folds import assign_folds, document_of_questions
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.result import Evaluation
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.models.load import load_model
+from embedtune.retrieval.encoders import RememberingEncoder
 from embedtune.retrieval.retriever import Retriever
 from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
@@ -46,20 +49,29 @@ class CrossValidation:
         folds: The results of each fold, in the order of the verdict's rows, with the first seed.
         fold_of: The fold of each question.
         data: The dataset with the judged questions as its split ``folds``, as the report takes it.
+        seconds: How long the folds took, each when it was new.
     """
 
     verdict: Verdict
     folds: tuple[tuple[Evaluation, ...], ...]
     fold_of: dict[str, int]
     data: RetrievalDataset
+    seconds: float
 
     def __repr__(self) -> str:
+        return f"{self.verdict}\n\n{self._each}"
+
+    def _repr_html_(self) -> str:
+        return f"{self.verdict._repr_html_()}<p>{self._each}</p>"
+
+    @property
+    def _each(self) -> str:
         shown = [f"{fold[1].metrics[fold[1].primary_metric]:.3f}" for fold in self.folds]
-        return f"{self.verdict}\n\n{len(self.folds)} folds, {self.verdict.primary_metric} of each: {', '.join(shown)}"
+        return f"{len(self.folds)} folds, {self.verdict.primary_metric} of each: {', '.join(shown)}"
 
 
 def cross_validate(
-    model: SentenceTransformer | str | Path,
+    model: SentenceTransformer | str | Path | Retriever,
     data: RetrievalDataset,
     *,
     output_dir: str | Path,
@@ -80,7 +92,7 @@ def cross_validate(
     A finished fold is kept in ``output_dir``: the same call after an interruption continues with the next.
 
     Args:
-        model: The model to tune, or its name or folder. It is not changed.
+        model: The model to tune, or its name or folder, or a retriever that has encoded the dataset with it. It is not changed.
         data: Chunks and questions; the questions of all its splits are used.
         output_dir: Where checkpoints and results are written.
         args: Arguments of each training; their ``output_dir`` is not used.
@@ -109,7 +121,6 @@ def cross_validate(
     check_num_folds(num_folds)
     if num_seeds < 1:
         raise ValueError(f"num_seeds={num_seeds} must be 1 or more.")
-    base = load_model(model) if isinstance(model, (str, Path)) else model
     unlocked = with_all_in_train(data, locked=locked)
     relevant = unlocked.relevant("train")
     documents = document_of_questions(data, relevant)
@@ -120,21 +131,43 @@ def cross_validate(
             "questions about known chunks with folds_by='question'."
         )
     settings = args if args is not None else TuningArguments("unused")
-    before = Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=not settings.disable_tqdm)
+    before = retriever_before(model, data, show_progress_bar=False if settings.disable_tqdm else None)
     cutoffs = [one for one in k if one <= len(data.corpus)] or [1]
-    by_seed = [
-        [
-            _fold(before, unlocked, fold_of, fold, args=_with_seed(settings, offset), folder=folder, k=cutoffs)
-            for fold in sorted(set(fold_of.values()))
-        ]
+    places = [
+        (offset, folder, fold)
         for offset, folder in enumerate(_folders(Path(output_dir), num_seeds))
+        for fold in sorted(set(fold_of.values()))
+    ]
+    found = [
+        _fold(before, unlocked, fold_of, fold, args=_with_seed(settings, offset), folder=folder, k=cutoffs)
+        for offset, folder, fold in tqdm(places, desc="Folds", leave=False, disable=settings.disable_tqdm)
     ]
     judged = as_judged_by_folds(data, locked=locked)
     whole = TopKEvaluator(judged, "folds", k=cutoffs)
     clusters = documents if folds_by == "document" else None
-    pooled = [[_pooled(parts, whole, clusters) for parts in zip(*folds, strict=True)] for folds in by_seed]
+    by_seed = np.array_split(np.arange(len(found)), num_seeds)
+    pooled = [
+        [_pooled(parts, whole, clusters) for parts in zip(*(found[i] for i in positions), strict=True)]
+        for positions in by_seed
+    ]
     results = [_over_seeds(seeds) for seeds in zip(*pooled, strict=True)]
-    return CrossValidation(compare(*results), tuple(by_seed[0]), fold_of, judged)
+    seconds = sum(_record(folder / f"fold-{fold}")["seconds"] for _, folder, fold in places)
+    return CrossValidation(compare(*results), tuple(found[: len(places) // num_seeds]), fold_of, judged, seconds)
+
+
+def retriever_before(
+    model: SentenceTransformer | str | Path | Retriever, data: RetrievalDataset, *, show_progress_bar: bool | None
+) -> Retriever:
+    """Return a retriever by the vectors of a model that is not trained yet; each chunk and question is encoded once."""
+    if isinstance(model, Retriever):
+        return model
+    base = load_model(model) if isinstance(model, (str, Path)) else model
+    before = Retriever.from_dataset(base, data, word_weight=0, show_progress_bar=show_progress_bar)
+    before.encoder = RememberingEncoder(base, before.batch_size, show_progress_bar)
+    before.encoder.encode_queries(
+        list(data.query_texts.values())
+    )  # all at once: the same bits whichever folds are finished
+    return before
 
 
 def as_judged_by_folds(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> RetrievalDataset:
@@ -206,10 +239,13 @@ def _fold(
     settings = copy.copy(args)
     settings.output_dir = str(place / "checkpoints")
     logger.info("Fold %d of %d: %d questions to train on.", fold + 1, len(set(fold_of.values())), (~held_out).sum())
+    start = time.perf_counter()
     found = evaluations(before, fit(before, replace(part, qrels={"train": split["train"]}), settings), evaluator)
     for position, evaluation in enumerate(found):
         evaluation.save(place / f"{position}.json")
-    replace_file(place / _RESULTS, json.dumps({"num_results": len(found)}) + "\n")
+    replace_file(
+        place / _RESULTS, json.dumps({"num_results": len(found), "seconds": time.perf_counter() - start}) + "\n"
+    )
     shutil.rmtree(settings.output_dir, ignore_errors=True)
     return tuple(found)
 
@@ -225,8 +261,12 @@ def _check_plan(place: Path, plan: str) -> None:
 
 
 def _finished(place: Path) -> tuple[Evaluation, ...]:
-    known = json.loads((place / _RESULTS).read_text(encoding="utf-8"))
-    return tuple(Evaluation.load(place / f"{position}.json") for position in range(known["num_results"]))
+    return tuple(Evaluation.load(place / f"{position}.json") for position in range(_record(place)["num_results"]))
+
+
+def _record(place: Path) -> dict[str, Any]:
+    record: dict[str, Any] = json.loads((place / _RESULTS).read_text(encoding="utf-8"))
+    return record
 
 
 def _plan(before: Retriever, part: RetrievalDataset, evaluator: TopKEvaluator, args: TuningArguments) -> str:

@@ -13,7 +13,7 @@
     suspicious: ["suspicious label", "Every retriever ranks the same other chunk first, and it shares as many words with the question as the relevant one. It may be relevant too: read both."],
   };
   const $ = (id) => document.getElementById(id);
-  const defaults = { filter: "all", k: String(ks[ks.length - 1]), from: "0", to: "1", sort: "change", search: "", page: "1" };
+  const defaults = { filter: "all", k: String(material.k), from: "0", to: "1", sort: "change", search: "", page: "1" };
 
   function element(tag, className, text) {
     const node = document.createElement(tag);
