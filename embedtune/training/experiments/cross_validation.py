@@ -145,14 +145,12 @@ def cross_validate(
     judged = as_judged_by_folds(data, locked=locked)
     whole = TopKEvaluator(judged, "folds", k=cutoffs)
     clusters = documents if folds_by == "document" else None
-    by_seed = np.array_split(np.arange(len(found)), num_seeds)
-    pooled = [
-        [_pooled(parts, whole, clusters) for parts in zip(*(found[i] for i in positions), strict=True)]
-        for positions in by_seed
-    ]
+    num_places = len(places) // num_seeds
+    by_seed = [found[start : start + num_places] for start in range(0, len(places), num_places)]
+    pooled = [[_pooled(parts, whole, clusters) for parts in zip(*folds, strict=True)] for folds in by_seed]
     results = [_over_seeds(seeds) for seeds in zip(*pooled, strict=True)]
     seconds = sum(_record(folder / f"fold-{fold}")["seconds"] for _, folder, fold in places)
-    return CrossValidation(compare(*results), tuple(found[: len(places) // num_seeds]), fold_of, judged, seconds)
+    return CrossValidation(compare(*results), tuple(by_seed[0]), fold_of, judged, seconds)
 
 
 def retriever_before(
