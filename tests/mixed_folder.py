@@ -28,6 +28,9 @@ DOCX = {
 }  # fmt: skip
 
 
+ESCAPES = {40: r"\(", 41: r"\)", 92: r"\\"}  # in strings of a PDF
+
+
 def zipped(files):
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -58,7 +61,7 @@ def pdf(pages, *, title="", bookmarks=(), password=False):
     objects = ["<< /Type /Catalog /Pages 2 0 R /Outlines 4 0 R >>", "", "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>", ""]  # fmt: skip
     kids = []
     for lines in pages:
-        shown = "".join(f"({line.translate({40: r'\(', 41: r'\)', 92: r'\\'})}) Tj T*\n" for line in lines)
+        shown = "".join(f"({line.translate(ESCAPES)}) Tj T*\n" for line in lines)
         content = f"BT /F1 9 Tf 12 TL 40 780 Td\n{shown}ET"
         objects.append(f"<< /Length {len(content.encode('cp1252', 'replace'))} >>\nstream\n{content}\nendstream")
         objects.append(
@@ -173,6 +176,30 @@ BROKEN = {
 }
 
 
+def content(kind, number, title, text, picture):
+    words = text.split()
+    lines = [" ".join(words[i : i + 12]) for i in range(0, len(words), 12)]
+    return {
+        "md": lambda: f"# {title}\n\n{text}\n\n![picture](data:image/png;base64,{picture})\n",
+        "txt": lambda: text.encode(["utf-8", "cp1252", "utf-16"][number % 3], "replace"),
+        "html": lambda: page(title, text, around="<nav>Home</nav><main>{}</main><footer>We use cookies.</footer>"),
+        "pdf": lambda: pdf(
+            [["Fennholt manual", title, *lines, f"Page {i + 1}"] for i in range(5)], bookmarks=[(1, title)]
+        ),
+        "docx": lambda: docx([title, text], [["part", "price"], ["valve", "4 crowns"]]),
+        "pptx": lambda: pptx([(title, lines), ("More", ["Ask the desk."])], notes="Say this slowly."),
+        "xlsx": lambda: xlsx({"Parts": [["part", "note"], ["valve", text]], "Empty": []}),
+        "epub": lambda: epub(title, [(title, text), ("The end", "No more.")]),
+        "csv": lambda: table(
+            [["question", "answer"], ["What is said?", text], ["And then?", "Ask the desk."]], ";,"[number % 2]
+        ),
+        "ipynb": lambda: notebook(title, text, "print('pump')"),
+        "rst": lambda: f"{title}\n{'=' * len(title)}\n\n{text}\n\nMore\n----\n\nAsk the desk.\n",
+        "jsonl": lambda: json.dumps({"text": text, "title": title}) + "\n",
+        "tsv": lambda: table([["part", "note"], ["valve", text]], "\t"),
+    }[kind]()
+
+
 def make(folder, *, num_files=200):
     """Write the files, and return a sentence that each readable one holds, by name."""
     passages = [
@@ -189,34 +216,14 @@ def make(folder, *, num_files=200):
         kind = kinds[number % len(kinds)]
         title, text = passages[number % len(passages)]
         title, text = f"{title} {number}", " ".join(text.replace("**", "").split())
-        words = text.split()
-        lines = [" ".join(words[i : i + 12]) for i in range(0, len(words), 12)]
-        made = {
-            "md": lambda: f"# {title}\n\n{text}\n\n![picture](data:image/png;base64,{picture})\n",
-            "txt": lambda: text.encode(["utf-8", "cp1252", "utf-16"][number % 3], "replace"),
-            "html": lambda: page(title, text, around="<nav>Home</nav><main>{}</main><footer>We use cookies.</footer>"),
-            "pdf": lambda: pdf(
-                [["Fennholt manual", title, *lines, f"Page {i + 1}"] for i in range(5)], bookmarks=[(1, title)]
-            ),
-            "docx": lambda: docx([title, text], [["part", "price"], ["valve", "4 crowns"]]),
-            "pptx": lambda: pptx([(title, lines), ("More", ["Ask the desk."])], notes="Say this slowly."),
-            "xlsx": lambda: xlsx({"Parts": [["part", "note"], ["valve", text]], "Empty": []}),
-            "epub": lambda: epub(title, [(title, text), ("The end", "No more.")]),
-            "csv": lambda: table(
-                [["question", "answer"], ["What is said?", text], ["And then?", "Ask the desk."]], ";,"[number % 2]
-            ),
-            "ipynb": lambda: notebook(title, text, "print('pump')"),
-            "rst": lambda: f"{title}\n{'=' * len(title)}\n\n{text}\n\nMore\n----\n\nAsk the desk.\n",
-            "jsonl": lambda: json.dumps({"text": text, "title": title}) + "\n",
-            "tsv": lambda: table([["part", "note"], ["valve", text]], "\t"),
-        }[kind]()
+        made = content(kind, number, title, text, picture)
         name = f"{['desk', 'workshop/manuals', 'sales'][number % 3]}/{number:03} {title.split()[0]}.{kind}"
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(made.encode() if isinstance(made, str) else made)
         expected[name] = text
-    for name, content in BROKEN.items():
-        (folder / name).write_bytes(content())
+    for name, broken in BROKEN.items():
+        (folder / name).write_bytes(broken())
     if hasattr(os, "mkfifo"):
         os.mkfifo(folder / "pipe.txt")
     (folder / "outside.md").symlink_to("/etc/passwd")

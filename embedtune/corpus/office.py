@@ -105,6 +105,7 @@ def _pdf(data: bytes, shown: str) -> Content:
                 )
             pages = [_page_text(pdf[number]) for number in range(len(pdf))]
             bookmarks = [(one.get_dest(), one.level, one.get_title()) for one in pdf.get_toc(max_depth=6)]
+            headings = [(to.get_index(), level + 1, text) for to, level, text in bookmarks if to is not None]
             title = pdf.get_metadata_dict().get("Title", "")
         finally:
             pdf.close()
@@ -114,10 +115,9 @@ def _pdf(data: bytes, shown: str) -> Content:
             f"{shown} has {len(pages)} pages but no text. Run OCR over it, for instance ocrmypdf.",
         )
     pages = without_repeated_lines(pages)
-    for destination, level, heading in bookmarks:
-        number = destination.get_index() if destination is not None else None
+    for number, level, heading in headings:
         if number is not None and number < len(pages):
-            pages[number] = _with_heading(pages[number], heading, level + 1)
+            pages[number] = _with_heading(pages[number], heading, level)
     title = re.sub(r"^Microsoft \w+ - ", "", title or "").strip("\0 ") or first_heading("\n".join(pages))
     return Content(tuple(pages), title.encode("utf-8", "replace").decode(), has_page_numbers=True)
 
