@@ -122,6 +122,7 @@ def test_newlines_are_normalised(tmp_path, name):
         ("caf\xe9".encode("latin-1"), "caf\xe9", "cp1252"),
         ("\u201cT\xfcr\u201d \u2013 5 \u20ac".encode("cp1252"), "\u201cT\xfcr\u201d \u2013 5 \u20ac", "cp1252"),
         ("Насос останавливается, если нажать обе кнопки и подождать десять секунд.".encode("cp1251"), None, "cp1251"),
+        ('<meta charset="cp1250">Zażółć'.encode("cp1250"), None, "cp1250"),
         ("ポンプを再起動するには、両方のボタンを十秒間押し続けてください。".encode("shift_jis"), None, ""),
     ],
 )

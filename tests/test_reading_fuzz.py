@@ -186,6 +186,7 @@ def test_tokens_are_counted_without_any_tokenizer_by_default():
         ),
         ("<main></main><p>Text", "Text"),
         ("<div class='cookie-banner'>We use them</div><div class=cookie-recipe>Bake", "Bake"),
+        ("<p>Text</p><footer>We use <a>Cookies</a></footer><footer>Kitchen 4417</footer>", "Text\n\nKitchen 4417"),
         ("<div style='display: none'>x</div><p>y", "y"),
         ("<p>Use the <a href='#x'>skip</a> key", "Use the skip key"),
     ],

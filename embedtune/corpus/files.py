@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import stat
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from embedtune.corpus.problems import Problems, UnreadableError, one_line
@@ -31,6 +33,7 @@ _OLD = {
     ".msg",
     ".eml",
 }
+_DECLARED = re.compile(rb"(?:charset|encoding)=[\"']?([\w-]+)", re.IGNORECASE)  # in HTML and XML
 _SINGLE_BYTE = "cp1252"
 MIN_LETTERS = 32  # bytes that are not ASCII; fewer say nothing about the script
 _MARKS = (
@@ -156,6 +159,11 @@ def _guess(data: bytes) -> str:
     controls = data[:100_000].translate(None, bytes(range(9, 14)) + bytes(range(32, 256)))
     if len(controls) > len(data[:100_000]) / 100:
         return ""
+    declared = _DECLARED.search(data[:2000])
+    if declared is not None:
+        with suppress(LookupError, UnicodeError):
+            data.decode(declared[1].decode())
+            return declared[1].decode()
     letters = data.translate(None, bytes(range(128)))
     if len(letters) >= MIN_LETTERS and len(letters) * 3 > len(data):  # not a Latin script: its bytes say which
         best = from_bytes(data[:100_000]).best()

@@ -7,7 +7,7 @@ import io
 import json
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,8 @@ def read_text(text: str, file: Path) -> Content:
     read: dict[str, Callable[[str, Path], Content]] = {
         ".md": _markdown, ".markdown": _markdown, ".html": _html, ".htm": _html, ".xhtml": _html, ".rst": _rst, ".ipynb": _notebook,
     }  # fmt: skip
-    return read.get(file.suffix.lower(), lambda text, _: Content((text,)))(text, file)
+    reader = read.get(file.suffix.lower())
+    return Content((text,)) if reader is None else reader(text, file)
 
 
 def first_heading(text: str) -> str:
@@ -64,7 +65,11 @@ def page_of_html(markup: str, shown_name: str) -> Content:
 
 
 def _html(text: str, file: Path) -> Content:
-    return page_of_html(_front_matter(text, file)[1], one_line(file))
+    fields, body = _front_matter(text, file)
+    content = page_of_html(body, one_line(file))
+    return replace(
+        content, title=fields.get("title") or content.title, keywords=fields.get("keywords") or content.keywords
+    )
 
 
 def _markdown(text: str, file: Path) -> Content:

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 MAX_DEPTH = 250  # of nested elements; the time of a browser's parser grows with the depth times the length
 MAX_ATTRIBUTES = 300
+MAX_NOTICE = 1000  # characters of a footer about cookies
 
 _WHOLE = {"h1", "h2", "h3", "h4", "h5", "h6", "li", "pre", "tr"}  # no paragraph starts inside
 _CONTAINERS = {
@@ -160,6 +161,8 @@ def _is_visible(node: LexborNode) -> bool:
         return False
     if node.tag == "a":
         return not ((given.get("href") or "").startswith("#") and _SKIP_LINK.match(node.text()[:50]))
+    if node.tag == "footer" and node.parent is not None and node.parent.tag == "body":
+        return not (len(text := node.text()) < MAX_NOTICE and "cookie" in text.lower())
     return node.tag in ("body", "main", "html") or not any(
         _COOKIES.search(name) for name in f"{given.get('class') or ''} {given.get('id') or ''}".split()
     )
