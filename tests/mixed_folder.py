@@ -184,7 +184,11 @@ def content(kind, number, title, text, picture):
         "txt": lambda: text.encode(["utf-8", "cp1252", "utf-16"][number % 3], "replace"),
         "html": lambda: page(title, text, around="<nav>Home</nav><main>{}</main><footer>We use cookies.</footer>"),
         "pdf": lambda: pdf(
-            [["Fennholt manual", title, *lines, f"Page {i + 1}"] for i in range(5)], bookmarks=[(1, title)]
+            [
+                ["Fennholt manual", *([title] if i == 1 else []), *lines[i:], *lines[:i], f"Page {i + 1}"]
+                for i in range(5)
+            ],
+            bookmarks=[(1, title)],
         ),
         "docx": lambda: docx([title, text], [["part", "price"], ["valve", "4 crowns"]]),
         "pptx": lambda: pptx([(title, lines), ("More", ["Ask the desk."])], notes="Say this slowly."),

@@ -239,16 +239,17 @@ def _read_table(text: str, file: Path, name: str, options: _Options) -> Iterator
     for number, read in rows:
         with options.problems.tolerated():
             row = read()
-            _offer_questions(row, where, options)
+            _offer_questions(row, options)
             yield _from_row(row, columns, f"{where}, {unit} {number}", f"{name}:{number}", options)
 
 
-def _offer_questions(row: Mapping[str, Any], where: str, options: _Options) -> None:
+def _offer_questions(row: Mapping[str, Any], options: _Options) -> None:
     """Say that there are questions, unless they were asked for."""
     column = next((name for name in row if str(name).strip().casefold() in QUESTION_COLUMNS), None)
     if column is not None and options.columns.questions is None:
-        note = f"{where} has a column {column!r}: question_column={column!r} keeps it as questions for training and evaluation"
-        options.problems.notes[note] = 1
+        options.problems.notes[
+            f"rows with a column {column!r}: question_column={column!r} keeps it as questions for training and evaluation"
+        ] += 1
 
 
 def _from_row(row: Mapping[str, Any], columns: Columns, where: str, default_id: str, options: _Options) -> Document:
@@ -268,7 +269,7 @@ def _read_rows(rows: Iterable[Any], options: _Options) -> list[Document]:
             if not isinstance(fields, Mapping):
                 expected = "a string or a mapping of columns is expected"
                 raise UnreadableError("of a wrong type", f"row {number} is {shown(row)}; {expected}.")
-            _offer_questions(fields, "the source", options)
+            _offer_questions(fields, options)
             documents.append(_from_row(fields, options.columns, f"row {number}", str(number), options))
     return documents
 

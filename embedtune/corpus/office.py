@@ -140,10 +140,11 @@ def _with_heading(page: str, heading: str, level: int) -> str:
     return "\n".join(lines)
 
 
-def without_repeated_lines(pages: Iterable[str], *, depth: int = 3) -> list[str]:
+def without_repeated_lines(pages: Iterable[str], *, depth: int = 2) -> list[str]:
     r"""Take out headers and footers: lines among the first or last of a page that at least half of the pages have.
 
-    Numbers may differ, as those of pages do. Documents of fewer than four pages are kept whole.
+    Numbers may differ, as those of pages do. Documents of fewer than four pages, and those that have nothing
+    else, are kept whole.
 
     Example:
         >>> without_repeated_lines([f"Acme manual\n{word}\nPage {i}" for i, word in enumerate(["red", "blue", "green", "grey"])])
@@ -165,7 +166,7 @@ def without_repeated_lines(pages: Iterable[str], *, depth: int = 3) -> list[str]
     for lines in split:
         gone = {place for place in edges(lines) if key(lines[place]) in repeated}
         kept.append("\n".join(line for place, line in enumerate(lines) if place not in gone))
-    return kept
+    return kept if any(page.strip() for page in kept) else ["\n".join(lines) for lines in split]
 
 
 def _docx(data: bytes, shown: str) -> Content:

@@ -14,6 +14,7 @@ logger = logging.getLogger(__name__)
 OnError = Literal["warn", "raise"]
 
 MAX_SHOWN = 10  # of one kind
+MAX_NOTES = 30
 
 
 class UnreadableError(ValueError):
@@ -71,10 +72,9 @@ class Problems:
         if self.left_out:
             logger.warning("Left out %d files or rows:\n%s", sum(map(len, self.left_out.values())), self.summary())
         if self.notes:
-            notes = "\n".join(
-                f"  {note}" + (f" ({count} times)" if count > 1 else "") for note, count in self.notes.items()
-            )
-            logger.warning("Read, but look at this:\n%s", notes)
+            notes = [f"  {note}" + (f" ({count} times)" if count > 1 else "") for note, count in self.notes.items()]
+            notes[MAX_NOTES:] = [f"  and {len(notes) - MAX_NOTES} more"] if len(notes) > MAX_NOTES else []
+            logger.warning("Read, but look at this:\n%s", "\n".join(notes))
 
 
 def one_line(text: object) -> str:
