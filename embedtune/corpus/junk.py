@@ -6,23 +6,26 @@ import re
 from collections import Counter
 from collections.abc import Callable
 
+import regex
+
 MIN_BASE64 = 200  # characters in one run
 MIN_HEX = 160  # more than a SHA-512
 MIN_MINIFIED = 500  # characters in one line
 
-# Each pattern is a run of one class of characters between borders, so that time is linear.
+# Each is a run of one class of characters between borders, so that time is linear.
 _DATA_URI = re.compile(r"data:[\w.+-]{1,60}/[\w.+-]{1,80}(?:;[\w.+=-]{1,80}){0,4},[^\s\"'<>)\]]*", re.IGNORECASE)
 _BASE64 = re.compile(rf"(?<![A-Za-z0-9+/_-])[A-Za-z0-9+/_-]{{{MIN_BASE64},}}={{0,2}}")
 _BASE64_LINES = re.compile(
     r"^[ \t]*[A-Za-z0-9+/]{60,76}\n(?:[ \t]*[A-Za-z0-9+/]{60,76}\n){2,}[ \t]*[A-Za-z0-9+/]*={0,2}$", re.MULTILINE
 )
 _HEX = re.compile(rf"(?<![0-9A-Za-z])[0-9a-fA-F]{{{MIN_HEX},}}(?![0-9A-Za-z])")
-_HEX_DUMP = re.compile(
-    r"(?:^[ \t]*[0-9a-fA-F]{4,16}:?[ \t]+(?:[0-9a-fA-F]{2,8}[ \t]+){4,}\S?.*(?:\n|\Z)){2,}", re.MULTILINE
+# Possessive, so that nothing is tried twice.
+_HEX_DUMP = regex.compile(
+    r"(?:^[ \t]*+[0-9a-fA-F]{4,16}+:?[ \t]++(?:[0-9a-fA-F]{2,8}+[ \t]++){4,}+.*+(?:\n|\Z)){2,}+", regex.MULTILINE
 )
 _BYTES = re.compile(r"(?:0x[0-9a-fA-F]{2}[,;]?\s*){24,}|(?:\\x[0-9a-fA-F]{2}){24,}")
 _LONG_LINE = re.compile(rf"^.{{{MIN_MINIFIED},}}$", re.MULTILINE)
-_CODE = "{}()[];=:,\"'&|!<>+/"
+_CODE = "{}()[];=:,\"'&|!<>"
 
 
 def without_junk(text: str) -> tuple[str, Counter[str]]:
@@ -36,10 +39,10 @@ def without_junk(text: str) -> tuple[str, Counter[str]]:
     """
     counts: Counter[str] = Counter()
 
-    def take(kind: str, pattern: re.Pattern[str], is_junk: Callable[[str], bool]) -> None:
+    def take(kind: str, pattern: re.Pattern[str] | regex.Pattern[str], is_junk: Callable[[str], bool]) -> None:
         nonlocal text
 
-        def judged(match: re.Match[str]) -> str:
+        def judged(match: re.Match[str] | regex.Match[str]) -> str:
             if not is_junk(match[0]):
                 return match[0]
             counts[kind] += 1

@@ -154,6 +154,10 @@ def _raised(name: str, text: str) -> str:
 def _is_visible(node: LexborNode) -> bool:
     if node.tag in _INVISIBLE:
         return False
+    if node.tag == "footer" and node.parent is not None and node.parent.tag == "body":
+        text = node.text()
+        if len(text) < MAX_NOTICE and "cookie" in text.lower():
+            return False
     given = node.attributes
     if not given:
         return True
@@ -161,8 +165,6 @@ def _is_visible(node: LexborNode) -> bool:
         return False
     if node.tag == "a":
         return not ((given.get("href") or "").startswith("#") and _SKIP_LINK.match(node.text()[:50]))
-    if node.tag == "footer" and node.parent is not None and node.parent.tag == "body":
-        return not (len(text := node.text()) < MAX_NOTICE and "cookie" in text.lower())
     return node.tag in ("body", "main", "html") or not any(
         _COOKIES.search(name) for name in f"{given.get('class') or ''} {given.get('id') or ''}".split()
     )
