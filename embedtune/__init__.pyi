@@ -6,7 +6,6 @@ __version__: str
 from .corpus.documents import read_documents as read_documents
 from .sample import load_sample as load_sample
 from .corpus.chunking import chunk_documents as chunk_documents
-from .corpus.chunking import questions_of as questions_of
 from .types import Document as Document
 from .types import Chunk as Chunk
 from .types import Question as Question
