@@ -246,3 +246,13 @@ def test_a_chunk_of_a_document_with_pages_knows_its_page():
     assert [(chunk.text, chunk.page) for chunk in chunks] == [("One two.", 1), ("Three four.", 2), ("Five.", 3)]
     assert chunk_documents([Document("a", "One.")])[0].page == 0
     assert np.array_equal([chunk.start for chunk in chunks], [0, 10, 23])
+
+
+@pytest.mark.parametrize("max_tokens", [1, 3, 5, 30])
+@pytest.mark.parametrize("strategy", ["fixed", "structure"])
+def test_a_word_that_is_unknown_as_a_whole_but_known_in_pieces_is_cut_to_fit(max_tokens, strategy):
+    counter = token_counter(wordpiece())
+    document = Document("a", "pump " + "x" * 250 + " pump")
+    chunks = chunk_documents([document], max_tokens=max_tokens, tokenizer=counter, strategy=strategy)
+    assert max(len(counter.token_starts(chunk.text)) for chunk in chunks) <= max_tokens
+    assert "".join(chunk.text for chunk in chunks).replace(" ", "") == document.text.replace(" ", "")
