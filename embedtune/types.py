@@ -28,12 +28,16 @@ class Document:
         text: The whole text. Offsets of chunks point into it.
         title: The document's title, or an empty string.
         keywords: The document's keywords.
+        page_starts: The offset at which each page or slide starts, ascending; empty if the format has no pages.
+        questions: Questions that people asked and that the text answers, as a FAQ has them; see `questions_of`.
     """
 
     id: str
     text: str
     title: str = ""
     keywords: tuple[str, ...] = ()
+    page_starts: tuple[int, ...] = ()
+    questions: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,7 @@ class Chunk:
         headings: The headings above the span, outermost first.
         title: The document's title.
         keywords: The document's keywords.
+        page: The page or slide on which the span starts, from 1; 0 if the format has no pages.
 
     Example:
         >>> chunk = Chunk("a.md#0", "a.md", "Press both.", 0, 11, headings=("Reset",), keywords=("pump",))
@@ -64,6 +69,7 @@ class Chunk:
     headings: tuple[str, ...] = ()
     title: str = ""
     keywords: tuple[str, ...] = ()
+    page: int = 0
 
     def text_with(self, context: Sequence[ContextPart] = ()) -> str:
         """Return the text to embed: one line for each part of the context, then the chunk's own text.

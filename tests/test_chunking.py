@@ -476,7 +476,7 @@ def test_progress_is_shown_on_request(show, capsys):
 def test_importing_the_corpus_loads_no_heavy_package():
     code = (
         "import sys, embedtune.corpus.chunking, embedtune.corpus.documents;"
-        "print(*{'torch', 'transformers', 'datasets', 'tokenizers', 'tiktoken', 'bs4', 'yaml', 'requests'} & {*sys.modules})"
+        "print(*{'torch', 'transformers', 'datasets', 'tokenizers', 'tiktoken', 'selectolax', 'pptx', 'openpyxl', 'lxml', 'yaml', 'requests'} & {*sys.modules})"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == ""

@@ -41,23 +41,23 @@ def test_a_folder_is_read_with_its_folders_in_the_order_of_the_paths(tmp_path):
 
 def test_hidden_and_unknown_files_are_ignored_and_counted_in_the_log(tmp_path, caplog):
     caplog.set_level(logging.INFO)
-    write(tmp_path, {"a.txt": "A", ".b.txt": "B", ".git/c.txt": "C", "d.pdf": "D", "e.pdf": "E", "README": "F"})
+    write(tmp_path, {"a.txt": "A", ".b.txt": "B", ".git/c.txt": "C", "d.zip": "D", "e.zip": "E", "README": "F"})
     assert [document.id for document in read_documents(tmp_path)] == ["a.txt"]
-    assert "2 with .pdf" in caplog.text
+    assert "2 with .zip" in caplog.text
     assert "1 with no extension" in caplog.text
 
 
-def test_a_loop_of_links_ends_and_links_to_files_are_read(tmp_path, caplog):
-    write(tmp_path, {"a/b.txt": "B", "outside.txt": "O"})
+def test_a_loop_of_links_ends_and_links_to_files_of_the_folder_are_read(tmp_path, caplog):
+    write(tmp_path, {"a/b.txt": "B"})
     (tmp_path / "a" / "loop").symlink_to(tmp_path, target_is_directory=True)
-    (tmp_path / "a" / "link.txt").symlink_to(tmp_path / "outside.txt")
+    (tmp_path / "a" / "link.txt").symlink_to(tmp_path / "a" / "b.txt")
     assert [document.id for document in read_documents(tmp_path / "a")] == ["b.txt", "link.txt"]
     assert "loop is a link to a folder" in caplog.text
 
 
 def test_a_folder_without_a_known_file_is_named_with_the_known_extensions(tmp_path):
-    write(tmp_path, {"a.pdf": "A"})
-    with pytest.raises(ValueError, match=rf"{tmp_path}.*\.jsonl.*1 with \.pdf"):
+    write(tmp_path, {"a.zip": "A"})
+    with pytest.raises(ValueError, match=rf"{tmp_path}.*\.jsonl.*1 with \.zip"):
         read_documents(tmp_path)
 
 
@@ -69,8 +69,8 @@ def test_a_string_is_a_path_and_has_to_exist(path):
 
 
 def test_a_single_file_of_an_unknown_kind_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"a\.pdf.*\.txt"):
-        read_one(tmp_path, "a.pdf", "A")
+    with pytest.raises(ValueError, match=r"a\.zip.*\.txt"):
+        read_one(tmp_path, "a.zip", "A")
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no pipes")
@@ -117,38 +117,62 @@ def test_newlines_are_normalised(tmp_path, name):
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("content", "text", "encoding"),
     [
-        ("caf\xe9".encode("latin-1"), "a.txt is not utf-8: byte 0xe9 at offset 3"),
-        ("text".encode("utf-16"), "a.txt is not utf-8: byte 0xff at offset 0"),
-        ("text".encode("utf-16-le"), "a.txt is binary or not utf-8: NUL at character 1"),
-        (b"\x7fELF\0\0", "a.txt is binary or not utf-8: NUL at character 4"),
+        ("caf\xe9".encode("latin-1"), "caf\xe9", "cp1252"),
+        ("\u201cT\xfcr\u201d \u2013 5 \u20ac".encode("cp1252"), "\u201cT\xfcr\u201d \u2013 5 \u20ac", "cp1252"),
+        ("Насос останавливается, если нажать обе кнопки и подождать десять секунд.".encode("cp1251"), None, "cp1251"),
+        ('<meta charset="cp1250">Zażółć'.encode("cp1250"), None, "cp1250"),
+        ("ポンプを再起動するには、両方のボタンを十秒間押し続けてください。".encode("shift_jis"), None, ""),
     ],
 )
-def test_a_file_in_another_encoding_is_named_with_the_place_and_the_remedy(tmp_path, content, message):
+def test_a_file_in_another_encoding_is_read_in_the_one_it_is_likely_in_and_named(
+    tmp_path, content, text, encoding, caplog
+):
+    write(tmp_path, {"a.txt": content, "b.txt": SECRET})
+    documents = read_documents(tmp_path, on_error="raise")
+    assert documents[0].text == (text or content.decode(encoding or "shift_jis"))
+    assert f"a.txt is not utf-8 and was read as {encoding}" in caplog.text
+    assert "b.txt" not in caplog.text
+
+
+def test_a_byte_order_mark_says_the_encoding(tmp_path, caplog):
+    for encoding in ("utf-16", "utf-32", "utf-8-sig"):
+        assert read_one(tmp_path, "a.txt", "caf\xe9 中".encode(encoding)).text == "caf\xe9 中"
+    assert not caplog.text
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("text".encode("utf-16-le"), "a.txt is binary or not utf-8: NUL at character 1"),
+        (b"\x7fELF\0\0", "a.txt is binary or not utf-8: NUL at character 4"),
+        (bytes(range(256)), "a.txt is not utf-8: byte 0x80 at offset 128"),
+    ],
+)
+def test_a_binary_file_is_named_with_the_place_and_the_remedy(tmp_path, content, message):
     write(tmp_path, {"a.txt": content, "b.txt": SECRET})
     with pytest.raises(ValueError, match=message) as caught:
-        read_documents(tmp_path)
+        read_documents(tmp_path, on_error="raise")
     assert "encoding=" in str(caught.value)
-    assert "on_error='skip'" in str(caught.value)
 
 
-def test_skipping_logs_the_name_but_no_text_and_goes_on(tmp_path, caplog):
+def test_what_is_left_out_is_logged_by_name_without_its_text(tmp_path, caplog):
     bad = {
-        "bad.txt": f"{SECRET} \xe9".encode("latin-1"),
-        "bad.md": f"---\n{SECRET}: [\n---\n",
+        "bad.txt": f"{SECRET} \0".encode("latin-1"),
+        "bad.md": f"---\ntitle: [{SECRET}\n---\n",
         "bad.jsonl": f'{{"text": ["{SECRET}"]}}\n{{"text": "{SECRET}\n{{"text": "good"}}\n"{SECRET}"',
     }
     write(tmp_path, {**bad, "good.txt": "good"})
-    assert [document.id for document in read_documents(tmp_path, on_error="skip")] == ["bad.jsonl:3", "good.txt"]
+    assert [document.id for document in read_documents(tmp_path)] == ["bad.jsonl:3", "good.txt"]
     for name in ["bad.txt", "bad.md", "bad.jsonl, line 1", "bad.jsonl, line 2", "bad.jsonl, line 4"]:
         assert name in caplog.text
     assert SECRET not in caplog.text
 
 
-def test_nothing_left_after_skipping_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match="no document"):
-        read_documents(write(tmp_path, {"a.txt": b"\xff"}), on_error="skip")
+def test_nothing_left_is_an_error_that_says_why(tmp_path):
+    with pytest.raises(ValueError, match=r"(?s)no document.*1 binary:.*a\.txt is binary"):
+        read_documents(write(tmp_path, {"a.txt": b"a\0"}))
 
 
 def test_an_empty_file_is_named_and_left_out(tmp_path, caplog):
@@ -160,7 +184,7 @@ def test_an_empty_file_is_named_and_left_out(tmp_path, caplog):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"on_error": "ignore"}, "on_error='ignore'"), ({"encoding": "utf-9"}, "encoding='utf-9'")],
+    [({"on_error": "skip"}, "on_error='skip'"), ({"encoding": "utf-9"}, "encoding='utf-9'")],
 )
 def test_options_that_do_not_exist_are_refused(options, message):
     with pytest.raises(ValueError, match=message):
@@ -174,6 +198,28 @@ def test_front_matter_gives_the_title_and_the_keywords_and_is_no_text(tmp_path):
     content = "---\ntitle: 'The pump:  use'\nkeywords: [pump, 2024, yes]\nother: x\n---\n\n# Heading\n\nBody"
     document = read_one(tmp_path, "a.md", content)
     assert document == Document("a.md", "\n# Heading\n\nBody", "The pump: use", ("pump", "2024", "yes"))
+
+
+@pytest.mark.parametrize(
+    "above",
+    [
+        "# Safety first",
+        "Warning: hot surface",
+        "Opening hours: Monday: 9 to 5",
+        "**Important:** read this first.",
+        "@home is the default.",
+        "[" * 400,
+    ],
+)
+def test_text_between_two_rules_is_kept(tmp_path, above):
+    content = f"---\n{above}\n---\n\nPress both buttons."
+    assert read_one(tmp_path, "a.md", content).text == content
+
+
+@pytest.mark.parametrize("fields", ["title: null", "title:", "layout: page\nsidebar_position: 3", "Title: ~"])
+def test_front_matter_without_a_title_leaves_it_to_the_heading(tmp_path, fields):
+    document = read_one(tmp_path, "a.md", f"---\n{fields}\n---\n# Pump\nPress.")
+    assert (document.title, document.text) == ("Pump", "# Pump\nPress.")
 
 
 def test_keywords_may_be_separated_by_commas(tmp_path):
@@ -200,7 +246,7 @@ def test_rules_are_not_taken_for_front_matter(tmp_path, content):
         ("title: [", r"a\.md has front matter.*not valid YAML at line 3"),
         ("title: [a, b]", r"a\.md: 'title' is a list; a string"),
         ("keywords: {a: b}", r"a\.md: 'keywords' is a dict; a list"),
-        ("[" * 400, r"a\.md has front matter"),
+        ("title: " + "[" * 400, r"a\.md has front matter"),
     ],
 )
 def test_broken_front_matter_is_named(tmp_path, fields, message):
@@ -306,9 +352,9 @@ def test_a_line_separator_inside_a_string_ends_no_line(tmp_path):
 def test_a_bad_line_is_named_with_its_number_and_field(tmp_path, line, message):
     content = f'{{"text": "A"}}\n\n{line}\n{{"text": "B"}}'
     with pytest.raises(ValueError, match=r"a\.jsonl, line 3") as caught:
-        read_one(tmp_path, "a.jsonl", content)
+        read_one(tmp_path, "a.jsonl", content, on_error="raise")
     assert message in str(caught.value)
-    documents = read_documents(tmp_path, on_error="skip")
+    documents = read_documents(tmp_path)
     assert [document.text for document in documents] == ["A", "B"]
 
 
@@ -354,14 +400,14 @@ def test_a_column_that_was_asked_for_has_to_be_there(parameter):
 )
 def test_a_bad_row_is_named_with_its_number_and_column(rows, message, caplog):
     with pytest.raises(ValueError, match=message):
-        read_documents(rows)
-    assert [document.text for document in read_documents(rows, on_error="skip")] == ["A"]
+        read_documents(rows, on_error="raise")
+    assert [document.text for document in read_documents(rows)] == ["A"]
     assert "row 1" in caplog.text
 
 
 def test_a_missing_id_in_a_column_that_was_asked_for_is_an_error():
     with pytest.raises(ValueError, match="row 1: 'key' is None"):
-        read_documents([{"text": "A", "key": 1}, {"text": "B", "key": None}], id_column="key")
+        read_documents([{"text": "A", "key": 1}, {"text": "B", "key": None}], id_column="key", on_error="raise")
 
 
 @pytest.mark.parametrize("source", [None, 3, b"bytes", {"train": ["A"]}, datasets.DatasetDict()])

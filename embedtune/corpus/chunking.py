@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import re
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from numbers import Integral
 from typing import Literal, get_args
@@ -11,13 +13,18 @@ from tqdm.auto import tqdm
 
 from embedtune.corpus.markdown import Heading, outline
 from embedtune.corpus.splitting import fixed_spans, structure_spans
-from embedtune.corpus.tokens import token_counter
+from embedtune.corpus.tokens import FastCounter, token_counter
 from embedtune.tables import Listing, Row, excerpt
-from embedtune.types import Chunk, Document
+from embedtune.types import Chunk, Document, Question
 
 logger = logging.getLogger(__name__)
 
 Strategy = Literal["structure", "fixed"]
+
+MAX_UNKNOWN_SHARE = 0.5  # of the characters of a chunk
+MAX_NAMED = 10  # documents in a message
+
+_LONG_WORD = re.compile(r"\S{101}")  # WordPiece does not look into words of more than 100 characters
 
 # What a model puts around a text, such as [CLS] and [SEP], with some room.
 _SPECIAL_TOKENS = 6
@@ -39,7 +46,7 @@ def chunk_documents(
     *,
     max_tokens: int = 400,
     overlap: int = 0,
-    tokenizer: object = "o200k_base",
+    tokenizer: object = None,
     strategy: Strategy = "structure",
     show_progress_bar: bool | None = None,
 ) -> list[Chunk]:
@@ -53,7 +60,8 @@ def chunk_documents(
         max_tokens: The largest number of tokens of a chunk's own text. The prompt and the special tokens of a model, and
             the context of ``Chunk.text_with``, come on top.
         overlap: Each chunk but the first starts up to this many tokens earlier, within its section.
-        tokenizer: The tokenizer that counts, see ``token_counter``; for instance the model to tune.
+        tokenizer: The tokenizer that counts, see ``token_counter``: the model to tune, to count as it does, or
+            ``"o200k_base"`` for the tokens of a language model. By default tokens are counted roughly, without a download.
         strategy: ``"structure"`` prefers to cut before a heading, then between paragraphs, lines, sentences and words;
             keeps headings with their text, and code together, if possible; and joins small sections to chunks of at
             least half of ``max_tokens``. ``"fixed"`` cuts windows of ``max_tokens`` tokens with a stride of
@@ -80,11 +88,16 @@ def chunk_documents(
     counter = token_counter(tokenizer)
     hidden = None if show_progress_bar is None else not show_progress_bar
     chunks: list[Chunk] = []
+    blank: list[str] = []
     for document in tqdm(documents, desc="Chunking", unit="document", delay=2, disable=hidden):
         found = chunk_document(document, max_tokens=max_tokens, overlap=overlap, tokenizer=counter, strategy=strategy)
         if not found:
-            logger.warning("Document %r has only white space and gives no chunk.", document.id)
+            blank.append(document.id)
         chunks += found
+    if blank:
+        logger.warning("%d documents have only white space and give no chunk: %s.", len(blank), _named(blank))
+    if isinstance(counter, FastCounter):
+        _report_unknown(chunks, counter)
     return Chunks(chunks)
 
 
@@ -102,12 +115,67 @@ def _warn_if_cut(tokenizer: object, max_tokens: int) -> None:
         )
 
 
+def _report_unknown(chunks: Sequence[Chunk], counter: FastCounter) -> None:
+    """Warn of chunks that a model cannot read: all of them would get nearly the same vector."""
+    doubtful = (chunk for chunk in chunks if not chunk.text.isascii() or _LONG_WORD.search(chunk.text))
+    unknown = [chunk for chunk in doubtful if counter.unknown_share(chunk.text) > MAX_UNKNOWN_SHARE]
+    if unknown:
+        logger.warning(
+            "%d of %d chunks are mostly unknown to the tokenizer, and the model cannot distinguish their vectors; words still "
+            "find them: %s. Choose a model that knows their language, or leave them out.",
+            len(unknown),
+            len(chunks),
+            _named(sorted({chunk.document_id for chunk in unknown})),
+        )
+
+
+def _named(ids: Sequence[str]) -> str:
+    """Return some ids, as they are safe to log."""
+    return ", ".join(map(repr, ids[:MAX_NAMED])) + (f" and {len(ids) - MAX_NAMED} more" if len(ids) > MAX_NAMED else "")
+
+
+def questions_of(documents: Sequence[Document], chunks: Sequence[Chunk]) -> list[Question]:
+    """Return the questions that documents came with, each with the chunk that answers it.
+
+    They come from the column that ``read_documents(..., question_column=...)`` named. Of a document that was cut into several
+    chunks it is not known which one answers, so its questions are left out, with a warning.
+
+    Args:
+        documents: As ``read_documents`` returns them.
+        chunks: Their chunks.
+
+    Example:
+        >>> document = Document("faq.csv:1", "Press both buttons.", questions=("How do I restart it?",))
+        >>> chunk = Chunk("faq.csv:1#0", "faq.csv:1", "Press both buttons.", 0, 19)
+        >>> [(question.text, question.chunk_ids) for question in questions_of([document], [chunk])]
+        [('How do I restart it?', ('faq.csv:1#0',))]
+    """
+    chunks_of: dict[str, list[str]] = {}
+    for chunk in chunks:
+        chunks_of.setdefault(chunk.document_id, []).append(chunk.id)
+    asked = [document for document in documents if document.questions and document.id in chunks_of]
+    cut = [document.id for document in asked if len(chunks_of[document.id]) > 1]
+    if cut:
+        logger.warning(
+            "The questions of %d documents are left out, because these were cut into several chunks: %s. Raise max_tokens.",
+            len(cut),
+            _named(cut),
+        )
+    return [
+        Question(f"{chunk}/{number}", text, (chunk,))
+        for document in asked
+        for chunk in chunks_of[document.id]
+        if len(chunks_of[document.id]) == 1
+        for number, text in enumerate(document.questions)
+    ]
+
+
 def chunk_document(
     document: Document,
     *,
     max_tokens: int = 400,
     overlap: int = 0,
-    tokenizer: object = "o200k_base",
+    tokenizer: object = None,
     strategy: Strategy = "structure",
 ) -> list[Chunk]:
     """Cut one document into chunks; see ``chunk_documents``.
@@ -141,6 +209,7 @@ def chunk_document(
             headings=headings,
             title=document.title,
             keywords=document.keywords,
+            page=bisect_right(document.page_starts, start),
         )
         for position, ((start, end), headings) in enumerate(zip(spans, paths, strict=True))
     ]

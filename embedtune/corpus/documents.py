@@ -1,23 +1,26 @@
-"""Reads documents from files, strings and datasets."""
+"""Reads documents from files, strings, tables and datasets."""
 
 from __future__ import annotations
 
 import codecs
-import json
-import logging
 import os
-import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
-from embedtune.corpus.markdown import outline
-from embedtune.corpus.rows import Columns, document_from_row, shown
-from embedtune.corpus.webpages import read_page
+from tqdm.auto import tqdm
+
+from embedtune.corpus.files import decoded, names_in, read_bytes, storable_name
+from embedtune.corpus.formats import Content, json_lines, read_text, table_rows
+from embedtune.corpus.junk import without_junk
+from embedtune.corpus.office import EXTENSIONS as OFFICE
+from embedtune.corpus.office import read_office
+from embedtune.corpus.problems import OnError, Problems, UnreadableError, one_line
+from embedtune.corpus.rows import QUESTION_COLUMNS, Columns, document_from_row, shown
 from embedtune.tables import Listing, Row, excerpt
 from embedtune.types import Document
 
@@ -25,20 +28,18 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 
-logger = logging.getLogger(__name__)
+ROWS = (".jsonl", ".csv", ".tsv")
+EXTENSIONS = (".txt", ".md", ".markdown", ".rst", ".html", ".htm", ".xhtml", ".ipynb", *ROWS, *OFFICE)
 
-OnError = Literal["raise", "skip"]
-
-EXTENSIONS = (".txt", ".md", ".markdown", ".html", ".htm", ".jsonl")
-
-_FRONT_MATTER = re.compile(r"---[ \t]*\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\n|\Z)", re.DOTALL | re.MULTILINE)
+MAX_PATH = 1000  # characters; a longer string is no path
 
 
 @dataclass(frozen=True, slots=True)
 class _Options:
     columns: Columns
     encoding: str
-    on_error: OnError
+    problems: Problems
+    hide_progress: bool | None
 
 
 class Documents(Listing[Document]):
@@ -53,47 +54,60 @@ class Documents(Listing[Document]):
 
 
 def read_documents(
-    source: str | Path | Iterable[str] | Dataset,
+    source: str | Path | Iterable[str | Path] | Dataset,
     *,
-    text_column: str = "text",
+    text_column: str | Sequence[str] | None = None,
     id_column: str | None = None,
     title_column: str | None = None,
     keywords_column: str | None = None,
+    question_column: str | None = None,
     encoding: str = "utf-8",
-    on_error: OnError = "raise",
+    on_error: OnError = "warn",
+    show_progress_bar: bool | None = None,
 ) -> list[Document]:
-    r"""Read documents from a folder, a file, a dataset or strings.
+    r"""Read documents from a folder, files, a dataset, a DataFrame or strings.
 
-    A folder is read recursively, in the order of the paths, without hidden files and links to folders. The id of a
-    document is its path relative to the folder:
+    A folder is read recursively, in the order of the paths, without hidden files, links to folders, and links that lead out
+    of it. The id of a document is its path relative to the folder:
 
     * ``.txt``: the whole text.
-    * ``.md``, ``.markdown``: ``title`` and ``keywords`` come from YAML front matter; without it the title is the first
-      ``#`` heading.
-    * ``.html``, ``.htm``: the visible text, with headings, lists, tables and code as Markdown; ``<title>`` and
-      ``<meta name="keywords">``.
+    * ``.md``, ``.markdown``, ``.rst``, ``.ipynb``: ``title`` and ``keywords`` come from YAML front matter; without it the title
+      is the first heading of level 1. Of notebooks the Markdown and the code are read, not the outputs.
+    * ``.html``, ``.htm``, ``.xhtml``: what people read of the page, with headings, lists, tables and code as Markdown; ``<title>``
+      and ``<meta name="keywords">``.
+    * ``.pdf``, ``.docx``, ``.pptx``, ``.xlsx``, ``.epub``: with ``pip install 'embedtune[documents]'``. Headings and tables become
+      Markdown, and chunks know their page or slide.
     * ``.jsonl``: one document on each line, an object with the columns below. The default id is ``"path:line"``.
+    * ``.csv``, ``.tsv``: one document in each row. The default id is ``"path:row"``.
 
-    All newlines become ``\n``, and a byte-order mark is removed.
+    All newlines become ``\n``, and a byte-order mark is removed. What no one reads is taken out, and counted in a warning: data
+    URIs, base64, hex dumps, minified code, and the headers and footers that the pages of a PDF repeat.
 
     Args:
-        source: A path (a string is always a path), a list of strings, or a dataset or other rows.
-        text_column: The column of a dataset, or the field of a JSONL line, with the text.
+        source: A path (a string is always a path), a list of paths, a list of strings, a DataFrame, or a dataset or other rows.
+            A list of strings is one of paths if each of them exists.
+        text_column: The column with the text, or several, which become lines of ``"name: value"``. By default ``"text"``; the
+            row of a CSV file or a DataFrame without it is the text of all its columns.
         id_column: The column with the id; by default ``"id"`` if it exists, else rows are numbered from 0.
         title_column: The column with the title; by default ``"title"`` if it exists.
         keywords_column: The column with the keywords, a list or separated by commas; by default ``"keywords"`` if it
             exists.
-        encoding: The encoding of all files.
-        on_error: ``"skip"`` logs a warning for each unusable file or row and continues.
+        question_column: A column with one or several questions that the row answers, as in a FAQ. They become
+            `Document.questions` instead of text, see `questions_of`.
+        encoding: The encoding of the files. A file that is not in it is read in the encoding that its bytes suggest, with a
+            warning.
+        on_error: ``"warn"`` leaves out what cannot be read, and says at the end what and why, by kind; ``"raise"`` stops at
+            the first.
+        show_progress_bar: Whether to show progress; by default only in a terminal, after two seconds.
 
     Raises:
         FileNotFoundError: If the path does not exist.
-        ValueError: If a file or row is unusable, two documents have the same id, or there are no documents.
+        ValueError: If there are no documents, two have the same id, or ``on_error="raise"`` and a file or row is unusable.
         TypeError: If the source is none of the above.
 
     Example:
-        >>> read_documents(["Press both buttons.", "Lift the door."])[1]
-        Document(id='1', text='Lift the door.', title='', keywords=())
+        >>> read_documents(["Press both buttons.", "Lift the door."])[1].text
+        'Lift the door.'
     """
     if on_error not in get_args(OnError):
         raise ValueError(f"on_error={on_error!r} is unknown. Choose one of {', '.join(map(repr, get_args(OnError)))}.")
@@ -101,191 +115,174 @@ def read_documents(
         codecs.lookup(encoding)
     except LookupError as err:
         raise ValueError(f"encoding={encoding!r} is unknown to Python. Most files are 'utf-8'.") from err
-    columns = Columns(text=text_column, id=id_column, title=title_column, keywords=keywords_column)
-    options = _Options(columns, encoding, on_error)
-    if isinstance(source, (str, Path)):
-        documents = _read_path(Path(source), options)
-    elif isinstance(source, (bytes, Mapping)) or not isinstance(source, Iterable):
-        raise TypeError(
-            f"source is a {type(source).__name__}. Pass a path, a list of strings, or one split of a dataset, "
-            f"such as dataset['train']."
-        )
-    else:
-        documents = _read_rows(source, options)
+    text = text_column if isinstance(text_column, str) or text_column is None else tuple(text_column)
+    columns = Columns(text, id_column, title_column, keywords_column, question_column)
+    hidden = None if show_progress_bar is None else not show_progress_bar
+    options = _Options(columns, encoding, Problems(on_error), hidden)
+    documents = _read_source(source, options)
     if not documents:
-        raise ValueError("There are no documents: the source is empty, or every file or row was skipped.")
+        found = f" What was left out:\n{found}" if (found := options.problems.summary()) else ""
+        raise ValueError(f"There are no documents: the source is empty, or nothing of it can be read.{found}")
+    if question_column is not None and not any(document.questions for document in documents):
+        options.problems.notes[f"question_column={question_column!r}: no row has such a column with a question"] += 1
     _require_unique_ids(documents)
+    options.problems.log()
     return Documents(documents)
 
 
-@contextmanager
-def _tolerating(on_error: OnError) -> Iterator[None]:
-    """Skip a bad file or row with a warning, if that is wanted."""
-    try:
-        yield
-    except ValueError as err:
-        if on_error == "raise":
-            raise
-        logger.warning("Skipped %s", err)
+def _read_source(source: Any, options: _Options) -> list[Document]:
+    if isinstance(source, (str, Path)):
+        return _read_paths([Path(source)], options)
+    if isinstance(source, (bytes, Mapping)) or not isinstance(source, Iterable):
+        raise TypeError(
+            f"source is a {type(source).__name__}. Pass a path, a list of paths or strings, a DataFrame, or one split of a "
+            f"dataset, such as dataset['train']."
+        )
+    if hasattr(source, "to_dict") and hasattr(source, "columns"):  # a DataFrame of pandas or polars
+        return _read_rows(
+            _rows_of_frame(source), replace(options, columns=replace(options.columns, all_if_no_text=True))
+        )
+    if isinstance(source, (list, tuple)) and source and all(map(_is_path, source)):
+        return _read_paths([Path(one) for one in source], options)
+    return _read_rows(source, options)
 
 
-def _read_path(path: Path, options: _Options) -> list[Document]:
+def _is_path(one: object) -> bool:
+    """Whether this is a path; a string is one if there is such a file or folder."""
+    if isinstance(one, str) and 0 < len(one) <= MAX_PATH and "\n" not in one and "\0" not in one:
+        with suppress(OSError):
+            return Path(one).exists()
+    return isinstance(one, Path)
+
+
+def _rows_of_frame(frame: Any) -> list[dict[str, Any]]:
+    """Return the rows of a DataFrame, with None for what is missing."""
+    rows = frame.to_dicts() if hasattr(frame, "to_dicts") else frame.to_dict("records")
+    return [{str(name): None if _is_missing(value) else value for name, value in row.items()} for row in rows]
+
+
+def _is_missing(value: Any) -> bool:
+    """Whether a value is None, NaN, NaT or pandas' NA; only the first is equal to itself."""
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    return isinstance(value, float) and value != value
+
+
+def _read_paths(paths: list[Path], options: _Options) -> list[Document]:
+    """Read files and folders; ids are relative to the folder, or to the one that several have in common."""
+    files: list[tuple[Path, str, Path | None]] = []  # the path, the id, and the folder that links must not lead out of
+    folders = [path if _is_folder(path) else path.parent for path in paths]
+    root = folders[0] if len(paths) == 1 else Path(os.path.commonpath([folder.absolute() for folder in folders]))
+    for path, folder in zip(paths, folders, strict=True):
+        shared = folder if len(paths) == 1 else folder.absolute()
+        if path != folder and path.suffix.lower() not in EXTENSIONS:
+            raise ValueError(
+                f"{one_line(path)} cannot be read: the supported extensions are {', '.join(EXTENSIONS)}. Convert it to one of "
+                "them, or pass its text in a list: [text]."
+            )
+        inside, names = (
+            (folder, names_in(folder, EXTENSIONS, options.problems)) if path == folder else (None, [path.name])
+        )
+        files += [(folder / name, (shared / name).relative_to(root).as_posix(), inside) for name in names]
+    documents: list[Document] = []
+    for file, name, inside in tqdm(files, desc="Reading", unit="file", delay=2, disable=options.hide_progress):
+        with options.problems.tolerated():
+            before = len(documents), sum(map(len, options.problems.left_out.values()))
+            for document in _read_file(file, name, inside, options):
+                documents.append(document)  # also those above a line that ends the file
+            if before == (len(documents), sum(map(len, options.problems.left_out.values()))):
+                options.problems.leave_out("without text", f"{one_line(file)} has no text.")
+    return documents
+
+
+def _is_folder(path: Path) -> bool:
     try:
-        is_folder = stat.S_ISDIR(path.stat().st_mode)
+        return stat.S_ISDIR(path.stat().st_mode)
     except (OSError, ValueError) as err:  # a text in place of a path may be too long for one, or hold NULs
         raise FileNotFoundError(
             f"There is no file or folder {str(path)[:100]!r}. A string is always a path; pass texts as a list: [text]."
         ) from err
-    if not is_folder and path.suffix.lower() not in EXTENSIONS:
-        raise ValueError(
-            f"{path} cannot be read: the supported extensions are {', '.join(EXTENSIONS)}. Convert it to one of them, or pass "
-            "its text in a list: [text]."
-        )
-    folder, names = (path, _names(path)) if is_folder else (path.parent, [path.name])
-    documents: list[Document] = []
-    for name in names:
-        with _tolerating(options.on_error):
-            documents += _read_file(folder / name, name, options)
-    return documents
 
 
-def _names(folder: Path) -> list[str]:
-    """Return the relative paths of the files to read, sorted."""
-    names: list[str] = []
-    ignored: Counter[str] = Counter()
-    for parent, subfolders, files in os.walk(folder, onerror=_raise_unreadable):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        for link in (path for name in subfolders if (path := Path(parent, name)).is_symlink()):
-            logger.warning(
-                "%s is a link to a folder and was not followed. Read its target separately if you need it.", link
-            )
-        for file in (Path(parent, name) for name in files if not name.startswith(".")):
-            if file.suffix.lower() in EXTENSIONS:
-                names.append(file.relative_to(folder).as_posix())
-            else:
-                ignored[file.suffix.lower() or "no extension"] += 1
-    others = ", ".join(f"{count} with {extension}" for extension, count in sorted(ignored.items())) or "none"
-    if not names:
-        raise ValueError(
-            f"{folder} has no readable file. Supported are {', '.join(EXTENSIONS)}; other files: {others}. "
-            "Convert those, or pass their texts in a list."
-        )
-    if ignored:
-        logger.info("Ignored files in %s: %s.", folder, others)
-    return sorted(names)
-
-
-def _raise_unreadable(err: OSError) -> None:
-    raise ValueError(f"{err.filename} cannot be listed: {err.strerror}. Change its permissions or move it.") from err
-
-
-def _read_file(file: Path, name: str, options: _Options) -> list[Document]:
-    text = _decoded(file, options.encoding)
+def _read_file(file: Path, name: str, inside: Path | None, options: _Options) -> Iterator[Document]:
+    if name != (readable := storable_name(name)):
+        options.problems.notes[f"the name of {one_line(readable)} is not UTF-8 and was read as Latin-1"] += 1
+    data = read_bytes(file, inside=inside)
     extension = file.suffix.lower()
-    if extension == ".jsonl":
-        documents = _read_json_lines(text, file, name, options)
+    if extension in OFFICE:
+        yield from _from_content(read_office(data, file), file, readable, options)
+        return
+    text = decoded(data, file, options.encoding, options.problems)
+    del data
+    if extension in ROWS:
+        yield from _read_table(text, file, readable, options)
     else:
-        read = {".md": _markdown_row, ".markdown": _markdown_row, ".html": _html_row, ".htm": _html_row}
-        row = read.get(extension, _text_row)(text, file)
-        is_blank = not row["text"].strip()
-        documents = [] if is_blank else [document_from_row(row, Columns(), where=str(file), default_id=name)]
-    if not documents:
-        logger.warning("%s has no text and was skipped.", file)
-    return documents
+        yield from _from_content(read_text(text, file), file, readable, options)
 
 
-def _decoded(file: Path, encoding: str) -> str:
-    try:
-        if not stat.S_ISREG(file.stat().st_mode):
-            raise ValueError(f"{file} is not a regular file.")  # opening a pipe would wait forever
-        data = file.read_bytes()
-    except OSError as err:
-        raise ValueError(f"{file} cannot be read: {err.strerror}. Repair it, or pass on_error='skip'.") from err
-    remedy = "Pass its encoding, encoding=..., or skip such files, on_error='skip'."
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError as err:
-        byte = data[err.start]
-        raise ValueError(f"{file} is not {encoding}: byte 0x{byte:02x} at offset {err.start}. {remedy}") from err
-    if "\0" in text:
-        raise ValueError(f"{file} is binary or not {encoding}: NUL at character {text.index(chr(0))}. {remedy}")
-    return text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
+def _from_content(content: Content, file: Path, name: str, options: _Options) -> Iterator[Document]:
+    """Join the pages of a file to a document, if there is any text."""
+    pages = [_cleaned(page, options) for page in content.pages]
+    starts, length = [], 0
+    for page in pages:
+        starts.append(length)
+        length += len(page) + 2
+    row = {"text": "\n\n".join(pages), "title": content.title or None, "keywords": content.keywords}
+    if row["text"].strip():
+        document = document_from_row(row, Columns(), where=one_line(file), default_id=name)
+        yield replace(document, page_starts=tuple(starts)) if content.has_page_numbers else document
 
 
-def _text_row(text: str, _: Path) -> dict[str, Any]:
-    return {"text": text}
+def _cleaned(text: str, options: _Options) -> str:
+    text, counts = without_junk(text)
+    for kind, count in counts.items():
+        options.problems.notes[f"taken out, since no one reads it: {kind}"] += count
+    return text
 
 
-def _markdown_row(text: str, file: Path) -> dict[str, Any]:
-    fields, body = _front_matter(text, file)
-    title = fields.get("title") or _first_heading(body)
-    return {"text": body, "title": title, "keywords": fields.get("keywords")}
+def _read_table(text: str, file: Path, name: str, options: _Options) -> Iterator[Document]:
+    """Read the rows of JSONL, CSV or TSV."""
+    where, columns = one_line(file), options.columns
+    is_table = file.suffix.lower() != ".jsonl"
+    separator = "\t" if file.suffix.lower() == ".tsv" else ""
+    rows = table_rows(text, where, separator=separator) if is_table else json_lines(text, where)
+    columns = replace(columns, all_if_no_text=is_table)
+    unit = "row" if is_table else "line"
+    for number, read in rows:
+        with options.problems.tolerated():
+            row = read()
+            _offer_questions(row, options)
+            yield _from_row(row, columns, f"{where}, {unit} {number}", f"{name}:{number}", options)
 
 
-def _html_row(text: str, file: Path) -> dict[str, Any]:
-    try:
-        page = read_page(text)
-    except ValueError as err:
-        raise ValueError(f"{file} is {err}") from err
-    return {"text": page.text, "title": page.title or _first_heading(page.text), "keywords": page.keywords}
+def _offer_questions(row: Mapping[str, Any], options: _Options) -> None:
+    """Say that there are questions, unless they were asked for."""
+    column = next((name for name in row if str(name).strip().casefold() in QUESTION_COLUMNS), None)
+    if column is not None and options.columns.questions is None:
+        options.problems.notes[
+            f"rows with a column {column!r}: question_column={column!r} keeps it as questions for training and evaluation"
+        ] += 1
 
 
-def _first_heading(text: str) -> str:
-    return next((heading.text for heading in outline(text).headings if heading.level == 1), "")
-
-
-def _front_matter(text: str, file: Path) -> tuple[dict[str, Any], str]:
-    """Split off the YAML between two ``---`` lines, unless it is plain text between two rules."""
-    import yaml
-
-    match = _FRONT_MATTER.match(text)
-    if match is None:
-        return {}, text
-    try:
-        fields = yaml.load(match[1], Loader=yaml.BaseLoader)  # all scalars are strings: a title may be 2024 or "No"
-    except (yaml.YAMLError, RecursionError) as err:
-        mark = getattr(err, "problem_mark", None)
-        line = f" at line {mark.line + 2}" if mark else ""
-        raise ValueError(
-            f"{file} has front matter, between --- lines, that is not valid YAML{line}. Correct it."
-        ) from err
-    if isinstance(fields, dict):
-        return fields, text[match.end() :]
-    return {}, text if fields else text[match.end() :]
-
-
-def _read_json_lines(text: str, file: Path, name: str, options: _Options) -> list[Document]:
-    documents = []
-    for number, line in enumerate(text.split("\n"), start=1):  # splitlines() would also split at U+2028 in a string
-        if not line.strip():
-            continue
-        with _tolerating(options.on_error):
-            where = f"{file}, line {number}"
-            row = _json_object(line, where)
-            documents.append(document_from_row(row, options.columns, where=where, default_id=f"{name}:{number}"))
-    return documents
-
-
-def _json_object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as err:
-        raise ValueError(f"{where}, column {err.colno}: this is not JSON: {err.msg}.") from err
-    except (ValueError, RecursionError) as err:  # a number of too many digits, brackets nested too deeply
-        raise ValueError(f"{where}: this JSON cannot be read ({type(err).__name__}).") from err
-    if not isinstance(row, dict):
-        raise ValueError(f'{where} is {shown(row)}; an object such as {{"text": "..."}} is expected.')
-    return row
+def _from_row(row: Mapping[str, Any], columns: Columns, where: str, default_id: str, options: _Options) -> Document:
+    document = document_from_row(row, columns, where=where, default_id=default_id)
+    text = _cleaned(document.text, options)
+    if not text.strip():
+        raise UnreadableError("without text that people read", f"{where} has only what a machine reads.")
+    return replace(document, text=text) if text != document.text else document
 
 
 def _read_rows(rows: Iterable[Any], options: _Options) -> list[Document]:
     documents = []
-    for number, row in enumerate(rows):
-        with _tolerating(options.on_error):
-            fields = {options.columns.text: row} if isinstance(row, str) else row
+    text_column = options.columns.text if isinstance(options.columns.text, str) else "text"
+    for number, row in enumerate(tqdm(rows, desc="Reading", unit="row", delay=2, disable=options.hide_progress)):
+        with options.problems.tolerated():
+            fields = {text_column: row} if isinstance(row, str) else row
             if not isinstance(fields, Mapping):
-                raise ValueError(f"row {number} is {shown(row)}; a string or a mapping of columns is expected.")
-            documents.append(document_from_row(fields, options.columns, where=f"row {number}", default_id=str(number)))
+                expected = "a string or a mapping of columns is expected"
+                raise UnreadableError("of a wrong type", f"row {number} is {shown(row)}; {expected}.")
+            _offer_questions(fields, options)
+            documents.append(_from_row(fields, options.columns, f"row {number}", str(number), options))
     return documents
 
 

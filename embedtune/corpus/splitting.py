@@ -77,11 +77,16 @@ def fixed_spans(text: str, *, counter: TokenCounter, max_tokens: int, overlap: i
     while stop < len(text):
         behind, excess = first + max_tokens, 1
         while excess > 0:
+            low = int(np.searchsorted(token_starts, start, side="right"))  # the end of the shortest window
+            behind = max(behind, low)
             stop = int(borders[min(behind, len(token_starts))])
-            if stop <= start:
-                raise _too_small(max_tokens, start)
             visible, end = _trimmed(text, start, stop)
             excess = len(counter.token_starts(text[visible:end])) - max_tokens
+            if excess > 0 and behind == low:  # one token of the text that is several alone: cut it at characters
+                if stop - start == 1:
+                    raise _too_small(max_tokens, start)
+                token_starts = np.insert(token_starts, low, np.arange(start + 1, stop))
+                borders = np.append(token_starts, len(text))
             behind -= max(excess, 0)
         if end > max(visible, end_above):
             ends[visible] = end_above = end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 MAX_PIECE = 100_000  # characters encoded at once; tiktoken panics, past `except Exception`, on about a million spaces
+MAX_UNKNOWN = 20  # characters of one unknown token; a longer one counts as several
+PER_UNKNOWN = 5  # characters of each of these
 MAX_WAIT = 3.0  # seconds to wait for the host of tiktoken's tables
 
 TABLE_HOST = "https://openaipublic.blob.core.windows.net"
@@ -36,14 +39,22 @@ TABLES = {
 }
 
 
-def token_counter(tokenizer: object) -> TokenCounter:
+# Words in pieces of six letters, numbers in threes, and each other sign or letter of a script without spaces by itself.
+_APPROXIMATE = re.compile(r"[^\W\d_\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u2e80-\ud7af\uf900-\ufaff]{1,6}|\d{1,3}|\S")
+
+
+def token_counter(tokenizer: object = None) -> TokenCounter:
     """Return a counter that finds where the tokens of a text start.
 
+    By default tokens are counted roughly, without a tokenizer and the same everywhere: about as many as those of embedding
+    models, in English a tenth more. Pass the model's own tokenizer to count exactly.
+
     A tokenizer object is copied, and its truncation and padding are off in the copy. Special tokens are neither added nor
-    recognised: ``<|endoftext|>`` in a document is text.
+    recognised: ``<|endoftext|>`` in a document is text. An unknown token of more than 20 characters (WordPiece makes one of any
+    word of more than 100) counts as one for each 5, so that no chunk has an unbounded length.
 
     Args:
-        tokenizer: The name of a tiktoken encoding (``"o200k_base"``), the name of a model on the Hub or a folder with
+        tokenizer: None to count roughly, the name of a tiktoken encoding (``"o200k_base"``), the name of a model on the Hub or a folder with
             a ``tokenizer.json``, a ``SentenceTransformer``, a fast tokenizer of transformers, a
             ``tokenizers.Tokenizer``, a ``tiktoken.Encoding``, or a ``TokenCounter``, which is returned unchanged.
 
@@ -59,6 +70,8 @@ def token_counter(tokenizer: object) -> TokenCounter:
         >>> token_counter(words).token_starts("press both buttons").tolist()
         [0, 6, 11]
     """
+    if tokenizer is None:
+        return _ApproximateCounter()
     import tiktoken
     from tokenizers import Tokenizer
 
@@ -71,7 +84,7 @@ def token_counter(tokenizer: object) -> TokenCounter:
     inner = getattr(tokenizer, "tokenizer", tokenizer)  # a SentenceTransformer or a processor
     backend = getattr(inner, "backend_tokenizer", inner)  # a fast tokenizer of transformers
     if isinstance(backend, Tokenizer):
-        return _FastCounter(_for_counting(backend))
+        return FastCounter(_for_counting(backend))
     raise TypeError(
         f"tokenizer is a {type(tokenizer).__name__}, whose tokens cannot be located. Pass the name of a "
         f"tiktoken encoding or of a model, a SentenceTransformer, a fast tokenizer, or an object with token_starts()."
@@ -99,16 +112,47 @@ class _TiktokenCounter:
 
 
 @dataclass(frozen=True, slots=True)
-class _FastCounter:
+class _ApproximateCounter:
+    def token_starts(self, text: str) -> NDArray[np.int64]:
+        return np.array([match.start() for match in _APPROXIMATE.finditer(text)], dtype=np.int64)
+
+
+@dataclass(frozen=True, slots=True)
+class FastCounter:
+    """Counts the tokens of a tokenizer of the package tokenizers."""
+
     tokenizer: Tokenizer
 
     def token_starts(self, text: str) -> NDArray[np.int64]:
+        """Return where tokens start, see `TokenCounter`."""
         return _starts_by_piece(text, self._starts)
 
+    def unknown_share(self, text: str) -> float:
+        """Return the share of the visible characters that are in unknown tokens, of which the model sees nothing."""
+        unknown = self._unknown()
+        if unknown is None:
+            return 0.0
+        found = self.tokenizer.encode(storable(text), add_special_tokens=False)
+        num_lost = sum(
+            end - start for (start, end), one in zip(found.offsets, found.ids, strict=True) if one == unknown
+        )
+        return num_lost / max(1, len("".join(text.split())))
+
+    def _unknown(self) -> int | None:
+        """Return the id of the unknown token, if there is one."""
+        token = getattr(self.tokenizer.model, "unk_token", None)
+        return self.tokenizer.token_to_id(token) if token else getattr(self.tokenizer.model, "unk_id", None)
+
     def _starts(self, text: str) -> NDArray[np.int64]:
-        offsets = self.tokenizer.encode(text, add_special_tokens=False).offsets
-        starts = np.array([start for start, _ in offsets], dtype=np.int64)
-        return np.maximum.accumulate(starts)  # some normalizers reorder characters
+        found = self.tokenizer.encode(text, add_special_tokens=False)
+        offsets = np.array(found.offsets, dtype=np.int64).reshape(-1, 2)
+        starts: NDArray[np.int64] = np.maximum.accumulate(offsets[:, 0])  # some normalizers reorder characters
+        is_long = offsets[:, 1] - offsets[:, 0] > MAX_UNKNOWN
+        if not is_long.any() or (unknown := self._unknown()) is None:
+            return starts
+        is_long &= np.array(found.ids) == unknown
+        more = [np.arange(start + PER_UNKNOWN, end, PER_UNKNOWN) for start, end in offsets[is_long].tolist()]
+        return np.sort(np.concatenate([starts, *more]))
 
 
 def _for_counting(tokenizer: Tokenizer) -> Tokenizer:
@@ -152,7 +196,7 @@ def _named_counter(name: str | Path) -> TokenCounter:
         return _TiktokenCounter(_tiktoken_encoding(str(name)))
     file = _tokenizer_file(name)
     try:
-        return _FastCounter(_for_counting(Tokenizer.from_file(str(file))))
+        return FastCounter(_for_counting(Tokenizer.from_file(str(file))))
     except Exception as err:  # the Rust side raises nothing more specific
         raise ValueError(f"{file} is not a tokenizer that the package tokenizers can load: {err}") from err
 

@@ -28,6 +28,7 @@ _CORPUS_FEATURES = Features(
         "document_title": Value("string"),
         "headings": List(Value("string")),
         "keywords": List(Value("string")),
+        "page": Value("int64"),
         "document_group": Value("string"),
         "duplicate_group": Value("string"),
     }
@@ -152,6 +153,7 @@ def corpus_table(
             "document_title": chunk.title,
             "headings": list(chunk.headings),
             "keywords": list(chunk.keywords),
+            "page": chunk.page,
             "document_group": group_of[chunk.document_id],
             "duplicate_group": duplicate,
         }

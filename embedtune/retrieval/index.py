@@ -46,8 +46,10 @@ _SCHEMA = pyarrow.schema(
         ("document_id", pyarrow.string()),
         ("document_title", pyarrow.string()),
         ("headings", pyarrow.list_(pyarrow.string())),
+        ("page", pyarrow.int64()),
     ]
 )
+_EMPTY: dict[str, object] = {"document_id": "", "document_title": "", "headings": [], "page": 0}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,8 +57,8 @@ class ChunkIndex:
     """Chunks sorted by id, with a vector and the words of each. It never changes; `replaced` returns another one.
 
     Attributes:
-        chunks: A row for each chunk: ``_id``, ``text`` (what was embedded), ``document_id``, ``document_title`` and
-            ``headings``.
+        chunks: A row for each chunk: ``_id``, ``text`` (what was embedded), ``document_id``, ``document_title``,
+            ``headings`` and ``page``.
         vectors: Of shape ``(num_chunks, dim)``, of unit length where the similarity is the cosine. After `load` they are read
             from disk as they are needed.
         model_fingerprint: Of the document side of the model that made them, see `model_fingerprint`.
@@ -228,6 +230,7 @@ def table_of_chunks(chunks: Sequence[Chunk], context: Sequence[ContextPart]) -> 
             "document_id": chunk.document_id,
             "document_title": chunk.title,
             "headings": list(chunk.headings),
+            "page": chunk.page,
         }
         for chunk in chunks
     ]
@@ -238,19 +241,17 @@ def table_of_corpus(corpus: Dataset) -> pyarrow.Table:
     """Return the rows of a dataset's corpus, sorted by id; columns that it lacks are empty."""
     rows = corpus.select_columns([name for name in _SCHEMA.names if name in corpus.column_names])
     table: pyarrow.Table = rows.with_format("arrow")[:]
-    for name in ("document_id", "document_title"):
+    for name, empty in _EMPTY.items():
         if name not in table.column_names:
-            table = table.append_column(name, pyarrow.array([""] * len(table), pyarrow.string()))
-    if "headings" not in table.column_names:
-        table = table.append_column("headings", pyarrow.array([[]] * len(table), _SCHEMA.field("headings").type))
+            table = table.append_column(name, pyarrow.array([empty] * len(table), _SCHEMA.field(name).type))
     return _checked(table.select(_SCHEMA.names).cast(_SCHEMA))
 
 
 def table_of_texts(texts: Sequence[str]) -> pyarrow.Table:
     """Return rows whose ids are the texts' positions, in their order."""
     ids = [f"{position:012}" for position in range(len(texts))]
-    empty = {name: [""] * len(ids) for name in ("document_id", "document_title")}
-    return pyarrow.table({"_id": ids, "text": list(texts), **empty, "headings": [[]] * len(ids)}, schema=_SCHEMA)
+    empty = {name: [value] * len(ids) for name, value in _EMPTY.items()}
+    return pyarrow.table({"_id": ids, "text": list(texts), **empty}, schema=_SCHEMA)
 
 
 def _checked(table: pyarrow.Table) -> pyarrow.Table:

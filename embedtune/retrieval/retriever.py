@@ -45,6 +45,7 @@ class Hit:
         headings: The headings above it.
         similarity: What the vectors contribute to the score: the similarity of question and chunk.
         words: What the words contribute.
+        page: The page or slide on which it starts, from 1; 0 if the format has no pages.
     """
 
     id: str
@@ -55,6 +56,7 @@ class Hit:
     headings: tuple[str, ...] = ()
     similarity: float = 0.0
     words: float = 0.0
+    page: int = 0
 
 
 class Hits(Listing[Hit]):
@@ -489,6 +491,7 @@ def _hits(index: ChunkIndex, ranking: Ranking, found: NDArray[np.float32], *, al
                 headings=tuple(rows[position]["headings"]),
                 similarity=similarity,
                 words=max(words, 0.0),
+                page=rows[position]["page"],
             )
             for position, score, similarity, words in zip(*one, strict=True)
             if position >= 0

@@ -1,0 +1,68 @@
+"""How long it takes to read documents: malformed HTML and texts from 10 kB to 10 MB, and a folder of 200 mixed files.
+
+    python benchmarks/reading.py
+
+prints the processor seconds and the peak memory of the folder, and a table of processor seconds by length.
+"""
+
+from __future__ import annotations
+
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+from mixed_folder import make
+
+import embedtune as et
+from embedtune.corpus.junk import without_junk
+from embedtune.corpus.webpages import read_page
+
+PIECES = {
+    "a page of paragraphs": "<p>Press both buttons and wait.</p>\n",
+    "tags that never end": "<a href='",
+    "nested elements": "<div>",
+    "nested lists": "<ul><li>a",
+    "inline elements that stay open": "<b id=1><p>a",
+    "icons in icons": "<svg><title>a",
+    "one tag of many attributes": " b1=1",
+    "text without a space": "a1B",
+}
+LENGTHS = (10_000, 100_000, 1_000_000, 10_000_000)
+
+
+def seconds(piece, length):
+    text = ("<a" if piece.startswith(" ") else "") + piece * (length // len(piece))
+    start = time.process_time()
+    without_junk(read_page(text).text)
+    return time.process_time() - start
+
+
+def folder_of_mixed_files():
+    folder = Path(tempfile.mkdtemp())
+    make(folder)
+    size = sum(file.stat().st_size for file in folder.rglob("*.*") if file.is_file() and not file.is_symlink())
+    start = time.process_time()
+    documents = et.read_documents(folder)
+    read = time.process_time() - start
+    chunks = et.chunk_documents(documents, max_tokens=200)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    print(
+        f"200 mixed files of {size / 2**20:.1f} MB: {len(documents)} documents in {read:.1f} s, {len(chunks)} chunks, "
+        f"peak memory {memory:.0f} MB",
+        flush=True,
+    )
+
+
+def main():
+    folder_of_mixed_files()
+    print(f"{'':32}" + "".join(f"{length // 1000:>9,} kB" for length in LENGTHS))
+    for name, piece in PIECES.items():
+        print(f"{name:32}" + "".join(f"{seconds(piece, length):>10.2f} s" for length in LENGTHS), flush=True)
+
+
+if __name__ == "__main__":
+    main()

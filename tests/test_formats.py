@@ -1,0 +1,330 @@
+from __future__ import annotations
+
+import logging
+import subprocess
+import sys
+import threading
+
+import pandas
+import pytest
+from mixed_folder import BROKEN, docx, epub, make, notebook, pdf, pptx, table, xlsx, zipped
+
+import embedtune as et
+from embedtune.corpus import files, office
+from embedtune.corpus.chunking import chunk_documents, questions_of
+from embedtune.corpus.documents import read_documents
+
+
+def read_one(folder, name, content, **options):
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    (document,) = read_documents(folder / name, **{"on_error": "raise"} | options)
+    return document
+
+
+# A folder as people have them
+
+
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mixed")
+    return folder, make(folder)
+
+
+def test_two_hundred_mixed_files_become_chunks_without_a_hand_on_them(mixed, caplog):
+    folder, expected = mixed
+    caplog.set_level(logging.WARNING)
+    documents = read_documents(folder)
+    chunks = chunk_documents(documents, max_tokens=200)
+    text_of = {}
+    for document in documents:
+        path = document.id.rpartition(":")[0] or document.id
+        text_of[path] = f"{text_of.get(path, '')} {' '.join(document.text.split())}"
+    for name, text in expected.items():
+        assert all(word in text_of[name] for word in text.encode("cp1252", "replace").decode("cp1252").split()), name
+    for name in {*BROKEN, "pipe.txt", "outside.md"}:
+        assert f"{folder / name}" in caplog.text, name
+        assert name == "broken.jsonl" or name not in text_of
+    assert len(caplog.records) <= 3
+    assert "root:" not in " ".join(text_of.values())
+    assert not [chunk for chunk in chunks if "base64" in chunk.text or len(max(chunk.text.split(), key=len)) > 100]
+    assert not [chunk for chunk in chunks if "cookies" in chunk.text or "Fennholt manual" in chunk.text]
+    by_id = {document.id: document.text for document in documents}
+    assert all(by_id[chunk.document_id][chunk.start : chunk.end] == chunk.text for chunk in chunks)
+
+
+def test_what_is_left_out_is_said_once_by_kind(mixed, caplog):
+    read_documents(mixed[0])
+    kinds = [
+        "2 protected by a password",
+        "1 without text, as scanned",
+        "1 links that lead out",
+        "1 pipes",
+        "1 too large",
+        "broken",
+    ]
+    for kind in kinds:
+        assert caplog.text.count(kind) == 1 or kind == "broken", kind
+    assert "question_column='question'" in caplog.text
+
+
+# Each format
+
+
+def test_a_pdf_keeps_its_pages_and_bookmarks_and_loses_its_headers(tmp_path):
+    names = ["alpha", "beta", "gamma", "delta", "epsilon"]
+    pages = [
+        ["ACME pump", f"Part {name}", f"Word {name} stands.", f"Page {i} of 5"] for i, name in enumerate(names, start=1)
+    ]
+    document = read_one(
+        tmp_path, "a.pdf", pdf(pages, title="Pump manual", bookmarks=[(1, "Part beta"), (3, "Part delta")])
+    )
+    assert document.title == "Pump manual"
+    assert "ACME" not in document.text
+    assert "of 5" not in document.text
+    for name, start in zip(names, document.page_starts, strict=True):
+        assert document.text.index(f"Word {name}") == document.text.index("Word", start)
+    chunks = chunk_documents([document], max_tokens=8)
+    assert {chunk.page for chunk in chunks if "gamma" in chunk.text} == {3}
+    assert {chunk.headings for chunk in chunks if "delta" in chunk.text} == {("Part delta",)}
+
+
+def test_pages_that_repeat_by_chance_are_kept_in_short_documents():
+    assert office.without_repeated_lines(["same\na", "same\nb", "same\nc"]) == ["same\na", "same\nb", "same\nc"]
+    long = office.without_repeated_lines(["head\na", "head\nb", "c", "d", "e", "f"])
+    assert long == ["head\na", "head\nb", "c", "d", "e", "f"]
+    assert office.without_repeated_lines(["all the same"] * 9) == ["all the same"] * 9
+
+
+def test_a_page_number_reaches_the_hit(tmp_path, tiny_model):
+    document = read_one(tmp_path, "a.pdf", pdf([["the pump is red"], ["the door is blue"]]))
+    chunks = chunk_documents([document], max_tokens=5)
+    retriever = et.Retriever.from_chunks(tiny_model, chunks, show_progress_bar=False)
+    retriever.save(tmp_path / "saved")
+    hits = et.Retriever.load(tmp_path / "saved", model=tiny_model).search("which door is blue", k=2)
+    assert {hit.page for hit in hits if "door" in hit.text} == {2}
+
+
+def test_word_keeps_headings_and_tables_whatever_language_its_styles_have(tmp_path):
+    document = read_one(tmp_path, "a.docx", docx(["Pump", "Press <both>."], [["a", "b"], ["1", "2"]]))
+    assert (document.title, document.text) == ("Pump", "# Pump\n\nPress <both>.\n\n| a | b |\n| 1 | 2 |")
+
+
+def test_slides_keep_titles_tables_notes_and_numbers(tmp_path):
+    document = read_one(tmp_path, "a.pptx", pptx([("One", ["x", "y"]), ("Two", ["z"])], notes="Spoken."))
+    assert document.title == "One"
+    assert document.text == "## One\n\nx\ny\n\n## Two\n\nz\n\n| part | price |\n| valve | 4 crowns |\n\nSpoken."
+    assert [document.text[start : start + 6] for start in document.page_starts] == ["## One", "## Two"]
+
+
+def test_a_workbook_keeps_its_sheets_as_tables(tmp_path):
+    document = read_one(
+        tmp_path, "a.xlsx", xlsx({"Parts": [["part", "price"], ["valve", 4.5], [], [None, "x"]], "No": []})
+    )
+    assert document.text == "## Parts\n\n| part | price |\n| valve | 4.5 |\n|  | x |"
+
+
+def test_a_book_is_read_in_the_order_of_its_chapters(tmp_path):
+    document = read_one(tmp_path, "a.epub", epub("Pumps & doors", [("B", "first"), ("A", "second")]))
+    assert (document.title, document.text) == ("Pumps & doors", "# B\n\nfirst\n\n# A\n\nsecond")
+
+
+def test_a_notebook_gives_its_texts_and_code(tmp_path):
+    document = read_one(tmp_path, "a.ipynb", notebook("Pump", "Press both.", "x = 1\ny = 2"))
+    assert (document.title, document.text) == ("Pump", "# Pump\n\nPress both.\n\n```\nx = 1\ny = 2\n```")
+
+
+def test_headings_of_restructuredtext_become_those_of_markdown(tmp_path):
+    content = "====\nPump\n====\n\nText::\n\n    code\n\nReset\n-----\n\nPress.\n\nLater\n^^^^^\nx\n\nEnd\n---\n"
+    document = read_one(tmp_path, "a.rst", content)
+    assert document.title == "Pump"
+    assert [line for line in document.text.split("\n") if line] == [
+        "# Pump", "Text::", "    code", "## Reset", "Press.", "### Later", "x", "## End",
+    ]  # fmt: skip
+
+
+# Tables
+
+
+def test_rows_of_a_table_are_documents(tmp_path):
+    rows = [["id", "text", "title"], ["a", 'two "quoted", lines\nhere', "T"], ["", "x", ""]]
+    for name, separator in (("a.csv", ","), ("b.csv", ";"), ("c.tsv", "\t")):
+        (tmp_path / name).write_text(table(rows, separator))
+        first, second = read_documents(tmp_path / name, on_error="raise")
+        assert (first.id, first.text, first.title) == ("a", 'two "quoted", lines\nhere', "T")
+        assert (second.id, second.text, second.title) == (f"{name}:2", "x", "")
+
+
+def test_without_a_text_column_a_row_is_all_its_columns_or_those_that_are_chosen(tmp_path):
+    (tmp_path / "a.csv").write_text(table([["part", "price", "note"], ["valve", "4", ""], ["door", "5", "old"]]))
+    assert [d.text for d in read_documents(tmp_path / "a.csv")] == [
+        "part: valve\nprice: 4",
+        "part: door\nprice: 5\nnote: old",
+    ]
+    chosen = read_documents(tmp_path / "a.csv", text_column=["note", "part"])
+    assert [d.text for d in chosen] == ["part: valve", "note: old\npart: door"]
+
+
+def test_questions_of_a_faq_are_offered_and_kept_out_of_the_text(tmp_path, caplog):
+    (tmp_path / "faq.csv").write_text(table([["Question", "Answer"], ["How?", "Press both."], ["", "Turn it."]]))
+    assert "Question: How?" in read_documents(tmp_path / "faq.csv")[0].text
+    assert "question_column='Question'" in caplog.text
+    documents = read_documents(tmp_path / "faq.csv", question_column="Question")
+    assert [document.text for document in documents] == ["Answer: Press both.", "Answer: Turn it."]
+    chunks = chunk_documents(documents)
+    (question,) = questions_of(documents, chunks)
+    assert (question.text, question.chunk_ids) == ("How?", (chunks[0].id,))
+    assert questions_of(documents, chunk_documents(documents, max_tokens=2)) == []
+    assert "cut into several chunks" in caplog.text
+
+
+def test_a_row_with_too_many_columns_is_left_out_alone(tmp_path, caplog):
+    (tmp_path / "a.csv").write_text("text,id\nA,1\nB,2,3\nC,4\n")
+    assert [document.text for document in read_documents(tmp_path)] == ["A", "C"]
+    assert "row 2 has 3 columns, but the first row names 2" in caplog.text
+
+
+def test_rows_above_a_field_that_is_too_long_are_kept(tmp_path, caplog):
+    (tmp_path / "a.csv").write_text(f"text\nA\n{'b' * 200_000}\n")
+    assert [document.text for document in read_documents(tmp_path)] == ["A"]
+    assert "row 2" in caplog.text
+
+
+def test_a_data_frame_is_read_by_its_columns():
+    frame = pandas.DataFrame(
+        {"text": ["Press.", None, "Turn."], "id": ["a", "b", "c"], "title": ["T", "U", float("nan")]}
+    )
+    assert [(d.id, d.text, d.title) for d in read_documents(frame)] == [("a", "Press.", "T"), ("c", "Turn.", "")]
+    frame = pandas.DataFrame({"part": ["valve"], "price": [4]})
+    assert [d.text for d in read_documents(frame)] == ["part: valve\nprice: 4"]
+
+
+# Paths
+
+
+def test_a_list_of_paths_is_read_as_paths(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / "a.md").write_text("A")
+    (tmp_path / "b" / "c.txt").write_text("C")
+    for paths in ([tmp_path / "a.md", tmp_path / "b"], [str(tmp_path / "a.md"), str(tmp_path / "b" / "c.txt")]):
+        assert [(d.id, d.text) for d in read_documents(paths)] == [("a.md", "A"), ("b/c.txt", "C")]
+    with pytest.raises(FileNotFoundError, match=r"no\.md"):
+        read_documents([tmp_path / "no.md"])
+    assert [d.text for d in read_documents([str(tmp_path / "a.md"), "a text"])] == [str(tmp_path / "a.md"), "a text"]
+
+
+def test_nothing_outside_the_folder_is_read(tmp_path, caplog):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.md").write_text("secret")
+    (tmp_path / "in" / "a.md").write_text("A")
+    (tmp_path / "in" / "link.md").symlink_to("../secret.md")
+    (tmp_path / "in" / "device.txt").symlink_to("/dev/zero")
+    assert [document.text for document in read_documents(tmp_path / "in")] == ["A"]
+    assert "2 links that lead out of the folder" in caplog.text
+
+
+def test_a_file_that_becomes_a_link_while_it_is_read_is_not_followed(tmp_path, monkeypatch):
+    (tmp_path / "in").mkdir()
+    (tmp_path / "secret.md").write_text("secret")
+    file = tmp_path / "in" / "a.md"
+    file.write_text("A")
+    resolve = type(file).resolve
+
+    def swapped(path, strict=False):
+        target = resolve(path, strict=strict)
+        if path == file:
+            file.unlink()
+            file.symlink_to(tmp_path / "secret.md")
+        return target
+
+    monkeypatch.setattr(type(file), "resolve", swapped)
+    with pytest.raises(ValueError, match="cannot be read"):
+        files.read_bytes(file, inside=tmp_path / "in")
+
+
+def test_names_of_files_do_not_forge_lines_of_the_log(tmp_path, caplog):
+    (tmp_path / "a\nERROR root: forged\x1b[2J.txt").write_bytes(b"a\0")
+    (tmp_path / "b.txt").write_text("B")
+    (tmp_path / "c\nERROR.txt").write_text(" ")
+    read_documents(tmp_path)
+    assert "\x1b" not in caplog.text
+    assert not [line for line in caplog.text.splitlines() if line.startswith("ERROR")]
+
+
+def test_a_name_in_latin_1_is_read_and_named(tmp_path, caplog):
+    import os
+
+    try:
+        name = os.fsdecode(os.fsencode(tmp_path) + b"/Stra\xdfe.md")
+        with open(name, "w") as file:  # noqa: PTH123
+            file.write("Text")
+    except OSError:
+        pytest.skip("this file system has no such names")
+    assert [document.id for document in read_documents(tmp_path)] == ["Straße.md"]
+    assert "Straße.md is not UTF-8" in caplog.text
+
+
+# What is hostile
+
+
+def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path):
+    with pytest.raises(ValueError, match=r"a\.docx unpacks to 1 files and 200 MB"):
+        read_one(tmp_path, "a.docx", zipped({"word/document.xml": bytes(200 * 2**20)}))
+
+
+def test_an_archive_that_lies_about_its_size_is_broken_and_costs_no_memory(tmp_path):
+    import struct
+
+    honest = zipped({"word/document.xml": bytes(150 * 2**20)})
+    lying = honest.replace(struct.pack("<L", 150 * 2**20), struct.pack("<L", 1000))
+    with pytest.raises(ValueError, match=r"a\.docx cannot be read"):
+        read_one(tmp_path, "a.docx", lying)
+
+
+def test_a_sheet_that_claims_a_million_rows_is_read_as_it_is(tmp_path, monkeypatch):
+    monkeypatch.setattr(office, "MAX_CELLS", 100_000)
+    import io
+    import zipfile
+
+    with zipfile.ZipFile(io.BytesIO(xlsx({"S": [["valve"]]}))) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    sheet = parts["xl/worksheets/sheet1.xml"]
+    parts["xl/worksheets/sheet1.xml"] = sheet.replace(b'ref="A1"', b'ref="A1:XFD1048576"')
+    assert read_one(tmp_path, "a.xlsx", zipped(parts)).text == "## S\n\n| valve |"
+    parts["xl/worksheets/sheet1.xml"] = sheet.replace(b'r="A1"', b'r="A999999999"').replace(
+        b'<row r="1"', b'<row r="999999999"'
+    )
+    with pytest.raises(ValueError, match="more than 100,000 cells"):
+        read_one(tmp_path, "a.xlsx", zipped(parts))
+
+
+def test_entities_of_xml_are_not_expanded(tmp_path):
+    entities = "".join(f'<!ENTITY a{i} "{f"&a{i - 1};" * 10}">' for i in range(1, 12))
+    bomb = f'<!DOCTYPE x [<!ENTITY a0 "boom">{entities}<!ENTITY f SYSTEM "file:///etc/passwd">]>'
+    body = '<w:document xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"><w:body><w:p><w:r><w:t>&{};</w:t></w:r></w:p></w:body></w:document>'  # fmt: skip
+    for name in ("a11", "f"):
+        with pytest.raises(ValueError, match=r"a\.docx"):
+            read_one(tmp_path, "a.docx", zipped({"word/document.xml": bomb + body.replace("{}", name)}))
+
+
+def test_without_the_extra_the_remedy_is_named():
+    code = (
+        "import sys; sys.modules['pypdfium2'] = None\n"
+        "from embedtune.corpus.office import read_office; from pathlib import Path\n"
+        "try: read_office(b'%PDF', Path('a.pdf'))\n"
+        "except ValueError as err: print(err)\n"
+        "print({'pypdfium2', 'mammoth', 'pptx', 'openpyxl', 'lxml', 'selectolax'} & {name for name, m in sys.modules.items() if m})"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines() == ["a.pdf needs pypdfium2: pip install 'embedtune[documents]'", "set()"]
+
+
+def test_threads_may_read_pdfs_at_once(tmp_path):
+    (tmp_path / "a.pdf").write_bytes(pdf([["the pump is red"]] * 20))
+    found = []
+    threads = [threading.Thread(target=lambda: found.append(read_documents(tmp_path)[0].text)) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 8
+    assert len(set(found)) == 1
