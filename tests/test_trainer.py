@@ -19,9 +19,9 @@ from transformers import TrainerCallback
 
 from embedtune.dataset import RetrievalDataset, build_dataset
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.training import trainer as trainer_module
+from embedtune.training import saving
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.dropout import set_dropout
+from embedtune.training.dropout import dropout_within, set_dropout
 from embedtune.training.guards import warn_about_cut_chunks
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
 from embedtune.training.trainer import EmbeddingTrainer
@@ -397,24 +397,48 @@ def test_a_model_init_works_in_the_place_of_a_model(tiny_model_folder, data, arg
     assert trainer.train().global_step == 1
 
 
-def test_dropout_is_set_in_every_layer_or_left_alone(tiny_model, data, arguments):
-    def probabilities():
-        return {module.p for module in tiny_model.modules() if isinstance(module, torch.nn.Dropout)}
+class Dropouts(TrainerCallback):
+    """Remembers the dropout of the model that is trained."""
 
-    assert probabilities() == {0.1}
-    EmbeddingTrainer(tiny_model, arguments(dropout=None), data=data)
-    assert probabilities() == {0.1}
-    EmbeddingTrainer(tiny_model, arguments(), data=data)
-    assert probabilities() == {0.0}
-    with pytest.raises(ValueError, match=r"dropout=1\.5 must be at least 0 and below 1"):
-        arguments(dropout=1.5)
+    def __init__(self):
+        self.seen = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.seen.append(probabilities(model))
+
+
+def probabilities(model):
+    return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+
+def test_dropout_is_set_in_every_layer_for_this_training_alone(tiny_model, data, arguments):
+    assert probabilities(tiny_model) == {0.1}
+    trainers = [
+        EmbeddingTrainer(tiny_model, arguments(max_steps=1, dropout=p), data=data, callbacks=[Dropouts()])
+        for p in (0.3, 0.0, None)
+    ]
+    seen = []
+    for trainer in trainers:
+        trainer.train()
+        seen += trainer.pop_callback(Dropouts).seen
+        assert probabilities(tiny_model) == {0.1}
+    assert seen == [{0.3}, {0.0}, {0.1}]
+
+
+def test_a_training_that_fails_gives_the_dropout_back(tiny_model, data, arguments, monkeypatch):
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=data)
+    monkeypatch.setattr(trainer, "training_step", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert probabilities(tiny_model) == {0.1}
 
 
 def test_without_dropout_a_batch_gives_one_loss(tiny_model, data, arguments):
-    trainer = EmbeddingTrainer(tiny_model, arguments(dropout=0.0), data=data)
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=data)
     trainer.model.train()
     batch = batches(trainer)[0]
-    first, second = (trainer.compute_loss(trainer.model, dict(batch)) for _ in range(2))
+    with dropout_within(trainer.model, 0.0):
+        first, second = (trainer.compute_loss(trainer.model, dict(batch)) for _ in range(2))
     assert first == second
 
 
@@ -462,11 +486,11 @@ def test_a_saved_model_is_compared_if_the_gpu_has_room_for_both(
     tiny_model, tmp_path, monkeypatch, caplog, unused, compared
 ):
     checked = []
-    monkeypatch.setattr(trainer_module, "check_model", lambda model, folder: checked.append(folder) or MagicMock())
+    monkeypatch.setattr(saving, "check_model", lambda model, folder: checked.append(folder) or MagicMock())
     monkeypatch.setattr(SentenceTransformer, "device", property(lambda model: torch.device("cuda", 0)))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8 * 10**9))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10**9)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10**9 + unused)  # kept since training
-    trainer_module.check_saved(tiny_model, tmp_path)
+    saving.check_saved(tiny_model, tmp_path)
     assert checked == [tmp_path] * compared
     assert ("cuda:0 has no room" in caplog.text) != compared
