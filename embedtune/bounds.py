@@ -29,7 +29,7 @@ def whole(name: str, value: Any, *, at_least: int = 1, at_most: int | None = Non
         ValueError: k=0 must be at least 1.
     """
     limits = f"at least {at_least}" + ("" if at_most is None else f" and at most {at_most}")
-    if isinstance(value, bool) or not isinstance(value, Integral):
+    if not _is(Integral, value):
         raise TypeError(f"{name}={value!r} must be a whole number, {limits}.")
     if value < at_least or (at_most is not None and value > at_most):
         raise ValueError(f"{name}={value!r} must be {limits}.")
@@ -58,7 +58,7 @@ def finite(name: str, value: Any, *, above: float | None = None, at_least: float
     what = "a finite number"
     what += "" if above is None else f" above {above}"
     what += "" if at_least is None else f" of at least {at_least}"
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is(Real, value):
         raise TypeError(f"{name}={value!r} must be {what}.")
     too_small = (above is not None and not value > above) or (at_least is not None and not value >= at_least)
     if too_small or not math.isfinite(value):
@@ -85,8 +85,12 @@ def share(name: str, value: Any, *, below_one: bool = False) -> float:
         ValueError: dropout=1 must be at least 0 and below 1.
     """
     limits = "at least 0 and below 1" if below_one else "from 0 to 1"
-    if isinstance(value, bool) or not isinstance(value, Real):
+    if not _is(Real, value):
         raise TypeError(f"{name}={value!r} must be a number, {limits}.")
     if not 0 <= value <= 1 or (below_one and value == 1):
         raise ValueError(f"{name}={value!r} must be {limits}.")
     return float(value)
+
+
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)

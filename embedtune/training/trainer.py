@@ -8,9 +8,6 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from sentence_transformers.base.evaluation import BaseEvaluator
-from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, number_of_arguments
 from transformers.utils import PushInProgress
@@ -44,8 +41,11 @@ from embedtune.training.resilience.guarded import GuardedTrainer
 from embedtune.training.saving import check_saved, upload_checkpoint
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.evaluation import BaseEvaluator
+    from torch import nn
 
     from embedtune.dataset import RetrievalDataset
 
@@ -100,6 +100,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         >>> trainer.train()  # doctest: +SKIP
     """
 
+    push_in_progress: Any
     training_args_class = TuningArguments
     model_card_callback_class = ModelCardCallback
 
