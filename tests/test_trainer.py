@@ -380,6 +380,9 @@ def test_a_module_that_no_other_program_could_load_is_refused_before_the_first_s
         def forward(self, features):
             return features
 
+        def save(self, output_path, *args, **kwargs):
+            pass
+
     tiny_model.append(Local())
     trainer = EmbeddingTrainer(tiny_model, arguments(eval_on_start=False), data=data)
     with pytest.raises(ValueError, match=r"a module .*Local that is defined in .*test_trainer"):

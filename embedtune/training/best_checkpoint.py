@@ -52,7 +52,9 @@ def check_metric(args: TuningArguments, metrics: Collection[str]) -> None:
     """Raise a ``ValueError`` if ``metric_for_best_model`` is not among the metrics of an evaluation."""
     wanted = args.metric_for_best_model
     if wanted is not None and f"eval_{wanted.removeprefix('eval_')}" not in metrics:
-        measured = [name for name in metrics if not name.endswith(("_runtime", "_per_second"))]
+        measured = [
+            name for name in metrics if name.startswith("eval_") and not name.endswith(("_runtime", "_per_second"))
+        ]
         raise ValueError(f"metric_for_best_model={wanted!r} is not one of the metrics of an evaluation: {measured}.")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sentence_transformers.base.training_args import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
@@ -123,7 +123,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
             ValueError: If there are none.
         """
         loader: DataLoader[Any] = super().get_train_dataloader()
-        if loader.batch_sampler is not None and not len(loader):
+        if not isinstance(self.train_dataset, IterableDataset) and not len(loader):
             raise ValueError(
                 f"There are fewer rows than the {self.args.train_batch_size} of a batch, and dataloader_drop_last=True leaves out "
                 "the last one. Set dataloader_drop_last=False, or a smaller per_device_train_batch_size."
