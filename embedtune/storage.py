@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+# What some network and FUSE mounts answer to fsync.
+_NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
 
 
 @contextmanager
@@ -99,12 +103,24 @@ def replace_file(path: str | Path, text: str) -> None:
             with new.open("w", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
-                os.fsync(file.fileno())
+                sync(file.fileno())
             if target.exists():
                 shutil.copymode(target, new)
             new.replace(target)
         finally:
             shutil.rmtree(workspace, ignore_errors=True)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until the disk has what was written to a file; does nothing where the file system does not offer that.
+
+    Windows demands a descriptor that may be written to.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as err:
+        if err.errno not in _NO_FSYNC:
+            raise
 
 
 @contextmanager

@@ -162,7 +162,7 @@ def test_what_cannot_work_is_refused(tiny_model, data):
     with pytest.raises(ValueError, match=r"Pass et.freeze_index\(model\)"):
         FrozenIndexLoss(tiny_model, data)
     model = freeze_index(tiny_model, query="linear")
-    with pytest.raises(ValueError, match="scale=0 must be positive"):
+    with pytest.raises(ValueError, match="scale=0 must be a finite number above 0"):
         FrozenIndexLoss(model, data, scale=0)
     with pytest.raises(ValueError, match="needs ids"):
         FrozenIndexLoss(model, data).compute_loss_from_embeddings([torch.zeros(1, 32)], None)

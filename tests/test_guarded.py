@@ -19,9 +19,11 @@ from torch import nn
 from transformers import TrainerCallback
 
 from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.training.adapters import LOSS_WEIGHTS
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.losses import InBatchNegativesLoss
 from embedtune.training.resilience.checkpoints import complete_checkpoints, fault_of
+from embedtune.training.resilience.lock import HOLDER_NAME, locked
 from embedtune.training.trainer import EmbeddingTrainer
 
 
@@ -178,6 +180,131 @@ def test_true_resumes_from_the_newest_complete_checkpoint(tiny_model, data, argu
         again.train(resume_from_checkpoint=str(folder / "checkpoint-4"))
 
 
+def test_a_run_resumed_from_its_last_step_ends_as_it_did(tiny_model_folder, data, arguments):
+    """In the midst of an epoch, where going on would train one step more."""
+
+    def run(checkpoint=None):
+        torch.manual_seed(0)
+        model = SentenceTransformer(str(tiny_model_folder), device="cpu")
+        args = arguments(max_steps=3, per_device_train_batch_size=4, lr_scheduler_type="constant")
+        trainer = EmbeddingTrainer(model, args, data=data)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+    straight = run()
+    assert straight.state.epoch % 1 != 0
+    resumed = run(True)
+    assert resumed.state.global_step == 3
+    assert_equal_bits(weights(straight.model), weights(resumed.model))
+    assert resumed.state.best_metric == straight.state.best_metric
+
+
+def test_a_signal_at_the_last_step_lets_the_evaluation_at_the_end_come_first(tiny_model, data, arguments):
+    args = arguments(max_steps=3, per_device_train_batch_size=4, save_strategy="epoch", eval_strategy="epoch")
+    trainer = EmbeddingTrainer(tiny_model, args, data=data)
+    trainer.add_callback(AtStep(3, lambda: os.kill(os.getpid(), signal.SIGTERM)))
+    with pytest.raises(SystemExit):
+        trainer.train()
+    assert trainer.state.epoch % 1 != 0
+    assert [log["step"] for log in trainer.state.log_history if "eval_dev_ndcg@10" in log] == [0, 3]
+
+
+class Tempered(InBatchNegativesLoss):
+    """Learns its temperature, and counts its batches."""
+
+    def __init__(self, model):
+        super().__init__(model)
+        self.temperature = nn.Parameter(torch.tensor(1.0))
+        self.register_buffer("batches", torch.tensor(0))
+        self.register_buffer("of_this_run", torch.zeros(100), persistent=False)
+
+    def compute_loss_from_embeddings(self, embeddings, labels):
+        self.batches += 1
+        return super().compute_loss_from_embeddings(embeddings, labels) * self.temperature
+
+
+def test_the_weights_of_a_loss_are_resumed(tiny_model_folder, data, arguments):
+    def run(folder, checkpoint=None, loss=Tempered):
+        torch.manual_seed(0)
+        model = SentenceTransformer(str(tiny_model_folder), device="cpu")
+        args = arguments(folder, max_steps=4, eval_strategy="no", load_best_model_at_end=False)
+        trainer = EmbeddingTrainer(model, args, data=data, loss=loss)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return trainer
+
+    straight = run("straight")
+    checkpoint = f"{straight.args.output_dir}/checkpoint-2"
+    resumed = run("resumed", checkpoint)
+    assert 0 < straight.loss.temperature != 1
+    assert_equal_bits(weights(straight.loss), weights(resumed.loss))
+    assert resumed.loss.batches == straight.loss.batches == 4
+    assert (Path(checkpoint) / LOSS_WEIGHTS).stat().st_size < 1000, "neither the model nor what is not persistent"
+    with pytest.raises(
+        ValueError, match=r"checkpoint-2' has 2 tensors in loss.safetensors, but this loss has other ones \(0\)"
+    ):
+        run("another", checkpoint, InBatchNegativesLoss)
+
+
+@pytest.mark.slow
+def test_persistent_workers_are_resumed_with_the_same_bits(tiny_model_folder, data, arguments):
+    def run(folder, checkpoint=None):
+        torch.manual_seed(0)
+        model = SentenceTransformer(str(tiny_model_folder), device="cpu")
+        options = {"dropout": 0.1, "eval_strategy": "no", "load_best_model_at_end": False, "num_train_epochs": 3}
+        workers = {"dataloader_num_workers": 1, "dataloader_persistent_workers": True}
+        trainer = EmbeddingTrainer(model, arguments(folder, **options, **workers), data=data)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        return weights(model)
+
+    straight = run("straight")
+    steps = len(complete_checkpoints(Path(arguments("straight").output_dir)))
+    for step in (1, steps // 3, steps // 3 + 1):
+        assert_equal_bits(straight, run(f"from-{step}", f"{arguments('straight').output_dir}/checkpoint-{step}"))
+
+
+# Two trainings in one folder
+
+
+def test_a_second_training_in_the_same_folder_is_refused_and_the_holder_is_named(tiny_model, data, arguments):
+    refused = []
+
+    def start_another():
+        with pytest.raises(RuntimeError, match=rf"in use by another training: process {os.getpid()} on .*, since 2"):
+            EmbeddingTrainer(copy.deepcopy(tiny_model), arguments(max_steps=1), data=data).train()
+        EmbeddingTrainer(copy.deepcopy(tiny_model), arguments("other", max_steps=1), data=data).train()
+        refused.append(True)
+
+    trainer = EmbeddingTrainer(tiny_model, arguments(max_steps=1), data=data)
+    trainer.add_callback(AtStep(1, start_another))
+    trainer.train()
+    assert refused
+    assert sorted(path.name for path in Path(trainer.args.output_dir).iterdir()) == ["checkpoint-1", "eval"]
+
+
+def test_the_lock_of_a_process_that_was_killed_is_free(tmp_path):
+    program = (
+        "import os, sys\nfrom embedtune.training.resilience.lock import locked\n"
+        "with locked(sys.argv[1], writes=True): os.kill(os.getpid(), 9)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert (tmp_path / HOLDER_NAME).exists()
+    with locked(tmp_path, writes=True):
+        assert f"process {os.getpid()} " in (tmp_path / HOLDER_NAME).read_text()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_the_first_step_if_checkpoints_are_wanted(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=r"No checkpoint can be written \(Not a directory\).*file/out'"),
+        locked(tmp_path / "file" / "out", writes=True),
+    ):
+        pass
+    with locked(tmp_path / "file" / "out", writes=False):
+        pass
+
+
 # Signals
 
 
@@ -236,6 +363,7 @@ sys.path.insert(0, sys.argv[1])
 from sentence_transformers import SentenceTransformer
 from test_guarded import AtStep
 from test_trainer import make_data
+from embedtune.training.adapters import LOSS_WEIGHTS
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -271,9 +399,7 @@ def full_disk():
 
 
 @pytest.mark.parametrize("written", ["the model", "the optimiser"])
-def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_half(
-    tiny_model, data, arguments, full_disk, written, caplog
-):
+def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_half(tiny_model, data, arguments, full_disk, written):
     args = arguments(
         eval_strategy="no",
         eval_on_start=False,
@@ -285,10 +411,12 @@ def test_a_full_disk_leaves_the_previous_checkpoint_and_nothing_half(
     trainer = EmbeddingTrainer(tiny_model, args, data=data)
     size = sum(p.numel() * 4 for p in tiny_model.parameters())
     trainer.add_callback(AtStep(2, lambda: full_disk(size // 2 if written == "the model" else int(size * 1.5))))
-    with pytest.raises(Exception, match=r"File too large|unexpected pos"):  # safetensors' and torch.save's words
+    words = r"File too large|unexpected pos"  # safetensors' and torch.save's
+    with pytest.raises(
+        OSError, match=rf"checkpoint-2 could not be written \(.*({words}).*last complete one: .*checkpoint-1"
+    ):
         trainer.train()
     full_disk(resource.RLIM_INFINITY)
-    assert "checkpoint-2 could not be written" in caplog.text
     folder = Path(args.output_dir)
     assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-1"]
     assert fault_of(folder / "checkpoint-1") is None

@@ -56,6 +56,8 @@ WAYS = [
 ]
 WAYS += ["call for", "which is", "how to call"]
 
+FORGETTING_CHECK = gate.forgetting_check  # tests of rounds replace it
+
 
 def problem(*, split_by="given"):
     chunks = [
@@ -92,7 +94,7 @@ def learned(_shared_tiny_model, tmp_path_factory):
     log = FeedbackLog(folder / "log.sqlite")
     fill(log, ways=WAYS[:8])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", True, "not looked at"))
+        patch.setattr(gate, "forgetting_check", lambda old, new, general: Check("forgetting", True, "not looked at"))
         assert improve(copy.deepcopy(_shared_tiny_model), log, folder / "rounds", arguments()).accepted
     log.close()
     return folder
@@ -130,7 +132,7 @@ def arguments():
 @pytest.fixture(autouse=True)
 def nothing_forgotten(monkeypatch):
     """A model of random weights knows nothing of the world that it could forget."""
-    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", True, "not looked at"))
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new, general: Check("forgetting", True, "not looked at"))
 
 
 def serving(model, data=None, **options):
@@ -219,7 +221,7 @@ def test_a_model_that_fails_the_locked_test_is_refused_whatever_it_learned(tiny_
 
 
 def test_a_model_that_forgot_is_refused(tiny_model, log, tmp_path, args, monkeypatch):
-    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "all gone"))
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new, general: Check("forgetting", False, "all gone"))
     fill(log)
     round_ = improve(tiny_model, log, tmp_path / "rounds", args)
     assert round_.status == "rejected"
@@ -229,7 +231,7 @@ def test_a_model_that_forgot_is_refused(tiny_model, log, tmp_path, args, monkeyp
 def test_the_best_merge_is_tried_before_a_round_is_rejected(tiny_model, log, tmp_path, args, monkeypatch):
     verdicts = iter([False, True])
     monkeypatch.setattr(improve_module, "smallest_within_one_error", lambda results: 0.5)
-    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", next(verdicts), "?"))
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new, general: Check("forgetting", next(verdicts), "?"))
     fill(log)
     round_ = improve(tiny_model, log, tmp_path / "rounds", args)
     assert [candidate.name for candidate in round_.candidates] == ["tuned", "merged (alpha 0.5)"]
@@ -246,7 +248,7 @@ def test_each_model_encodes_the_corpus_once(tiny_model, log, tmp_path, args, mon
             encoded.append(model_fingerprint(encoder.model))
         return encode(encoder, texts)
 
-    monkeypatch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "gone"))
+    monkeypatch.setattr(gate, "forgetting_check", lambda old, new, general: Check("forgetting", False, "gone"))
     monkeypatch.setattr(ModelEncoder, "encode_documents", counted)
     fill(log)
     round_ = improve(tiny_model, log, tmp_path / "rounds", quick(args), max_loss=2.0)
@@ -601,7 +603,7 @@ def test_a_crash_at_any_step_leaves_the_old_model(tiny_model, log, tmp_path, arg
     with monkeypatch.context() as patch:
         patch.setattr(f"embedtune.improvement.improve.{STEPS[step]}", crashing)
         if step == "merge":
-            patch.setattr(gate, "forgetting_check", lambda old, new: Check("forgetting", False, "gone"))
+            patch.setattr(gate, "forgetting_check", lambda old, new, general: Check("forgetting", False, "gone"))
         with pytest.raises(Crash):
             improve(tiny_model, log, tmp_path / "rounds", quick(args), max_loss=2.0)
     rounds = Rounds(tmp_path / "rounds")
@@ -642,7 +644,7 @@ sys.path.insert(0, sys.argv[1])
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense
 from test_improve import Check, FeedbackLog, arguments, gate, improve
-gate.forgetting_check = lambda old, new: Check("forgetting", True, "not looked at")
+gate.forgetting_check = lambda old, new, general: Check("forgetting", True, "not looked at")
 print("ready", flush=True)
 improve(SentenceTransformer(sys.argv[2], device="cpu"), FeedbackLog(sys.argv[3]), sys.argv[4], arguments())
 """
@@ -699,3 +701,25 @@ def test_a_linear_layer_that_documents_use_too_is_not_the_one_that_is_trained(ti
     assert trained[0] is not shared.linear.weight
     again = freeze_index(frozen, query="linear")
     assert [parameter for parameter in again.parameters() if parameter.requires_grad] == trained
+
+
+GERMAN = [("Die Pumpe steht im Keller und wird mit dem Ventil geschlossen.", ["Wo steht die Pumpe?"])]
+CHINESE = [("水泵在地下室用阀门关闭", ["水泵在哪里"])]
+ENGLISH = [("The pump is in the cellar and is closed with the valve.", ["Where is the pump?"])]
+
+
+@pytest.mark.parametrize(("pairs", "english"), [(GERMAN, False), (CHINESE, False), (ENGLISH, True)])
+def test_only_an_english_corpus_is_measured_by_english_general_knowledge(pairs, english):
+    other = [(text.replace("p", "k") + "!", [question + "!"]) for text, [question] in pairs]
+    data = et.RetrievalDataset.from_pairs([*pairs, *other], test_size=0, dev_size=0)
+    assert gate.is_english(data) == english
+
+
+def test_the_check_of_general_knowledge_takes_other_questions_and_says_where_it_is_not_measured(tiny_model):
+    check = FORGETTING_CHECK(tiny_model, tiny_model, None)
+    assert check.passed
+    assert "Not measured" in check.detail
+    assert "general=" in check.detail
+    pairs = [*GERMAN, ("Das Tor am Hafen ist rot.", ["Welche Farbe hat das Tor?"])]
+    general = et.RetrievalDataset.from_pairs(pairs, test_size=0.5, dev_size=0)
+    assert "n = 1 general questions" in FORGETTING_CHECK(tiny_model, tiny_model, general).detail

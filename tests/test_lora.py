@@ -293,3 +293,13 @@ def test_a_run_without_a_lora_leaves_no_weights_of_an_earlier_one_in_its_folder(
     assert (tmp_path / TRAINED_WEIGHTS).exists()
     save_trained_weights(tiny_model, tmp_path)
     assert not (tmp_path / TRAINED_WEIGHTS).exists()
+
+
+def test_the_adapters_of_another_model_do_not_stay_in_the_folder_it_was_saved_in(folders, data, tmp_path):
+    trainer_for(load(folders, "bert-lora"), data, tmp_path / "a").save_model(str(tmp_path / "model"))
+    assert (tmp_path / "model" / "adapters").exists()
+    plain = load_model(folders["bert"], device="cpu")
+    trainer_for(plain, data, tmp_path / "b").save_model(str(tmp_path / "model"))
+    assert not (tmp_path / "model" / "adapters").exists()
+    trainer_for(load(folders, "bert-lora"), data, tmp_path / "a").save_model(str(tmp_path / "model"))
+    assert (tmp_path / "model" / "adapters").exists()

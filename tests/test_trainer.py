@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import subprocess
 import sys
+from contextlib import nullcontext
+from typing import ClassVar
 from unittest.mock import MagicMock
 
 import pytest
 import torch
 from datasets import Dataset
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss, MultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
@@ -19,9 +24,9 @@ from transformers import TrainerCallback
 
 from embedtune.dataset import RetrievalDataset, build_dataset
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.training import trainer as trainer_module
+from embedtune.training import saving
 from embedtune.training.arguments import TuningArguments
-from embedtune.training.dropout import set_dropout
+from embedtune.training.dropout import dropout_within, set_dropout
 from embedtune.training.guards import warn_about_cut_chunks
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
 from embedtune.training.trainer import EmbeddingTrainer
@@ -250,6 +255,245 @@ def test_an_eval_dataset_chooses_by_its_loss_if_there_is_no_dev_split(tiny_model
     )
 
 
+@pytest.mark.parametrize("metric", ["ndcg@10", "dev_ndcg10", "loss", "eval_dev_ndcg@3x"])
+def test_a_misspelt_metric_is_refused_with_those_that_there_are(tiny_model, data, arguments, metric):
+    with pytest.raises(ValueError, match=rf"metric_for_best_model='{metric}' is not one of .*'eval_dev_ndcg@10'"):
+        EmbeddingTrainer(tiny_model, arguments(metric_for_best_model=metric), data=data)
+
+
+class NoSuper(BaseEvaluator):
+    """Does not call the __init__ of its superclass, which the stock trainer allows."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, model, output_path=None, epoch=-1, steps=-1):
+        self.calls += 1
+        return {"mine": float(self.calls)}
+
+
+def test_the_metrics_of_an_unknown_evaluator_are_checked_before_the_first_step(tiny_model, arguments, caplog):
+    rows = make_data(dev_size=0)
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=rows, evaluator=NoSuper())
+    assert trainer.args.load_best_model_at_end is False
+    assert "NoSuper does not say which of its metrics counts" in caplog.text
+    trainer = EmbeddingTrainer(tiny_model, arguments(metric_for_best_model="eval_mime"), data=rows, evaluator=NoSuper())
+    with pytest.raises(ValueError, match=r"'eval_mime' is not one of the metrics of an evaluation: \['eval_mine'\]"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    args = arguments(metric_for_best_model="eval_mine", greater_is_better=True)
+    trainer = EmbeddingTrainer(tiny_model, args, data=rows, evaluator=NoSuper())
+    trainer.train()
+    assert trainer.state.best_metric == 2.0
+
+
+def test_of_several_eval_datasets_none_chooses_unless_it_is_named(tiny_model, arguments, caplog):
+    rows = make_data(dev_size=0).pairs("train", with_ids=True)
+    parts = {"a": rows.select(range(8)), "b": rows.select(range(8, 16))}
+    trainer = EmbeddingTrainer(tiny_model, arguments(), train_dataset=rows, eval_dataset=parts)
+    assert "['eval_a_loss', 'eval_b_loss'] are as good as each other" in caplog.text
+    assert trainer.args.load_best_model_at_end is False
+    trainer.train()
+    args = arguments(metric_for_best_model="eval_b_loss", greater_is_better=False)
+    trainer = EmbeddingTrainer(tiny_model, args, train_dataset=rows, eval_dataset=parts)
+    trainer.train()
+    losses = [log["eval_b_loss"] for log in trainer.state.log_history if "eval_b_loss" in log]
+    assert trainer.state.best_metric == pytest.approx(min(losses[1:]))
+    one = EmbeddingTrainer(tiny_model, arguments(), train_dataset=rows, eval_dataset={"a": parts["a"]})
+    assert one.args.metric_for_best_model == "eval_a_loss"
+
+
+# What is refused before it costs anything
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda loss: loss, lambda loss: MatryoshkaLoss(loss.model, loss, [32, 16]), lambda loss: {"a": loss}]
+)
+def test_a_loss_that_was_made_with_another_model_is_refused(tiny_model, data, arguments, wrap):
+    rows = data.pairs("train", with_ids=True)
+    other = copy.deepcopy(tiny_model)
+    for model, refused in ((other, True), (tiny_model, False)):
+        loss = wrap(InBatchNegativesLoss(model))
+        table = {"a": rows} if isinstance(loss, dict) else rows
+        expected = pytest.raises(ValueError, match=r"made with another model object .* pass the class")
+        with expected if refused else nullcontext():
+            EmbeddingTrainer(tiny_model, arguments(), train_dataset=table, loss=loss)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            {"args": SentenceTransformerTrainingArguments("out")},
+            "args are SentenceTransformerTrainingArguments. Pass Tuning",
+        ),
+        ({"args": make_data()}, r"by its name: EmbeddingTrainer\(model, args, data=data\)"),
+        ({"loss": "triplet"}, r"TuningArguments\(loss='triplet'\)"),
+        ({"model": torch.nn.Linear(2, 2)}, "model is a Linear. Load it as a SentenceTransformer"),
+        ({"train_dataset": [{"anchor": "a", "positive": "b"}]}, r"train_dataset is a list. .*Dataset.from_list"),
+        ({"train_dataset": make_data()}, r"train_dataset is a RetrievalDataset. Pass it as data=.*'train'"),
+        ({"eval_dataset": {"a": make_data()}}, r"eval_dataset\['a'\] is a RetrievalDataset"),
+        ({"evaluator": lambda model, **_: {}}, "evaluator is a function. Pass a BaseEvaluator"),
+    ],
+)
+def test_an_argument_of_another_kind_is_refused_with_the_remedy(tiny_model, arguments, given, message):
+    with pytest.raises(TypeError, match=message):
+        EmbeddingTrainer(**{"model": tiny_model, "args": arguments(), "data": make_data()} | given)
+
+
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        ("learning_rate", [float("nan"), float("inf"), -1, "2e-5", True]),
+        ("num_train_epochs", [-1, 0, float("nan"), "3"]),
+        ("per_device_train_batch_size", [0, -1, 2.5, True]),
+        ("num_negatives", [0, -1, float("nan"), "4"]),
+        ("dropout", [float("nan"), -1, 1, "0.1"]),
+        ("frozen_layers", [float("nan"), -0.1, 1, True]),
+        ("mini_batch_num_tokens", [0, -1, 2.5, "64"]),
+        ("gradient_accumulation_steps", [0, -1, 1.5]),
+        ("max_steps", [-2, 1.5]),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_with_its_name_also_when_it_is_set_later(
+    tiny_model, data, arguments, name, values
+):
+    for value in values:
+        with pytest.raises((ValueError, TypeError), match=rf"^{name}="):
+            arguments(**{name: value})
+        args = arguments()
+        setattr(args, name, value)
+        with pytest.raises((ValueError, TypeError), match=rf"^{name}="):
+            EmbeddingTrainer(tiny_model, args, data=data)
+
+
+def test_a_model_of_which_everything_is_frozen_is_refused(tiny_model, data, arguments):
+    tiny_model.requires_grad_(False)
+    with pytest.raises(ValueError, match="All parameters are frozen"):
+        EmbeddingTrainer(tiny_model, arguments(), data=data).train()
+
+
+def test_a_module_that_no_other_program_could_load_is_refused_before_the_first_step(tiny_model, data, arguments):
+    class Local(Module):
+        config_keys: ClassVar = []
+
+        def forward(self, features):
+            return features
+
+        def save(self, output_path, *args, **kwargs):
+            pass
+
+    tiny_model.append(Local())
+    trainer = EmbeddingTrainer(tiny_model, arguments(eval_on_start=False), data=data)
+    with pytest.raises(ValueError, match=r"a module .*Local that is defined in .*test_trainer"):
+        trainer.train()
+
+
+def test_an_epoch_without_a_batch_is_refused(tiny_model, data, arguments):
+    args = arguments(per_device_train_batch_size=64, dataloader_drop_last=True, group_rows=False)
+    trainer = EmbeddingTrainer(tiny_model, args, data=data)
+    with pytest.raises(ValueError, match="fewer rows than the 64 of a batch"):
+        trainer.train()
+
+
+# Streams, transforms, searches
+
+
+@pytest.mark.parametrize("loss", ["in-batch", "triplet"])
+def test_a_stream_trains_as_its_table_in_the_same_order_does(tiny_model_folder, data, arguments, loss):
+    rows = data.pairs("train", with_ids=True) if loss == "in-batch" else data.triplets("train", num_negatives=2)
+    losses = {}
+    for encode_once in (True, False):
+        model = SentenceTransformer(str(tiny_model_folder), device="cpu")
+        args = arguments(
+            loss=loss, max_steps=3, logging_steps=1, encode_once=encode_once, learning_rate=1e-3, save_strategy="no",
+            load_best_model_at_end=False,
+        )  # fmt: skip
+        trainer = EmbeddingTrainer(
+            model, args, train_dataset=rows.to_iterable_dataset(), eval_dataset=rows.to_iterable_dataset()
+        )
+        trainer.train()
+        losses[encode_once] = [log.get("loss", log.get("eval_loss")) for log in trainer.state.log_history[:-1]]
+    assert len(losses[True]) >= 4
+    assert losses[True] == pytest.approx(losses[False], abs=1e-4)
+
+
+def test_rows_that_a_transform_makes_are_trained_on_and_looked_at(tiny_model, data, arguments):
+    tiny_model.prompts = {"query": "ask: ", "document": "chunk: "}
+    stored = data.pairs("train").rename_columns({"anchor": "asked_id", "positive": "found_id"})
+
+    def made(batch):
+        return {"anchor": batch["asked_id"], "positive": batch["found_id"]}
+
+    trainer = EmbeddingTrainer(tiny_model, arguments(max_steps=1), train_dataset=stored.with_transform(made))
+    assert trainer.args.prompts == {"anchor": "ask: ", "positive": "chunk: "}
+    trainer.train()
+    lists = stored.with_transform(lambda batch: made(batch) | {"negative": [["a", "b"]] * len(batch["asked_id"])})
+    with pytest.raises(ValueError, match=r"column 'negative' holds \['a', 'b'\] in its first row"):
+        EmbeddingTrainer(tiny_model, arguments(), train_dataset=lists)
+
+
+class Seen(TrainerCallback):
+    """Remembers what a run was given, and what it has."""
+
+    def __init__(self):
+        self.runs = []
+
+    def on_train_begin(self, args, state, control, model=None, **kwargs):
+        trainer = self.trainer
+        assert trainer.loss.model is model
+        assert trainer.data_collator.preprocess_fn.__self__ is model
+        self.runs.append(
+            (args.loss, type(trainer.loss), args.num_negatives, len(trainer.train_dataset), args.dropout, probabilities(model),
+             args.mini_batch_num_tokens, trainer.data_collator.max_tokens)
+        )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore:.*:FutureWarning")
+def test_what_a_search_tries_has_an_effect(tiny_model_folder, data, arguments):
+    optuna = pytest.importorskip("optuna")
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    trials = [("triplet", 2, 0.25, 64), ("in-batch", 3, 0.5, 128)]
+
+    def space(trial):
+        loss, num_negatives, dropout, tokens = trials[trial.number]
+        fixed = {"loss": loss, "num_negatives": num_negatives, "dropout": dropout, "mini_batch_num_tokens": tokens}
+        return {
+            name: trial.suggest_categorical(f"{name}{trial.number}", [value]) and value for name, value in fixed.items()
+        }
+
+    seen = Seen()
+    seen.trainer = EmbeddingTrainer(
+        None,
+        arguments(max_steps=1, eval_on_start=False),
+        data=data,
+        model_init=lambda trial: SentenceTransformer(str(tiny_model_folder), device="cpu"),
+        callbacks=[seen],
+    )
+    seen.trainer.hyperparameter_search(
+        space, n_trials=2, direction="maximize", backend="optuna", compute_objective=lambda m: m["eval_dev_ndcg@10"]
+    )
+    rows = len(data.pairs("train"))
+    assert seen.runs == [
+        ("triplet", TripletMarginLoss, 2, 2 * rows, 0.25, {0.25}, 64, 64),
+        ("in-batch", InBatchNegativesLoss, 3, rows, 0.5, {0.5}, 128, 128),
+    ]
+
+
+@pytest.mark.parametrize(("name", "value"), [("loss", "triplet"), ("num_negatives", 3), ("dropout", 7.0)])
+def test_what_a_search_cannot_have_an_effect_on_is_refused(tiny_model_folder, data, arguments, name, value):
+    trainer = EmbeddingTrainer(
+        None,
+        arguments(),
+        train_dataset=data.pairs("train", with_ids=True),
+        loss=InBatchNegativesLoss,
+        model_init=lambda: SentenceTransformer(str(tiny_model_folder), device="cpu"),
+    )
+    setattr(trainer.args, name, value)
+    with pytest.raises(ValueError, match=rf"{name}=.*(cannot be searched|must be)"):
+        trainer.train()
+
+
 # Trainers of one's own
 
 
@@ -397,24 +641,48 @@ def test_a_model_init_works_in_the_place_of_a_model(tiny_model_folder, data, arg
     assert trainer.train().global_step == 1
 
 
-def test_dropout_is_set_in_every_layer_or_left_alone(tiny_model, data, arguments):
-    def probabilities():
-        return {module.p for module in tiny_model.modules() if isinstance(module, torch.nn.Dropout)}
+class Dropouts(TrainerCallback):
+    """Remembers the dropout of the model that is trained."""
 
-    assert probabilities() == {0.1}
-    EmbeddingTrainer(tiny_model, arguments(dropout=None), data=data)
-    assert probabilities() == {0.1}
-    EmbeddingTrainer(tiny_model, arguments(), data=data)
-    assert probabilities() == {0.0}
-    with pytest.raises(ValueError, match=r"dropout=1\.5 must be at least 0 and below 1"):
-        arguments(dropout=1.5)
+    def __init__(self):
+        self.seen = []
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        self.seen.append(probabilities(model))
+
+
+def probabilities(model):
+    return {module.p for module in model.modules() if isinstance(module, torch.nn.Dropout)}
+
+
+def test_dropout_is_set_in_every_layer_for_this_training_alone(tiny_model, data, arguments):
+    assert probabilities(tiny_model) == {0.1}
+    trainers = [
+        EmbeddingTrainer(tiny_model, arguments(max_steps=1, dropout=p), data=data, callbacks=[Dropouts()])
+        for p in (0.3, 0.0, None)
+    ]
+    seen = []
+    for trainer in trainers:
+        trainer.train()
+        seen += trainer.pop_callback(Dropouts).seen
+        assert probabilities(tiny_model) == {0.1}
+    assert seen == [{0.3}, {0.0}, {0.1}]
+
+
+def test_a_training_that_fails_gives_the_dropout_back(tiny_model, data, arguments, monkeypatch):
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=data)
+    monkeypatch.setattr(trainer, "training_step", lambda *_, **__: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    assert probabilities(tiny_model) == {0.1}
 
 
 def test_without_dropout_a_batch_gives_one_loss(tiny_model, data, arguments):
-    trainer = EmbeddingTrainer(tiny_model, arguments(dropout=0.0), data=data)
+    trainer = EmbeddingTrainer(tiny_model, arguments(), data=data)
     trainer.model.train()
     batch = batches(trainer)[0]
-    first, second = (trainer.compute_loss(trainer.model, dict(batch)) for _ in range(2))
+    with dropout_within(trainer.model, 0.0):
+        first, second = (trainer.compute_loss(trainer.model, dict(batch)) for _ in range(2))
     assert first == second
 
 
@@ -462,11 +730,11 @@ def test_a_saved_model_is_compared_if_the_gpu_has_room_for_both(
     tiny_model, tmp_path, monkeypatch, caplog, unused, compared
 ):
     checked = []
-    monkeypatch.setattr(trainer_module, "check_model", lambda model, folder: checked.append(folder) or MagicMock())
+    monkeypatch.setattr(saving, "check_model", lambda model, folder: checked.append(folder) or MagicMock())
     monkeypatch.setattr(SentenceTransformer, "device", property(lambda model: torch.device("cuda", 0)))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 8 * 10**9))
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 10**9)
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 10**9 + unused)  # kept since training
-    trainer_module.check_saved(tiny_model, tmp_path)
+    saving.check_saved(tiny_model, tmp_path)
     assert checked == [tmp_path] * compared
     assert ("cuda:0 has no room" in caplog.text) != compared

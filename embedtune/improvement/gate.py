@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedtune.evaluation.evaluator import TopKEvaluator
-from embedtune.evaluation.forgetting import check_forgetting
+from embedtune.evaluation.forgetting import check_forgetting, general_data
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.improvement.round_data import HELD_OUT, LOCKED
 from embedtune.improvement.rounds import Candidate, Check
@@ -16,6 +17,7 @@ from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.index import build_index, table_of_corpus
 from embedtune.retrieval.reindex import scaled_word_weight
 from embedtune.retrieval.retriever import Retriever
+from embedtune.text import words as words_of
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
     from embedtune.evaluation.result import Evaluation
     from embedtune.retrieval.word_weight import LearnedWords
     from embedtune.types import Encoder
+
+_ENGLISH = {"the", "and", "with", "that", "this", "from", "which", "are", "to", "you"}
 
 Results = dict[str, "Evaluation"]
 
@@ -52,6 +56,8 @@ class Gate:
         data: The data of the round.
         k: A question is a miss if it has no relevant chunk among the first ``k``.
         max_loss: How much nDCG the locked test may lose, at the lower bound of the interval of the difference.
+        general: Questions of general knowledge in its split ``test``. By default those of the package, which are English, if
+            the corpus is.
 
     Attributes:
         retriever: The retriever that serves, over the corpus of the round.
@@ -59,12 +65,20 @@ class Gate:
     """
 
     def __init__(
-        self, old: RememberingEncoder, retriever: Retriever, data: RetrievalDataset, *, k: int, max_loss: float
+        self,
+        old: RememberingEncoder,
+        retriever: Retriever,
+        data: RetrievalDataset,
+        *,
+        k: int,
+        max_loss: float,
+        general: RetrievalDataset | None = None,
     ) -> None:
         self.old = old
         self.max_loss = max_loss
         self.k = k
         self._data = data
+        self._general = general_data() if general is None and is_english(data) else general
         self._evaluators = {
             split: TopKEvaluator(data, split, k=(k,)) for split in ("dev", HELD_OUT, LOCKED) if split in data.qrels
         }
@@ -108,7 +122,7 @@ class Gate:
         checks = (
             held_out_check(held_out, k=self.k),
             locked_check(locked, max_loss=self.max_loss),
-            forgetting_check(self.old, model),
+            forgetting_check(self.old, model, self._general),
         )
         return Candidate(after[LOCKED].name, checks)
 
@@ -133,7 +147,18 @@ def locked_check(verdict: Verdict, *, max_loss: float) -> Check:
     )
 
 
-def forgetting_check(old: Encoder, new: Encoder) -> Check:
-    """Pass a model that provably remembers general knowledge, see `check_forgetting`."""
-    found = check_forgetting(old, new)
+def forgetting_check(old: Encoder, new: Encoder, general: RetrievalDataset | None) -> Check:
+    """Pass a model that provably remembers general knowledge, see `check_forgetting`, or has nothing to be measured by."""
+    if general is None:
+        detail = (
+            "Not measured: the questions of the package are English, and the corpus is not. Pass improve(general=...)."
+        )
+        return Check("general knowledge", passed=True, detail=detail)
+    found = check_forgetting(old, new, data=general)
     return Check("general knowledge", passed=found.decision == "remembers", detail=found.sentence)
+
+
+def is_english(data: RetrievalDataset) -> bool:
+    """Return whether a corpus is English, by a few words that are frequent in English and rare in other languages."""
+    found = [word for text in islice(data.corpus_texts.values(), 1000) for word in words_of(text)]
+    return sum(word in _ENGLISH for word in found) > 0.03 * len(found)

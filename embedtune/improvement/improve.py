@@ -66,6 +66,7 @@ def improve(
     k: int = 10,
     max_loss: float = 0.02,
     max_wrong: float = 0.5,
+    general: RetrievalDataset | None = None,
     seed: int = 0,
 ) -> Round:
     """Train on the questions of a feedback log, and let the new model serve if it is shown to be better.
@@ -100,6 +101,9 @@ def improve(
         max_loss: How much nDCG the locked test may lose, at the lower bound of the 95% interval.
         max_wrong: Refuse the log if significantly more than this share of its labels seems to be random. This is an upper
             estimate: the relevant chunks of misses are hard to find, so some correct labels seem random too.
+        general: Questions of general knowledge, in its split ``test``, that the new model must still answer as well (see
+            `check_forgetting`). By default the English ones of the package, if the corpus is English; otherwise this is not
+            measured, and the round says so.
         seed: Seed of the draw of replayed questions, and of the order of training.
 
     Returns:
@@ -135,7 +139,7 @@ def improve(
     args = _arguments(args, path / "checkpoints", keep_index=keep_index, seed=seed)
     words = _taught(retriever.words, prepared.data, data, known=_trained_into(rounds, parent, data))
     tuned = _train(retriever.model, prepared.data, args, keep_index=keep_index)
-    gate = Gate(old, retriever, prepared.data, k=k, max_loss=max_loss)
+    gate = Gate(old, retriever, prepared.data, k=k, max_loss=max_loss, general=general)
     chosen, learned, candidates = _choose(tuned, words, gate, path, may_merge=not keep_index)
     _save(chosen, learned, path / "model")
     finished = Round(

@@ -1,19 +1,18 @@
-"""Checkpoints of models with a LoRA, and detection of routes that share weights."""
+"""What a checkpoint holds besides the model: the weights of a LoRA and of the loss. Detection of routes that share weights."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load_file, save_file
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
 
 from embedtune.models.lora import has_adapters, transformers_of
 
-if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
-
-TRAINED_WEIGHTS = "trained.safetensors"
+TRAINED_WEIGHTS, LOSS_WEIGHTS = "trained.safetensors", "loss.safetensors"
 
 
 def save_trained_weights(model: SentenceTransformer, folder: str | Path) -> None:
@@ -48,6 +47,57 @@ def load_trained_weights(model: SentenceTransformer, folder: str | Path) -> bool
         for name, parameter in trained.items():
             parameter.copy_(saved[name])
     return True
+
+
+def save_loss_weights(loss: nn.Module | Mapping[str, nn.Module], folder: str | Path) -> None:
+    """Write the weights of a loss, such as a classifier or a learned temperature. Does nothing for a loss without any."""
+    path = Path(folder, LOSS_WEIGHTS)
+    path.unlink(missing_ok=True)
+    if weights := _loss_weights(loss):
+        save_file({name: tensor.detach().contiguous() for name, tensor in weights.items()}, path)
+
+
+def load_loss_weights(loss: nn.Module | Mapping[str, nn.Module], folder: str | Path) -> None:
+    """Load the weights of a loss.
+
+    Raises:
+        ValueError: If the checkpoint has those of another loss, or none.
+    """
+    path, weights = Path(folder, LOSS_WEIGHTS), _loss_weights(loss)
+    saved = load_file(path) if path.exists() else {}
+    if {name: tensor.shape for name, tensor in saved.items()} != {name: t.shape for name, t in weights.items()}:
+        raise ValueError(
+            f"The checkpoint {str(folder)!r} has {len(saved)} tensors in {LOSS_WEIGHTS}, but this loss has other ones "
+            f"({len(weights)}). Resume with the loss of the run that wrote it."
+        )
+    with torch.no_grad():
+        for name, tensor in weights.items():
+            tensor.copy_(saved[name])
+
+
+def _loss_weights(loss: nn.Module | Mapping[str, nn.Module]) -> dict[str, Tensor]:
+    """Return the parameters and persistent buffers of one or several losses, without those of models."""
+    parts = loss if isinstance(loss, Mapping) else {"": loss}
+    seen = {
+        id(tensor)
+        for part in parts.values()
+        for module in part.modules()
+        if isinstance(module, SentenceTransformer)
+        for tensor in (*module.parameters(), *module.buffers())
+    }
+    weights: dict[str, Tensor] = {}
+    for key, part in parts.items():
+        for prefix, module in part.named_modules():  # not state_dict(): a sharded model would gather all of its weights
+            kept = [(name, b) for name, b in module.named_buffers(recurse=False) if name not in _not_saved(module)]
+            for name, tensor in [*module.named_parameters(recurse=False), *kept]:
+                if id(tensor) not in seen:
+                    seen.add(id(tensor))  # datasets may share a loss
+                    weights[f"{key}/{prefix}.{name}"] = tensor
+    return weights
+
+
+def _not_saved(module: nn.Module) -> set[str]:
+    return module._non_persistent_buffers_set
 
 
 def is_tied(model: SentenceTransformer) -> bool:

@@ -8,6 +8,8 @@ from typing import Literal, get_args
 import torch
 from sentence_transformers.sentence_transformer.training_args import SentenceTransformerTrainingArguments
 
+from embedtune.bounds import finite, share, whole
+
 LossName = Literal["in-batch", "triplet", "cosine"]
 
 
@@ -20,7 +22,7 @@ class TuningArguments(SentenceTransformerTrainingArguments):
             (`CosineEmbeddingLoss`), with default settings. Pass other losses and settings to the trainer:
             ``EmbeddingTrainer(..., loss=TripletMarginLoss(model, margin=0.5))``.
         num_negatives: Random negatives per question, for losses that read negatives from the table.
-        dropout: Dropout probability of every layer during training. None keeps the model's own, which makes BERT-like
+        dropout: Dropout probability of every layer during this training. None keeps the model's own, which makes BERT-like
             models slower on a CPU.
         frozen_layers: Share of each transformer's layers, counted from the input, that keep their weights during training,
             together with the embeddings. 0 trains everything. No effect on a model that has frozen weights already, such
@@ -48,7 +50,12 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     * ``save_total_limit=2``: the best and the last checkpoint.
     * ``logging_steps=0.05``: twenty log lines per run.
     * ``logging_nan_inf_filter=False``: a NaN loss stops the run instead of being logged as 0.
+    * ``hub_private_repo=True``: with ``push_to_hub``, a new repository is private.
     * ``dataloader_pin_memory``: only with an accelerator; PyTorch warns otherwise.
+
+    Raises:
+        TypeError: If an argument is of another kind, such as the string ``"2e-5"``, which YAML makes of a number without a dot.
+        ValueError: If an argument is out of bounds.
 
     Example:
         >>> TuningArguments("out/handbook", num_train_epochs=2).per_device_train_batch_size
@@ -76,20 +83,11 @@ class TuningArguments(SentenceTransformerTrainingArguments):
     save_total_limit: int | None = 2
     logging_steps: float = 0.05
     logging_nan_inf_filter: bool = False
+    hub_private_repo: bool | None = True
     dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
 
     def __post_init__(self) -> None:
-        if self.loss not in get_args(LossName):
-            raise ValueError(
-                f"loss={self.loss!r} is not one of {get_args(LossName)}. Pass your own loss to the trainer: "
-                "EmbeddingTrainer(..., loss=MyLoss(model))."
-            )
-        if self.dropout is not None and not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must be at least 0 and below 1.")
-        if not 0 <= self.frozen_layers < 1:
-            raise ValueError(f"frozen_layers={self.frozen_layers} must be at least 0 and below 1: the share to freeze.")
-        if self.mini_batch_num_tokens is not None and self.mini_batch_num_tokens < 1:
-            raise ValueError(f"mini_batch_num_tokens={self.mini_batch_num_tokens} must be at least 1.")
+        check_bounds(self)
         # transformers has renamed gradient_checkpointing; this is the name that every supported version knows.
         new_name = "activation_checkpointing"
         if getattr(self, new_name, False) is None:
@@ -100,3 +98,32 @@ class TuningArguments(SentenceTransformerTrainingArguments):
         if metric is None:
             self.metric_for_best_model = None
             self.greater_is_better = None
+        # accelerate would hand out a stream's batches by rows, and a batch of distinct texts is not made of rows.
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = False
+
+
+def check_bounds(args: TuningArguments) -> None:
+    """Raise an error that names the argument and its value if it makes no sense.
+
+    Raises:
+        TypeError: If it is not the kind of value that is expected.
+        ValueError: If it is out of bounds.
+    """
+    if args.loss not in get_args(LossName):
+        raise ValueError(
+            f"loss={args.loss!r} is not one of {get_args(LossName)}. Pass your own loss to the trainer: "
+            "EmbeddingTrainer(..., loss=MyLoss(model))."
+        )
+    whole("num_negatives", args.num_negatives)
+    if args.dropout is not None:
+        share("dropout", args.dropout, below_one=True)
+    share("frozen_layers", args.frozen_layers, below_one=True)
+    if args.mini_batch_num_tokens is not None:
+        whole("mini_batch_num_tokens", args.mini_batch_num_tokens)
+    for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+        whole(name, getattr(args, name))
+    finite("learning_rate", args.learning_rate, at_least=0)
+    whole("max_steps", args.max_steps, at_least=-1)
+    if args.max_steps <= 0:  # otherwise it decides
+        finite("num_train_epochs", args.num_train_epochs, above=0)

@@ -27,9 +27,19 @@ def tables_of(dataset: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, dataset
 
 
+def is_transformed(table: Any) -> bool:
+    """Return whether rows are made on reading (``with_transform``), so that the stored columns are not those of the rows."""
+    return isinstance(table, Dataset) and table.format["type"] == "custom"
+
+
+def columns_of(table: Any) -> list[str]:
+    """Return the columns of a table's rows; a stream may not know its columns."""
+    return list(table[0]) if is_transformed(table) and len(table) else list(table.column_names or ())
+
+
 def text_columns(table: Any) -> list[str]:
-    """Return the columns that are trained on as texts; a stream may not know its columns."""
-    return [column for column in table.column_names or () if column not in (*LABEL_COLUMNS, "dataset_name")]
+    """Return the columns that are trained on as texts."""
+    return [column for column in columns_of(table) if column not in (*LABEL_COLUMNS, "dataset_name")]
 
 
 def check_table(dataset: Any, *, name: str) -> None:
@@ -42,15 +52,29 @@ def check_table(dataset: Any, *, name: str) -> None:
         if isinstance(table, Sized) and not len(table):
             raise ValueError(f"{part} has no rows. Add questions about its chunks, or choose a smaller test_size.")
         _check_names(table, part)
+        if is_transformed(table):
+            _check_first_row(table, part)
+            continue
         for column, feature in (table.features or {}).items():
             if column in LABEL_COLUMNS:
                 _check_lengths(table, column, part)
             elif column in text_columns(table) and getattr(feature, "dtype", None) not in ("string", "large_string"):
-                raise ValueError(
-                    f"{part}: column {column!r} holds {feature}, and texts are expected. Turn it into texts, or give each of "
-                    "several negatives its own column: negative_1, negative_2, ..."
-                )
+                raise _not_text(part, column, feature)
             _check_missing(table, column, part)
+
+
+def _check_first_row(table: Dataset, part: str) -> None:
+    row = table[0]
+    for column in text_columns(table):
+        if not isinstance(row[column], str):
+            raise _not_text(part, column, f"{row[column]!r} in its first row")
+
+
+def _not_text(part: str, column: str, found: Any) -> ValueError:
+    return ValueError(
+        f"{part}: column {column!r} holds {found}, and texts are expected. Turn it into texts, or give each of several negatives "
+        "its own column: negative_1, negative_2, ..."
+    )
 
 
 def _check_names(table: Any, part: str) -> None:
@@ -59,7 +83,7 @@ def _check_names(table: Any, part: str) -> None:
     unexpected = [c for c in columns if _ID_COLUMN.fullmatch(c) or (is_ours and role_of(c) is None)]
     if unexpected:
         raise ValueError(
-            f"{part} has the columns {table.column_names}, and {unexpected} would be trained on as texts. Use data.pairs(...), "
+            f"{part} has the columns {columns_of(table)}, and {unexpected} would be trained on as texts. Use data.pairs(...), "
             "data.triplets(...) or data.labelled_pairs(...), or keep only anchor, positive, negative (negative_1, "
             "negative_2, ...) and label, with rename_columns and select_columns."
         )

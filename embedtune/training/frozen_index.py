@@ -11,6 +11,7 @@ import torch
 from sentence_transformers.base.evaluation import BaseEvaluator
 from torch import Tensor, nn
 
+from embedtune.bounds import finite, whole
 from embedtune.dataset.views import Contents, chunks_for_training, table
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.models.query_side import is_index_frozen
@@ -141,9 +142,9 @@ class FrozenIndexLoss(RetrievalLoss):
         show_progress_bar: bool = False,
     ) -> None:
         super().__init__(model)
-        if not scale > 0:
-            raise ValueError(f"scale={scale} must be positive.")
-        self.scale = scale
+        self.scale = finite("scale", scale, above=0)
+        whole("max_chunks", max_chunks)
+        whole("batch_size", batch_size)
         self.index: FrozenIndex = FrozenIndex(model, batch_size=batch_size, show_progress_bar=show_progress_bar)
         contents, texts = Contents(data), data.corpus_texts
         self.chunk_ids: list[str] = _sampled(data, split, contents, max_chunks, seed)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
@@ -11,6 +12,8 @@ from sentence_transformers.base.losses.merged_forward import embed_columns
 from sentence_transformers.util import all_gather, cos_sim, get_rank, get_world_size
 from torch import Tensor, nn
 
+from embedtune.bounds import finite
+
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
     from embedtune.training.arguments import LossName
 
 Negatives = Literal["given", "hardest"]
+
+_MODEL_NAMES = ("model", "sentence_embedder")
 
 
 class RetrievalLoss(nn.Module):
@@ -103,9 +108,7 @@ class InBatchNegativesLoss(RetrievalLoss):
 
     def __init__(self, model: SentenceTransformer, *, scale: float = 20.0, gather_across_devices: bool = True) -> None:
         super().__init__(model)
-        if not scale > 0:
-            raise ValueError(f"scale={scale} must be positive.")
-        self.scale = scale
+        self.scale = finite("scale", scale, above=0)
         self.gather_across_devices = gather_across_devices
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
@@ -200,10 +203,8 @@ class TripletMarginLoss(RetrievalLoss):
     ) -> None:
         super().__init__(model)
         _check_negatives(negatives)
-        if not margin > 0:
-            raise ValueError(f"margin={margin} must be positive.")
-        self.margin = margin
-        self.p = p
+        self.margin = finite("margin", margin, above=0)
+        self.p = p if p == math.inf else finite("p", p, at_least=1)
         self.swap = swap
         self.negatives: Negatives = negatives
         self.view: View = "triplets" if negatives == "given" else "pairs"
@@ -273,9 +274,9 @@ class CosineEmbeddingLoss(RetrievalLoss):
     def __init__(self, model: SentenceTransformer, *, margin: float = 0.0, negatives: Negatives = "given") -> None:
         super().__init__(model)
         _check_negatives(negatives)
-        if not -1 <= margin <= 1:
+        self.margin = finite("margin", margin, at_least=-1)
+        if margin > 1:
             raise ValueError(f"margin={margin} must be a cosine, from -1 to 1.")
-        self.margin = margin
         self.negatives: Negatives = negatives
         self.view: View = "labelled_pairs" if negatives == "given" else "pairs"
         self.uses_ids: bool = negatives == "hardest"
@@ -305,6 +306,15 @@ LOSSES: dict[LossName, type[RetrievalLoss]] = {
     "cosine": CosineEmbeddingLoss,
 }
 """The losses that `TuningArguments` knows by name."""
+
+
+def models_of(loss: nn.Module) -> Iterator[tuple[nn.Module, str]]:
+    """Yield the attributes in which a loss, and the losses inside it, keep the model."""
+    for name, child in loss.named_children():
+        if name in _MODEL_NAMES:
+            yield loss, name
+        else:
+            yield from models_of(child)
 
 
 def is_relevant(labels: Tensor, ids: Tensor) -> Tensor:

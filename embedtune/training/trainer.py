@@ -8,23 +8,28 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from sentence_transformers.base.evaluation import BaseEvaluator
-from torch import nn
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, number_of_arguments
+from transformers.utils import PushInProgress
 
-from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.models.prompts import prompt_of
-from embedtune.models.selfcheck import check_model
-from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
-from embedtune.training.arguments import TuningArguments
+from embedtune.training.adapters import (
+    is_tied,
+    load_loss_weights,
+    load_trained_weights,
+    save_loss_weights,
+    save_trained_weights,
+)
+from embedtune.training.arguments import TuningArguments, check_bounds
+from embedtune.training.best_checkpoint import check_metric, choose_by_dev
 from embedtune.training.columns import check_table, fill_columns
-from embedtune.training.dropout import set_dropout
+from embedtune.training.dropout import dropout_within
 from embedtune.training.encode_once.trainer import EncodeOnceTrainer
 from embedtune.training.freezing import freeze_lower_layers
 from embedtune.training.guards import (
     check_inputs,
+    check_loss,
+    check_trainable,
     warn_about_cut_chunks,
     warn_about_half_precision,
     warn_about_single_rows,
@@ -33,10 +38,14 @@ from embedtune.training.loss_kinds import view_for
 from embedtune.training.losses import LOSSES
 from embedtune.training.model_card import ModelCardCallback
 from embedtune.training.resilience.guarded import GuardedTrainer
+from embedtune.training.saving import check_saved, upload_checkpoint
 
 if TYPE_CHECKING:
+    import torch
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
+    from sentence_transformers.base.evaluation import BaseEvaluator
+    from torch import nn
 
     from embedtune.dataset import RetrievalDataset
 
@@ -53,8 +62,11 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
       ``encode_query`` uses,
     * evaluates retrieval on the dev split and keeps the best checkpoint,
     * encodes each distinct text of a batch once, without padding, with the same loss and gradient,
-    * refuses columns that would be trained on by mistake, and warns of chunks that the model would cut,
-    * stops at a NaN loss, resumes only from complete checkpoints, and writes one at SIGTERM and Ctrl-C.
+    * refuses columns that would be trained on by mistake, a loss of another model and a metric that no evaluation has, and
+      warns of chunks that the model would cut,
+    * stops at a NaN loss, resumes only from complete checkpoints, with the weights of the loss, and writes one at SIGTERM and
+      Ctrl-C; refuses a second training in the same ``output_dir``,
+    * in a ``hyperparameter_search``, takes over ``loss``, ``num_negatives`` and all other arguments that are tried.
 
     Everything else is as in the stock trainer: callbacks, trackers, ``accelerate launch``.
 
@@ -71,7 +83,9 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         **options: Further arguments of ``SentenceTransformerTrainer``, for example ``callbacks``.
 
     Raises:
-        ValueError: If there is nothing to train on, or a dataset has columns that the loss cannot read.
+        TypeError: If an argument is of another kind, such as a `RetrievalDataset` as ``train_dataset``.
+        ValueError: If there is nothing to train on, a dataset has columns that the loss cannot read, or the loss was made with
+            another model.
 
     Example:
         >>> import embedtune as et
@@ -86,6 +100,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         >>> trainer.train()  # doctest: +SKIP
     """
 
+    push_in_progress: Any
     training_args_class = TuningArguments
     model_card_callback_class = ModelCardCallback
 
@@ -102,16 +117,17 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         **options: Any,
     ) -> None:
         self._frozen: list[nn.Parameter] = []
-        check_inputs(model, data)
+        check_inputs(model, args, data, loss, evaluator, train_dataset=train_dataset, eval_dataset=eval_dataset)
         # A copy, because the settings filled in below depend on this model and this data.
         args = copy.copy(args) if args is not None else TuningArguments("tmp_trainer")
+        check_bounds(args)  # they may have been changed since they were made
+        self._data, self._given, self._own = data, copy.copy(args), (loss is not None, train_dataset is not None)
         reference = model if model is not None else _from_init(options.get("model_init"))
         loss = loss if loss is not None else LOSSES[args.loss]
         if train_dataset is None:
             train_dataset = view_for(loss, reference, data, args)
         for name, dataset in (("train_dataset", train_dataset), ("eval_dataset", eval_dataset)):
             check_table(dataset, name=name)
-        self._given_columns = args.prompts, args.router_mapping
         fill_columns(args, reference, train_dataset, eval_dataset)
         if args.ddp_find_unused_parameters is None and is_tied(reference):
             args.ddp_find_unused_parameters = False  # the search would count a shared parameter twice, and fail
@@ -123,11 +139,11 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             loss=loss,
-            evaluator=_choose_by_dev(args, data, evaluator, has_eval_dataset=eval_dataset is not None),
+            evaluator=choose_by_dev(args, data, evaluator, eval_dataset),
             **options,
         )
-        if args.dropout is not None:
-            set_dropout(self.model, args.dropout)
+        if self.model_init is None:
+            check_loss(self.loss, self.model)
         warn_about_half_precision(self.model)
         warn_about_single_rows(self.loss, self.args, self.train_dataset)
 
@@ -138,6 +154,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         finally:
             for parameter in self._frozen:
                 parameter.requires_grad_(True)
+            self._frozen.clear()
         metric = self.args.metric_for_best_model or ""
         metric = metric if metric.startswith("eval_") else f"eval_{metric}"
         base = next((log[metric] for log in self.state.log_history if log["step"] == 0 and metric in log), None)
@@ -159,12 +176,50 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
             check_table(eval_dataset, name="eval_dataset")
             if isinstance(self.data_collator, self.data_collator_class):
                 settings = copy.copy(self.args)
-                settings.prompts, settings.router_mapping = self._given_columns
+                settings.prompts, settings.router_mapping = self._given.prompts, self._given.router_mapping
                 fill_columns(settings, self.model, self.train_dataset, self.eval_dataset, eval_dataset)
                 self.data_collator.prompts = settings.prompts
                 self.data_collator.router_mapping = settings.router_mapping
         metrics: dict[str, float] = super().evaluate(eval_dataset, *args, **kwargs)
         return metrics
+
+    def _evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate within a training. Before the first step a misspelt metric is noticed."""
+        metrics: dict[str, float] = super()._evaluate(*args, **kwargs)
+        if self.state.global_step == 0:
+            check_metric(self.args, metrics)
+        return metrics
+
+    def _hp_search_setup(self, trial: Any) -> None:
+        """Take over what a hyperparameter search tries. Every training with a ``model_init`` comes here with a new model."""
+        super()._hp_search_setup(trial)
+        if self.model_init is None:
+            return
+        check_bounds(self.args)
+        own_loss, own_rows = self._own
+        if own_loss and self.args.loss != self._given.loss:
+            raise ValueError(
+                f"loss={self.args.loss!r} cannot be searched, because the trainer was given a loss. Leave it out."
+            )
+        if own_rows and self.args.num_negatives != self._given.num_negatives:
+            raise ValueError(
+                f"num_negatives={self.args.num_negatives} cannot be searched, because the trainer was given a train_dataset. "
+                "Pass data= instead."
+            )
+        for name in ("prompts", "router_mapping", "batch_sampler"):
+            setattr(self.args, name, getattr(self._given, name))
+        if not own_loss:
+            self.loss = self.prepare_loss(LOSSES[self.args.loss], self.model)
+        if not own_rows:
+            rows = view_for(self.loss, self.model, self._data, self.args)
+            self.train_dataset = self.preprocess_dataset(rows, dataset_name="train")
+        fill_columns(self.args, self.model, self.train_dataset, self.eval_dataset)
+        self.set_up_batches()
+
+    def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
+        check_trainable(self.loss, self.model)
+        with dropout_within(self.model, self.args.dropout):
+            return super()._inner_training_loop(*args, **kwargs)
 
     def create_optimizer(self, model: Any = None) -> torch.optim.Optimizer:
         """Freeze the lower layers until the end of training, and create the optimizer of the others."""
@@ -182,12 +237,29 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         Path(folder, TRAINING_ARGS_NAME).unlink(missing_ok=True)
         if folder.name.startswith(PREFIX_CHECKPOINT_DIR):
             save_trained_weights(self.model, folder)
+            save_loss_weights(self.loss, folder)
         elif self.args.check_saved:
             check_saved(self.model, folder)
 
     def _load_from_checkpoint(self, checkpoint_path: str) -> None:
         if not load_trained_weights(self.model, checkpoint_path):
             super()._load_from_checkpoint(checkpoint_path)
+        load_loss_weights(self.loss, checkpoint_path)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        """Upload the model of a checkpoint in the background, unless an upload is still under way."""
+        busy = self.push_in_progress is not None and not self.push_in_progress.is_done()
+        wanted = self.args.hub_strategy != HubStrategy.END and (self.args.hub_always_push or not busy)
+        if not self.is_world_process_zero() or not wanted:
+            return
+        self.callback_handler.on_push_begin(self.args, self.state, self.control)
+        uploads = upload_checkpoint(
+            checkpoint_folder, self.args, repo_id=str(self.hub_model_id), step=self.state.global_step
+        )
+        if busy:
+            self.push_in_progress.jobs.extend(uploads)
+        else:
+            self.push_in_progress = PushInProgress(uploads)
 
     def _load_best_model(self) -> None:
         """Load the best checkpoint. Errors are raised; the superclass would log them and keep the last weights."""
@@ -196,63 +268,7 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         self.model.model_card_data.set_best_model_step(int(best.rpartition("-")[2]))
 
 
-def check_saved(model: SentenceTransformer, folder: Path) -> None:
-    """Raise a ``ValueError`` if plain sentence-transformers gets other vectors from the saved model than from this one."""
-    size = sum(parameter.nbytes for parameter in model.parameters())
-    if model.device.type == "cuda" and _free_memory(model.device) < 1.5 * size:
-        logger.warning(
-            "The saved model in %s was not checked, because %s has no room for a second copy. Check it in a new process: "
-            "check_model(load_model(%r)).",
-            folder,
-            model.device,
-            str(folder),
-        )
-        return
-    check_model(model, folder=folder).raise_if_failed()
-
-
-def _free_memory(device: torch.device) -> int:
-    """Return the free bytes of a GPU, including those that PyTorch has reserved but does not use."""
-    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-
-
-def _from_init(model_init: Callable[[], SentenceTransformer] | None) -> SentenceTransformer:
+def _from_init(model_init: Callable[..., SentenceTransformer] | None) -> SentenceTransformer:
     if model_init is None:
         raise ValueError("EmbeddingTrainer needs a model: EmbeddingTrainer(model, args, data=data).")
-    return model_init()
-
-
-def _choose_by_dev(
-    args: TuningArguments,
-    data: RetrievalDataset | None,
-    evaluator: BaseEvaluator | list[BaseEvaluator] | None,
-    *,
-    has_eval_dataset: bool,
-) -> BaseEvaluator | list[BaseEvaluator] | None:
-    """Put the dev split's evaluator first, and let it choose the checkpoint."""
-    given = [evaluator] if isinstance(evaluator, BaseEvaluator) else list(evaluator or [])
-    judges = [e for e in given if not (isinstance(e, TopKEvaluator) and e.split.startswith("test"))]
-    if data is not None and "dev" in data.qrels and not any(isinstance(e, TopKEvaluator) for e in judges):
-        dev = TopKEvaluator(data, "dev", k=_dev_cutoffs(args, data), batch_size=args.per_device_eval_batch_size)
-        given, judges = [dev, *given], [dev, *judges]
-    if args.metric_for_best_model is None and judges and judges[0].primary_metric:
-        args.metric_for_best_model = f"eval_{judges[0].primary_metric}"
-        args.greater_is_better = judges[0].greater_is_better
-    if not given and not has_eval_dataset:
-        args.eval_strategy, args.eval_on_start = "no", False
-    if args.load_best_model_at_end and args.metric_for_best_model is None:
-        if has_eval_dataset:
-            args.metric_for_best_model, args.greater_is_better = "eval_loss", False
-        else:
-            args.load_best_model_at_end = False
-            logger.warning(
-                "There is no dev split to choose the best checkpoint, so the last one is kept. "
-                "build_dataset(..., dev_size=0.1) makes one."
-            )
-    return given if len(given) > 1 else next(iter(given), None)
-
-
-def _dev_cutoffs(args: TuningArguments, data: RetrievalDataset) -> list[int]:
-    """Return 10 and the cut-off of the chosen metric. Only these, because every metric of every evaluation is logged."""
-    _, _, chosen = (args.metric_for_best_model or "").partition("@")
-    return [min(10, len(data.corpus)), *([int(chosen)] if chosen.isdigit() else [])]
+    return model_init(None) if number_of_arguments(model_init) else model_init()

@@ -12,7 +12,6 @@ from sentence_transformers.util import get_world_size
 from embedtune.training.encode_once.sampler import runs_of_groups
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from numpy.typing import NDArray
 
@@ -44,23 +43,8 @@ class ChunkBatchSampler(DefaultBatchSampler):
         [1, 2]
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        drop_last: bool,
-        valid_label_columns: list[str] | None = None,
-        generator: torch.Generator | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            dataset,
-            batch_size=batch_size,
-            drop_last=drop_last,
-            valid_label_columns=valid_label_columns,
-            generator=generator,
-            seed=seed,
-        )
+    def __init__(self, dataset: Dataset, *, batch_size: int, **options: Any) -> None:
+        super().__init__(dataset, batch_size=batch_size, **options)
         self.chunk_of_row: NDArray[np.int64] = _numbered(dataset["positive"][:])
         self.chunks_per_batch = batch_size
         # accelerate drops every batch that has other than batch_size rows, unless there is no batch_size.

@@ -10,12 +10,9 @@ from sentence_transformers.base.losses.gradcache import uses_gradient_cache
 from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss
 from torch import Tensor, nn
 
-from embedtune.training.losses import RetrievalLoss
+from embedtune.training.losses import RetrievalLoss, models_of
 
 Loss = Tensor | dict[str, Tensor]
-
-# The attributes in which losses keep the model.
-_MODEL_NAMES = ("model", "sentence_embedder")
 
 
 def takes_embeddings(loss: nn.Module | Mapping[str, nn.Module]) -> bool:
@@ -64,7 +61,7 @@ class _Embedded(nn.Module):
 @contextmanager
 def _model_replaced(embedded: _Embedded, loss: nn.Module) -> Iterator[None]:
     """Replace the model of a loss, and of the losses inside it, within the block."""
-    holders = [(part, name) for part in _losses(loss) for name in _MODEL_NAMES if name in part._modules]
+    holders = list(models_of(loss))
     models = [part._modules[name] for part, name in holders]
     for part, name in holders:
         part._modules[name] = embedded
@@ -73,11 +70,3 @@ def _model_replaced(embedded: _Embedded, loss: nn.Module) -> Iterator[None]:
     finally:
         for (part, name), model in zip(holders, models, strict=True):
             part._modules[name] = model
-
-
-def _losses(loss: nn.Module) -> Iterator[nn.Module]:
-    """Yield a loss and the losses inside it, without the model."""
-    yield loss
-    for name, child in loss.named_children():
-        if name not in _MODEL_NAMES:
-            yield from _losses(child)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from sentence_transformers.base.sampler import DefaultBatchSampler
 
 if TYPE_CHECKING:
-    import torch
     from datasets import Dataset
     from numpy.typing import NDArray
 
@@ -43,24 +42,11 @@ class GroupedBatchSampler(DefaultBatchSampler):
         [8]
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        batch_size: int,
-        drop_last: bool,
-        valid_label_columns: list[str] | None = None,
-        generator: torch.Generator | None = None,
-        seed: int = 0,
-    ) -> None:
-        super().__init__(
-            dataset,
-            batch_size=batch_size,
-            drop_last=drop_last,
-            valid_label_columns=valid_label_columns,
-            generator=generator,
-            seed=seed,
+    def __init__(self, dataset: Dataset, **options: Any) -> None:
+        super().__init__(dataset, **options)
+        self.group_of_row: NDArray[np.int64] = _groups(
+            dataset, skip={"dataset_name", *(self.valid_label_columns or ())}
         )
-        self.group_of_row: NDArray[np.int64] = _groups(dataset, skip={"dataset_name", *(valid_label_columns or ())})
 
     def __iter__(self) -> Iterator[list[int]]:
         rng = np.random.default_rng((self.seed or 0, self.epoch))

@@ -7,13 +7,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from sentence_transformers.base.training_args import BatchSamplers
 from sentence_transformers.sentence_transformer.losses import CachedMultipleNegativesRankingLoss
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 
 from embedtune.models.packing.attention import packed_attention
 from embedtune.models.packing.pack import tokens_per_pass
+from embedtune.training.columns import columns_of, is_transformed
 from embedtune.training.encode_once.chunk_batches import ChunkBatchSampler
 from embedtune.training.encode_once.collator import TEXT_ROWS, UniqueTextCollator, ViewCollator
 from embedtune.training.encode_once.embedded_loss import loss_of_columns, takes_embeddings
@@ -23,7 +24,7 @@ from embedtune.training.loss_kinds import is_row_by_row, needs_distinct_texts, t
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from torch.utils.data import BatchSampler
+    from torch.utils.data import BatchSampler, DataLoader
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,12 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.set_up_batches()
+
+    def set_up_batches(self) -> None:
+        """Choose how batches are drawn and collated. Call it again after a change of the model, the loss, the rows or arguments."""
+        if isinstance(self.data_collator, self.data_collator_class):
+            self.data_collator = self.get_data_collator(self.model, self.args, self.processing_class)
         self._group_rows = bool(self.args.group_rows)
         self._keep_texts_distinct()
         if not self.args.encode_once and self.args.mini_batch_num_tokens is None:
@@ -69,7 +76,7 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
     def _keep_texts_distinct(self) -> None:
         """Choose batches without duplicates for losses that would use a question's own chunk as its negative."""
         tables = self.train_dataset.values() if isinstance(self.train_dataset, Mapping) else [self.train_dataset]
-        columns = [table.column_names for table in tables if isinstance(table, Dataset)]
+        columns = [columns_of(table) for table in tables if isinstance(table, Dataset)]
         if (
             not self.args.group_rows
             and self.args.batch_sampler == BatchSamplers.BATCH_SAMPLER
@@ -109,10 +116,31 @@ class EncodeOnceTrainer(SentenceTransformerTrainer):
         sampler: BatchSampler | None = super().get_batch_sampler(dataset, **options)
         return sampler
 
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        """Return the batches of an epoch.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        loader: DataLoader[Any] = super().get_train_dataloader()
+        if not isinstance(self.train_dataset, IterableDataset) and not len(loader):
+            raise ValueError(
+                f"There are fewer rows than the {self.args.train_batch_size} of a batch, and dataloader_drop_last=True leaves out "
+                "the last one. Set dataloader_drop_last=False, or a smaller per_device_train_batch_size."
+            )
+        return loader
+
+    def _build_dataloader(self, *args: Any, **options: Any) -> DataLoader[Any]:
+        loader: DataLoader[Any] = super()._build_dataloader(*args, **options)
+        if self.args.dataloader_persistent_workers:
+            # Starting workers draws a number, which a run that is resumed would do once more than one that was not.
+            loader.generator = torch.Generator().manual_seed(self.args.seed)
+        return loader
+
     def _takes_whole_chunks(self, dataset: Any) -> bool:
         """Return whether batches are built from whole chunks. A mixture of datasets has batches of equal size."""
         alone = isinstance(self.train_dataset, Dataset) and isinstance(dataset, Dataset)
-        return alone and takes_whole_chunks(self.loss, dataset.column_names)
+        return alone and not is_transformed(dataset) and takes_whole_chunks(self.loss, dataset.column_names)
 
     def training_step(self, *args: Any, **kwargs: Any) -> Tensor:
         """Run a forward and a backward pass, both with the attention that packed texts need."""

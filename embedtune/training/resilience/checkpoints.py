@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,7 +13,7 @@ from typing import Any
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
-from embedtune.storage import replace_file
+from embedtune.storage import replace_file, sync
 
 MARKER_NAME = "checkpoint_complete.json"
 
@@ -25,7 +24,7 @@ def seal(folder: str | Path) -> None:
     files = [path for path in sorted(root.rglob("*")) if path.is_file() and path.name != MARKER_NAME]
     for path in files:
         with path.open("r+b") as file:  # the marker must not outlive the files in a power cut
-            os.fsync(file.fileno())
+            sync(file.fileno())
     sizes = {path.relative_to(root).as_posix(): path.stat().st_size for path in files}
     replace_file(root / MARKER_NAME, json.dumps({"written_ns": time.time_ns(), "sizes": sizes}, indent=2) + "\n")
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,13 @@ from accelerate.utils import broadcast_object_list
 from accelerate.utils.memory import should_reduce_batch_size
 from sentence_transformers.sentence_transformer.trainer import SentenceTransformerTrainer
 from torch import nn
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from embedtune.storage import merged_folder
 from embedtune.training.resilience.checkpoints import resumable, rotate, written_whole
 from embedtune.training.resilience.finite import FiniteGuard
 from embedtune.training.resilience.interruption import StopAtCheckpoint
+from embedtune.training.resilience.lock import locked
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +57,13 @@ class GuardedTrainer(SentenceTransformerTrainer):
             SystemExit: After SIGTERM, once a checkpoint is complete, with the code 143.
             FileNotFoundError: If there is no checkpoint to resume from.
             ValueError: If the checkpoint to resume from is not complete.
+            RuntimeError: If another training writes to the same ``output_dir``.
+            OSError: If a checkpoint cannot be written.
         """
+        with self._folder_locked():
+            return self._train_guarded(resume_from_checkpoint, **options)
+
+    def _train_guarded(self, resume_from_checkpoint: str | bool | None, **options: Any) -> Any:
         checkpoint = self._checkpoint_to_resume(resume_from_checkpoint) if resume_from_checkpoint else None
         scaler = getattr(self.accelerator, "scaler", None)
         self._finite = FiniteGuard(
@@ -85,10 +93,14 @@ class GuardedTrainer(SentenceTransformerTrainer):
 
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """Save the model. The previous contents of ``output_dir`` are replaced only when everything is written."""
-        target = output_dir or self.args.output_dir
-        whole = merged_folder(target) if self.args.should_save and not _internal_call else nullcontext(target)
-        with whole as folder:
+        target = Path(output_dir or self.args.output_dir)
+        in_place = _internal_call or not self.args.should_save
+        with nullcontext(target) if in_place else merged_folder(target) as folder:
+            if in_place:
+                _remove_adapters(target)
             super().save_model(str(folder), _internal_call=_internal_call)
+            if not in_place:
+                _remove_adapters(target)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
         """Write a checkpoint, and delete old ones once it is complete."""
@@ -96,30 +108,44 @@ class GuardedTrainer(SentenceTransformerTrainer):
         run = Path(self._get_output_dir(trial=trial))
         folder = run / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
         limit, self.args.save_total_limit = self.args.save_total_limit, None
+        push, self.args.push_to_hub = self.args.push_to_hub, False
         try:
             with written_whole(folder) if self.args.should_save else nullcontext():
                 self.accelerator.wait_for_everyone()
                 super()._save_checkpoint(model, trial)
                 self.accelerator.wait_for_everyone()
-        except Exception:
-            logger.error(
-                "The checkpoint %s could not be written. The last complete one: %s.",
-                folder,
-                self._finite.last_checkpoint,
-            )
-            raise
+        except Exception as err:
+            raise OSError(
+                f"The checkpoint {folder} could not be written ({err}). The last complete one: "
+                f"{self._finite.last_checkpoint or 'none yet'}. Make room or choose another output_dir, and go on with "
+                "trainer.train(resume_from_checkpoint=...)."
+            ) from err
         finally:
-            self.args.save_total_limit = limit
+            self.args.save_total_limit, self.args.push_to_hub = limit, push
+        if push:  # only now that it is complete: an error of the Hub does not make it a bad one
+            self._push_from_checkpoint(str(folder))
         self._finite.last_checkpoint = str(folder)
         if self.args.should_save:
             rotate(run, keep=folder, best=self.state.best_model_checkpoint, limit=limit)
         self.accelerator.wait_for_everyone()  # no process may exit before the checkpoint is complete
+
+    def _run_epoch(self, *args: Any, **options: Any) -> None:
+        """Run an epoch, unless the checkpoint that is resumed from is the end of the run."""
+        if self.state.global_step >= self.state.max_steps:
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **options)
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
         """Return the gradient norm, after checking it: the weights have not been changed yet."""
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
         self._finite.check(self.state.global_step + 1, norm)
         return norm
+
+    def _folder_locked(self) -> AbstractContextManager[None]:
+        if not self.is_world_process_zero():
+            return nullcontext()
+        return locked(self.args.output_dir, writes=self.args.save_strategy != SaveStrategy.NO)
 
     def _checkpoint_to_resume(self, checkpoint: str | bool) -> str:
         """Choose the checkpoint in one process, so that all resume from the same one."""
@@ -149,3 +175,8 @@ class GuardedTrainer(SentenceTransformerTrainer):
             if not should_reduce_batch_size(err):
                 raise
             raise torch.OutOfMemoryError(f"{err}\n{_LESS_MEMORY}") from err
+
+
+def _remove_adapters(folder: Path) -> None:
+    """Remove the adapters of a model that was saved in this folder before: they do not belong to the new one."""
+    shutil.rmtree(folder / "adapters", ignore_errors=True)

@@ -71,8 +71,8 @@ class StopAtCheckpoint(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> TrainerControl:
-        """Ask for a checkpoint, unless the epoch also ends here."""
-        if self._agree() and state.epoch % 1 != 0:
+        """Ask for a checkpoint, unless the epoch or the run also ends here."""
+        if self._agree() and state.epoch % 1 != 0 and state.global_step < state.max_steps:
             control.should_save = True
         return control
 
