@@ -13,14 +13,8 @@ from embedtune.models.families.gte_qwen2 import is_gte_qwen2, load_gte_qwen2
 from embedtune.models.families.jina_v3 import is_jina_v3, load_jina_v3
 from embedtune.models.families.minilm import MINILM_ID, minilm_folder
 from embedtune.models.finish import complete, finish
-from embedtune.models.repository import (
-    check_modules,
-    check_weights,
-    check_whole,
-    quiet_transformers,
-    read_json,
-    resolve_name,
-)
+from embedtune.models.gate import check_repository, check_weights
+from embedtune.models.repository import quiet_transformers, read_json, resolve_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -102,8 +96,7 @@ def _load_any(
     name: str, config: dict[str, Any], *, revision: str | None, device: str | None, dtype: str
 ) -> TunableModel:
     """Load a model that needs no special treatment."""
-    check_whole(name)
-    check_modules(name, revision=revision)
+    check_repository(name, revision=revision)
     check_weights(name, revision=revision, allow_missing=_UNUSED)
     if "AutoModel" in (config.get("auto_map") or {}):
         logger.warning(
@@ -113,10 +106,22 @@ def _load_any(
             config.get("model_type"),
         )
     with quiet_transformers():
-        options = {"dtype": dtype, "use_safetensors": True}
-        model = TunableModel(name, revision=revision, device=device, model_kwargs=options)
+        model = TunableModel(
+            name,
+            revision=revision,
+            device=device,
+            model_kwargs={"dtype": dtype, "use_safetensors": True},
+            processor_kwargs=_asked_of_tokenizer(name, revision),
+            trust_remote_code=False,
+        )
     complete(model, name, revision=revision)
     return model
+
+
+def _asked_of_tokenizer(name: str, revision: str | None) -> dict[str, Any]:
+    """Return what tokenizer_config.json asks for, and transformers >= 5 ignores beside a tokenizer.json."""
+    asked = read_json(name, "tokenizer_config.json", revision=revision)
+    return {"add_eos_token": True} if asked.get("add_eos_token") is True else {}
 
 
 def _refuse(what: str, **options: Any) -> None:

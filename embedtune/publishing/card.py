@@ -230,9 +230,10 @@ def _limits_section(evidence: Evidence) -> str:
     return "\n".join(["## Limits", "", *(f"- {line}" for line in lines)])
 
 
-def _licence_section(licence: str | None, base: str | list[str] | None) -> str:
-    if not licence:
+def _licence_section(licence: str | list[str] | None, base: str | list[str] | None) -> str:
+    names = [licence] if isinstance(licence, str) else licence or []
+    if not names:
         return ""
-    meaning = _LICENCES.get(licence)
+    meaning = _LICENCES.get(names[0]) if len(names) == 1 else None
     origin = f", inherited from `{base}`" if isinstance(base, str) else ""
-    return f"## Licence\n\n`{licence}`{origin}" + (f": {meaning}." if meaning else ".")
+    return f"## Licence\n\n`{'`, `'.join(names)}`{origin}" + (f": {meaning}." if meaning else ".")

@@ -10,15 +10,9 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedtune.models.export import TunableModel
 from embedtune.models.finish import complete, finish
+from embedtune.models.gate import check_family, check_weights
 from embedtune.models.prompts import fill_prompts
-from embedtune.models.repository import (
-    check_family,
-    check_weights,
-    quiet_transformers,
-    read_json,
-    require_transformers,
-    resolve_name,
-)
+from embedtune.models.repository import quiet_transformers, read_json, require_transformers, resolve_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -101,6 +95,7 @@ def load_gte_qwen2(
             device=device,
             model_kwargs={"dtype": dtype, "use_safetensors": True},
             processor_kwargs={"add_eos_token": True},
+            trust_remote_code=False,
         )
     _check_pooling(loaded, name)
     loaded.config.is_causal = attention == "causal"

@@ -18,15 +18,9 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from embedtune.models.export import TunableModel
 from embedtune.models.families.jina_v3_original import convert_jina_v3
 from embedtune.models.finish import complete, finish
+from embedtune.models.gate import check_family, check_weights
 from embedtune.models.lora import adapter_folder, add_lora, load_adapter, require_peft, train_only, transformers_of
-from embedtune.models.repository import (
-    check_family,
-    check_weights,
-    quiet_transformers,
-    read_json,
-    require_transformers,
-    resolve_name,
-)
+from embedtune.models.repository import quiet_transformers, read_json, require_transformers, resolve_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -141,7 +135,13 @@ def _native_folder(name: str, revision: str | None) -> Iterator[Path]:
 
 
 def _build(folder: Path, mode: Mode, dtype: str, device: str | None) -> TunableModel:
-    first = Transformer(str(folder), model_kwargs={"dtype": dtype, "use_safetensors": True})
+    no_code = {"trust_remote_code": False}
+    first = Transformer(
+        str(folder),
+        model_kwargs={"dtype": dtype, "use_safetensors": True} | no_code,
+        processor_kwargs=dict(no_code),
+        config_kwargs=dict(no_code),
+    )
     first.max_seq_length = min(_MAX_SEQ_LENGTH, first.config.max_position_embeddings)
     for key in ("lora_adaptations", "task_instructions", "auto_map"):
         first.config.__dict__.pop(key, None)
