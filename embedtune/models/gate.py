@@ -159,9 +159,9 @@ def _check_tokenizer(name: str, file: str, config: dict[str, Any], revision: str
     if isinstance(rows, int) and len(vocab) > 2 * max(rows, 500):
         raise ValueError(f"{file} of {name!r} has {len(vocab)} tokens, but config.json says vocab_size={rows}.")
     growth = math.prod(
-        _growth(step) for part in ("normalizer", "pre_tokenizer") for step in _steps(tokenizer.get(part))
+        _growth(step) for part in ("normalizer", "pre_tokenizer") for step in tokenizer_steps(tokenizer.get(part))
     )
-    added = sum(len(step.get("single") or ()) for step in _steps(tokenizer.get("post_processor")))
+    added = sum(len(step.get("single") or ()) for step in tokenizer_steps(tokenizer.get("post_processor")))
     padding = (tokenizer.get("padding") or {}).get("strategy")
     fixed = padding.get("Fixed", 0) if isinstance(padding, dict) else 0
     if growth > _MOST_GROWTH or added > _MOST_ADDED or fixed > _MOST_PADDING:
@@ -170,13 +170,13 @@ def _check_tokenizer(name: str, file: str, config: dict[str, Any], revision: str
         )
 
 
-def _steps(step: Any) -> Iterator[dict[str, Any]]:
+def tokenizer_steps(step: Any) -> Iterator[dict[str, Any]]:
     """Yield the steps of a tokenizer's part, which may be a sequence."""
     if isinstance(step, dict):
         yield step
         for inner in ("normalizers", "pretokenizers", "processors"):
             for part in step.get(inner) or ():
-                yield from _steps(part)
+                yield from tokenizer_steps(part)
 
 
 def _growth(step: dict[str, Any]) -> float:
@@ -198,12 +198,13 @@ def check_weights(name: str, *, revision: str | None = None, allow_missing: str 
         allow_missing: A pattern of tensors that may be missing.
     """
     for folder in transformer_folders(name, revision):
-        _check_files(name, folder, revision)
+        check_files(name, folder, revision)
         _check_tensors(name, folder, revision, allow_missing)
 
 
-def _check_files(name: str, folder: str, revision: str | None) -> None:
-    """Raise a ``ValueError`` unless the weights are whole files of safetensors inside the repository."""
+def check_files(name: str, folder: str, revision: str | None) -> list[Path]:
+    """Return the files with weights; raise a ``ValueError`` unless they are whole, safetensors, and inside the repository."""
+    paths = []
     index = _in(folder, "model.safetensors.index.json")
     shards = read_json(name, index, revision=revision).get("weight_map")
     files = sorted(set((shards or {"": "model.safetensors"}).values()), key=str)
@@ -214,6 +215,7 @@ def _check_files(name: str, folder: str, revision: str | None) -> None:
         if path is None:
             _refuse_pickles(name, folder, revision)
             raise ValueError(f"{name!r} has no weights: {_in(folder, file)} is missing. Download or save it again.")
+        paths.append(path)
         try:
             with safe_open(path, framework="pt"):
                 pass
@@ -221,6 +223,7 @@ def _check_files(name: str, folder: str, revision: str | None) -> None:
             raise ValueError(
                 f"{_in(folder, file)} of {name!r} is incomplete: {error}. Download or save it again."
             ) from error
+    return paths
 
 
 def _refuse_pickles(name: str, folder: str, revision: str | None) -> None:

@@ -20,6 +20,7 @@ from embedtune.models.families.jina_v3_original import convert_jina_v3
 from embedtune.models.finish import complete, finish
 from embedtune.models.gate import check_family, check_weights
 from embedtune.models.lora import adapter_folder, add_lora, load_adapter, require_peft, train_only, transformers_of
+from embedtune.models.quantized import NF4
 from embedtune.models.repository import quiet_transformers, read_json, require_transformers, resolve_name
 
 if TYPE_CHECKING:
@@ -92,6 +93,10 @@ def load_jina_v3(
     """
     train = train or ("lora" if lora is not False and not isinstance(lora, (str, Path)) else "adapters")
     _check_options(mode, train, lora)
+    if dtype == NF4:
+        raise ValueError(
+            f"dtype={NF4!r} does not apply to jina-embeddings-v3, which has adapters already. Use 'bfloat16'."
+        )
     require_peft("jina-embeddings-v3")
     require_transformers("5.4", reason="older versions have no JinaEmbeddingsV3Model")
     name = resolve_name(model)
