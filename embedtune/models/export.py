@@ -75,6 +75,15 @@ def merge_when_saved(model: SentenceTransformer) -> None:
         model.__class__ = TunableModel
 
 
+def check_savable(model: SentenceTransformer) -> None:
+    """Raise a ``ValueError`` if plain sentence-transformers will not load the model once it is saved."""
+    if own := own_classes(model):
+        raise ValueError(
+            f"The model has classes of its own ({', '.join(own)}), so plain sentence-transformers will not load what is saved. Build "
+            "it from sentence-transformers' modules, or pass TuningArguments(check_saved=False) and load it with your code."
+        )
+
+
 def own_classes(model: SentenceTransformer) -> list[str]:
     """Return the classes in a model that plain sentence-transformers does not load, because they are not its own."""
     parts = [

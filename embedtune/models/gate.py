@@ -42,8 +42,13 @@ def check_repository(name: str, *, revision: str | None = None) -> None:
     """
     check_whole(name)
     check_modules(name, revision=revision)
-    for file in ("tokenizer_config.json", "config_sentence_transformers.json", "sentence_bert_config.json"):
+    for file in ("tokenizer_config.json", "sentence_bert_config.json"):
         read_json(name, file, revision=revision)
+    prompts = read_json(name, "config_sentence_transformers.json", revision=revision).get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(text is None or isinstance(text, str) for text in prompts.values()):
+        raise ValueError(
+            f"config_sentence_transformers.json of {name!r} has prompts that are not texts: {prompts!r:.100}."
+        )
     for folder in transformer_folders(name, revision):
         file = _in(folder, "config.json")
         config = read_json(name, file, revision=revision)
@@ -75,11 +80,16 @@ def check_whole(folder: str) -> None:
 
 def _modules(name: str, revision: str | None) -> dict[str, str]:
     """Return the class of each module by its folder, a ``Router``'s routes included."""
-    modules = read_json(name, "modules.json", revision=revision).get("items", [])
+    content = read_json(name, "modules.json", revision=revision)
+    modules = content.get("items", [])
+    if not isinstance(modules, list) or (content and not modules):
+        modules = [None]
     if not all(isinstance(module, dict) and {"path", "type"} <= module.keys() for module in modules):
         raise ValueError(f"modules.json of {name!r} must be a list of modules with a path and a type.")
     routes = read_json(name, "router_config.json", revision=revision).get("types", {})
-    return {str(module["path"]): str(module["type"]) for module in modules} | routes
+    return {str(module["path"]): str(module["type"]) for module in modules} | {
+        str(k): str(v) for k, v in routes.items()
+    }
 
 
 def check_modules(name: str, *, revision: str | None = None) -> None:

@@ -25,6 +25,8 @@ from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
 
+_LARGEST_JSON = 2**28  # bytes; the largest published tokenizers have a tenth of it
+
 
 def find_file(name: str, file: str, *, revision: str | None = None) -> Path | None:
     """Return the local path of a file of a folder or a repository on the Hub; None if the file does not exist.
@@ -97,11 +99,13 @@ def read_json(name: str, file: str, *, revision: str | None = None) -> dict[str,
     """Read a JSON file of a repository; an empty dictionary if it does not exist.
 
     Raises:
-        ValueError: If it is not JSON, or too deep to be read.
+        ValueError: If it is not JSON, or too large or too deep to be read.
     """
     path = find_file(name, file, revision=revision)
     if path is None:
         return {}
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ValueError(f"{file} of {name!r} has {path.stat().st_size:,} bytes, more than any model needs.")
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:

@@ -15,6 +15,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.models.export import check_savable, merge_when_saved
 from embedtune.models.prompts import prompt_of
 from embedtune.models.selfcheck import check_model
 from embedtune.training.adapters import is_tied, load_trained_weights, save_trained_weights
@@ -106,6 +107,9 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         # A copy, because the settings filled in below depend on this model and this data.
         args = copy.copy(args) if args is not None else TuningArguments("tmp_trainer")
         reference = model if model is not None else _from_init(options.get("model_init"))
+        merge_when_saved(reference)
+        if args.check_saved:
+            check_savable(reference)
         loss = loss if loss is not None else LOSSES[args.loss]
         if train_dataset is None:
             train_dataset = view_for(loss, reference, data, args)
