@@ -267,7 +267,7 @@ def _on_meta(name: str, folder: str, revision: str | None) -> tuple[Any, dict[st
     options: dict[str, Any] = {"revision": revision, "subfolder": folder, "use_safetensors": True}
     try:
         with quiet_transformers():
-            return AutoModel.from_pretrained(
+            built: tuple[Any, dict[str, Any]] = AutoModel.from_pretrained(
                 name, device_map="meta", output_loading_info=True, trust_remote_code=False, **options
             )
     except OSError:  # of the Hub, or of the disk
@@ -278,6 +278,7 @@ def _on_meta(name: str, folder: str, revision: str | None) -> tuple[Any, dict[st
             f"transformers cannot build a model from {_in(folder, 'config.json')} and the weights of {name!r}: "
             f"{type(error).__name__}: {reason}"
         ) from error
+    return built
 
 
 def _heads(name: str, folder: str, revision: str | None, unexpected: set[str]) -> set[str]:
