@@ -175,7 +175,7 @@ for door in (et.load_model, et.load_jina_v3, et.load_gte_qwen2, lambda name: et.
 """
 
 
-@pytest.mark.parametrize("known", [False, True], ids=["unknown model type", "gte-Qwen2's own"])
+@pytest.mark.parametrize("known", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["unknown", "gte-Qwen2"])
 def test_code_of_a_repository_is_not_run_by_a_y_on_the_terminal_at_any_door(folder, tiny_model_folder, tmp_path, known):
     if known:
         shutil.rmtree(folder)

@@ -325,7 +325,7 @@ def test_each_kind_of_lora_is_saved_reloaded_and_resumed_whatever_the_seed(folde
     base, model = load_model(folders["bert"], device="cpu"), make(1)
     trainer = few_steps(model, data, tmp_path, save_strategy="steps", save_steps=1)
     trainer.save_model(str(tmp_path / "model"))
-    assert same_vectors(model, base) > 1e-3, "it learned something"
+    assert same_vectors(model, base) > 1e-4, "it learned something"
     assert same_vectors(model, SentenceTransformer(str(tmp_path / "model"), device="cpu")) < 1e-6
     torch.manual_seed(2)
     again = load_model(folders["bert"], device="cpu", lora=tmp_path / "model" / "adapters")
@@ -379,7 +379,7 @@ def test_adapters_added_in_the_libraries_own_ways_are_trained_merged_and_saved(t
     trainer = few_steps(tiny_model, data, tmp_path, save_strategy="steps", save_steps=1)
     trainer.save_model(str(tmp_path / "model"))
     assert trainer.model is tiny_model
-    assert same_vectors(tiny_model, base) > 1e-3
+    assert same_vectors(tiny_model, base) > 1e-4
     plain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
     assert same_vectors(tiny_model, plain) < 1e-6
     assert not any("lora" in name for name, _ in plain.named_parameters())
