@@ -359,6 +359,7 @@ def test_a_lora_that_could_not_be_saved_or_loaded_again_is_refused_at_the_start(
             trainer_for(tiny_model, data, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # in peft
 def test_adapters_of_another_kind_are_refused_at_the_start(tiny_model, data, tmp_path):
     tiny_model[0].model = get_peft_model(
         tiny_model[0].model, IA3Config(target_modules=["query"], feedforward_modules=[])
@@ -367,6 +368,7 @@ def test_adapters_of_another_kind_are_refused_at_the_start(tiny_model, data, tmp
         trainer_for(tiny_model, data, tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # in peft
 @pytest.mark.parametrize("way", ["add_adapter", "get_peft_model"])
 def test_adapters_added_in_the_libraries_own_ways_are_trained_merged_and_saved(tiny_model, data, tmp_path, way):
     torch.manual_seed(0)
