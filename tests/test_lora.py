@@ -425,16 +425,17 @@ def test_four_bits_without_their_package_name_the_command_that_installs_it(monke
 
 
 @pytest.mark.parametrize("dora", [False, True])
-def test_a_lora_over_four_bits_is_saved_as_plain_weights(folders, tmp_path, monkeypatch, dora):
+def test_a_lora_over_four_bits_is_saved_as_plain_weights(tmp_path, monkeypatch, dora):
     """On a CPU, where the package computes the same, slowly."""
     bitsandbytes = pytest.importorskip("bitsandbytes")
     monkeypatch.setattr(quantized, "_check_possible", lambda *_: None)
+    gte_qwen2_repository(tmp_path / "gte", hidden_size=128, intermediate_size=128, num_key_value_heads=4)
     lora = LoraConfig(r=4, target_modules=["q_proj", "down_proj"], use_dora=dora)
-    model = load_model(folders["gte"], device="cpu", dtype="nf4", lora=lora)
+    model = load_model(tmp_path / "gte", device="cpu", dtype="nf4", lora=lora)
     assert any(isinstance(module, bitsandbytes.nn.Linear4bit) for module in model.modules())
     randomize(model, 1, only="lora_", scale=0.05)
-    model.save_pretrained(str(tmp_path))
-    plain = SentenceTransformer(str(tmp_path), device="cpu")
+    model.save_pretrained(str(tmp_path / "saved"))
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
     assert not any("4bit" in type(module).__name__ for module in plain.modules())
     assert same_vectors(model, plain) < 5e-2
-    assert same_vectors(load_model(folders["gte"], device="cpu"), plain) > 0.1, "the adapter matters"
+    assert same_vectors(load_model(tmp_path / "gte", device="cpu"), plain) > 0.1, "the adapter matters"
