@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import string
 import struct
 import warnings
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -434,3 +436,220 @@ def load_family(folder, **options):
     if {"mode", "train"} & options.keys():
         return et.load_jina_v3(folder, **options)
     return (et.load_gte_qwen2 if {"attention", "task"} & options.keys() else et.load_model)(folder, **options)
+
+
+# One table of the models that people tune
+
+WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
+BGE_QUERY = "Represent this sentence for searching relevant passages: "
+SMALL = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
+CAUSAL = SMALL | {"num_key_value_heads": 1, "head_dim": 8, "max_position_embeddings": 256}
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What the files of a repository say, and what load_model makes of them.
+
+    ``config`` is transformers' class and its settings; ``saved_as`` the name under ``architectures``; ``files`` the prompts in
+    config_sentence_transformers.json; ``prompts`` those after loading; ``dense`` the sizes of the Dense modules.
+    """
+
+    config: tuple[str, dict]
+    pooling: str
+    tokenizer: str = "bert"
+    saved_as: str | None = None
+    files: dict = field(default_factory=dict)
+    prompts: tuple[str, str] = ("", "")
+    normalize: bool = True
+    dense: tuple[int, ...] = ()
+    extra: dict = field(default_factory=dict)  # in config.json
+    tokenizer_config: dict = field(default_factory=dict)
+    repaired: bool = False  # plain sentence-transformers computes other embeddings
+
+
+def _bert(**options):
+    return "BertConfig", SMALL | {"max_position_embeddings": 128} | options
+
+
+def _xlm_roberta(**options):
+    return "XLMRobertaConfig", SMALL | {
+        "max_position_embeddings": 130,
+        "pad_token_id": 1,
+        "type_vocab_size": 1,
+    } | options
+
+
+def _modernbert():
+    settings = SMALL | {"max_position_embeddings": 256, "global_attn_every_n_layers": 2, "local_attention": 8}
+    return "ModernBertConfig", settings | {"pad_token_id": 0, "bos_token_id": 2, "cls_token_id": 2, "sep_token_id": 3}
+
+
+_QWEN3_PROMPTS = {"query": f"Instruct: {WEB_SEARCH}\nQuery:", "document": ""}
+_V5_PROMPTS = {"query": "Query: ", "document": "Document: "}
+_GEMMA_PROMPTS = {"query": "task: search result | query: ", "document": "title: none | text: "}
+
+_GEMMA2_TEXT = CAUSAL | {
+    "layer_types": ["sliding_attention", "full_attention"],
+    "sliding_window": 8,
+    "hidden_size_per_layer_input": 4,
+    "embedding_dim": 12,
+    "global_head_dim": 16,
+    "num_global_key_value_heads": 1,
+}
+_GEMMA2_VISION = SMALL | {"model_type": "gemma4_vision", "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8}
+_GEMMA2_AUDIO = {"model_type": "gemma4_audio", "hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1}
+_GEMMA2_AUDIO |= {"output_proj_dims": 8, "subsampling_conv_channels": [8, 4]}
+
+LAYOUTS = {
+    "Qwen/Qwen3-Embedding-0.6B": Layout(
+        ("Qwen3Config", CAUSAL),
+        "lasttoken",
+        "qwen",
+        saved_as="Qwen3ForCausalLM",
+        files=_QWEN3_PROMPTS,
+        prompts=tuple(_QWEN3_PROMPTS.values()),
+    ),
+    "jinaai/jina-embeddings-v5-text-small-retrieval": Layout(
+        ("Qwen3Config", CAUSAL), "lasttoken", "qwen", files=_V5_PROMPTS, prompts=tuple(_V5_PROMPTS.values())
+    ),
+    "jinaai/jina-embeddings-v5-text-nano-retrieval": Layout(
+        ("EuroBertConfig", CAUSAL), "lasttoken", "qwen", files=_V5_PROMPTS, prompts=tuple(_V5_PROMPTS.values())
+    ),
+    "google/embeddinggemma-300m": Layout(
+        ("Gemma3TextConfig", CAUSAL | {"use_bidirectional_attention": True, "sliding_window": 8}),
+        "mean",
+        "gemma",
+        files=_GEMMA_PROMPTS,
+        prompts=tuple(_GEMMA_PROMPTS.values()),
+        dense=(16, 32, 16),
+    ),
+    "google/embeddinggemma-2": Layout(
+        (
+            "EmbeddingGemma2Config",
+            {"text_config": _GEMMA2_TEXT, "vision_config": _GEMMA2_VISION, "audio_config": _GEMMA2_AUDIO},
+        ),
+        "mean",
+        "gemma",
+        files=_GEMMA_PROMPTS,
+        prompts=tuple(_GEMMA_PROMPTS.values()),
+    ),
+    "nomic-ai/modernbert-embed-base": Layout(
+        _modernbert(), "mean", saved_as="ModernBertModel", prompts=("search_query: ", "search_document: ")
+    ),
+    "Alibaba-NLP/gte-modernbert-base": Layout(_modernbert(), "cls", normalize=False),
+    "BAAI/bge-m3": Layout(_xlm_roberta(), "cls", "xlm-roberta"),
+    "BAAI/bge-base-en-v1.5": Layout(_bert(), "cls", prompts=(BGE_QUERY, "")),
+    "intfloat/multilingual-e5-small": Layout(_bert(), "mean", "xlm-roberta", prompts=("query: ", "passage: ")),
+    "Snowflake/snowflake-arctic-embed-m-v1.5": Layout(
+        _bert(), "cls", files={"query": BGE_QUERY}, prompts=(BGE_QUERY, "")
+    ),
+    "Snowflake/snowflake-arctic-embed-l-v2.0": Layout(
+        _xlm_roberta(), "cls", "xlm-roberta", files={"query": "query: "}, prompts=("query: ", "")
+    ),
+    "sentence-transformers/all-mpnet-base-v2": Layout(
+        ("MPNetConfig", SMALL | {"max_position_embeddings": 130, "pad_token_id": 1}),
+        "mean",
+        "xlm-roberta",
+        saved_as="MPNetForMaskedLM",
+    ),
+    "nomic-ai/nomic-embed-text-v1.5": Layout(
+        ("NomicBertConfig", SMALL | {"max_position_embeddings": 128}),
+        "mean",
+        prompts=("search_query: ", "search_document: "),
+        extra={"auto_map": {"AutoModel": "nomic-ai/nomic-bert-2048--modeling_hf_nomic_bert.NomicBertModel"}},
+    ),
+    "alibaba-nlp-community/gte-multilingual-base": Layout(
+        ("GteConfig", SMALL | {"max_position_embeddings": 128}), "cls", "xlm-roberta"
+    ),
+    "intfloat/e5-mistral-7b-instruct": Layout(
+        ("MistralConfig", CAUSAL | {"sliding_window": None}),
+        "lasttoken",
+        "llama",
+        prompts=(f"Instruct: {WEB_SEARCH}\nQuery: ", ""),
+        tokenizer_config={"add_bos_token": True, "add_eos_token": True},
+        repaired=True,
+    ),
+}
+
+
+def _template(tokenizer, single):
+    names = [piece for piece in single.split() if piece != "$A"]
+    return processors.TemplateProcessing(single=single, special_tokens=[(n, tokenizer.token_to_id(n)) for n in names])
+
+
+def _layout_tokenizer(kind):
+    """The tokenizer, the settings beside it, and the ids of its special tokens."""
+    if kind == "bert":
+        from conftest import build_tokenizer
+
+        names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+        return build_tokenizer().backend_tokenizer, names | {"tokenizer_class": "PreTrainedTokenizerFast"}
+    if kind == "xlm-roberta":
+        names = {"bos_token": "<s>", "cls_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>", "sep_token": "</s>"}
+        return unigram_tokenizer(), names | {"unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    if kind == "qwen":  # the text's end is the padding token, not the end-of-turn token that is called eos_token
+        tokenizer = byte_level_tokenizer()
+        tokenizer.post_processor = _template(tokenizer, "$A <|endoftext|>")
+        names = {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+        return tokenizer, names | {"add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast"}
+    symbols = sorted(pre_tokenizers.ByteLevel.alphabet())
+    special = {"gemma": ["<pad>", "<eos>", "<bos>", "<unk>"], "llama": ["<unk>", "<s>", "</s>"]}[kind]
+    tokenizer = Tokenizer(models.BPE({symbol: i for i, symbol in enumerate([*special, *symbols])}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special])
+    bos, eos = ("<bos>", "<eos>") if kind == "gemma" else ("<s>", "</s>")
+    # e5-mistral's file begins a text and does not end it: that was the task of transformers 4.
+    tokenizer.post_processor = _template(tokenizer, f"{bos} $A {eos}" if kind == "gemma" else f"{bos} $A")
+    names = {"bos_token": bos, "eos_token": eos, "pad_token": "<pad>" if kind == "gemma" else "</s>"}
+    return tokenizer, names | {"unk_token": "<unk>", "tokenizer_class": "PreTrainedTokenizerFast"}
+
+
+def layout_repository(folder, name, *, seed=0):
+    """Write a tiny copy of a repository of `LAYOUTS`, as a folder of its name; returns the folder."""
+    import transformers
+
+    layout = LAYOUTS[name]
+    folder = Path(folder, name.rpartition("/")[2])
+    folder.mkdir(parents=True)
+    tokenizer, names = _layout_tokenizer(layout.tokenizer)
+    kind, settings = layout.config
+    ids = {f"{role}_token_id": tokenizer.token_to_id(names.get(f"{role}_token", "")) for role in ("pad", "bos", "eos")}
+    vocabulary = {"vocab_size": tokenizer.get_vocab_size()} | ids
+    if "text_config" in settings:
+        settings = settings | {"text_config": settings["text_config"] | vocabulary}
+        vocabulary = {f"{part}_token_id": 5 + i for i, part in enumerate(("image", "video", "audio"))}
+    config = getattr(transformers, kind)(**(settings | vocabulary))
+    torch.manual_seed(seed)
+    model = transformers.AutoModel.from_config(config)
+    randomize(model, seed, scale=0.1)
+    model.save_pretrained(folder)
+    saved = json.loads((folder / "config.json").read_text())
+    write_json(
+        folder, "config.json", saved | ({"architectures": [layout.saved_as]} if layout.saved_as else {}) | layout.extra
+    )
+    tokenizer.save(str(folder / "tokenizer.json"))
+    write_json(folder, "tokenizer_config.json", names | {"model_max_length": 128} | layout.tokenizer_config)
+    write_json(folder, "sentence_bert_config.json", {"max_seq_length": 128, "do_lower_case": False})
+    write_json(folder, "config_sentence_transformers.json", {"prompts": layout.files, "similarity_fn_name": "cosine"})
+    _write_modules(folder, layout, settings.get("text_config", settings))
+    return folder
+
+
+def _write_modules(folder, layout, settings):
+    width = layout.dense[0] if layout.dense else settings.get("embedding_dim", settings["hidden_size"])
+    kinds = ["Transformer", "Pooling", *["Dense"] * (len(layout.dense) - 1), *["Normalize"] * layout.normalize]
+    modules = [
+        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"sentence_transformers.models.{kind}"}
+        for i, kind in enumerate(kinds)
+    ]
+    write_json(folder, "modules.json", modules)
+    flags = {f"pooling_mode_{mode}": False for mode in ("cls_token", "mean_tokens", "max_tokens", "lasttoken")}
+    chosen = {"cls": "cls_token", "mean": "mean_tokens"}.get(layout.pooling, layout.pooling)
+    pooling = {"word_embedding_dimension": width} | flags | {f"pooling_mode_{chosen}": True, "include_prompt": True}
+    write_json(folder, "1_Pooling/config.json", pooling)
+    for number, (rows, columns) in enumerate(itertools.pairwise(layout.dense), start=2):
+        activation = "torch.nn.modules.linear.Identity"
+        dense = {"in_features": rows, "out_features": columns, "bias": False, "activation_function": activation}
+        write_json(folder, f"{number}_Dense/config.json", dense)
+        weight = random_tensors({"linear.weight": (columns, rows)}, seed=number)
+        save_file(weight, folder / f"{number}_Dense/model.safetensors", metadata={"format": "pt"})

@@ -22,8 +22,8 @@ from test_trainer import make_data
 
 from embedtune.models import repository
 from embedtune.models.families.gte_qwen2 import load_gte_qwen2
+from embedtune.models.gate import check_weights
 from embedtune.models.load import load_model
-from embedtune.models.repository import check_weights
 
 TEXTS = ["how to restart the pump", "valve", "Press both buttons for five seconds, then wait until the lamp is green."]
 

@@ -31,8 +31,8 @@ from transformers import JinaEmbeddingsV3Model
 from embedtune.models import repository
 from embedtune.models.families.jina_v3 import load_jina_v3
 from embedtune.models.families.jina_v3_original import convert_jina_v3
+from embedtune.models.gate import check_weights
 from embedtune.models.load import load_model
-from embedtune.models.repository import check_weights
 
 # peft's own wrapper, which only the tests use
 pytestmark = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")

@@ -7,15 +7,17 @@ import copy
 import pytest
 import torch
 from model_repositories import gte_qwen2_repository, jina_hf_repository, load_family, randomize
-from peft import LoraConfig
+from peft import IA3Config, LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.evaluation import BaseEvaluator
+from sentence_transformers.sentence_transformer.modules import Normalize
 from test_trainer import make_data
 
 from embedtune.errors import OptionalDependencyError
 from embedtune.models import lora as lora_module
+from embedtune.models import quantized
 from embedtune.models.load import load_model
 from embedtune.models.selfcheck import check_model
 from embedtune.training.adapters import TRAINED_WEIGHTS, save_trained_weights
@@ -303,3 +305,154 @@ def test_the_adapters_of_another_model_do_not_stay_in_the_folder_it_was_saved_in
     assert not (tmp_path / "model" / "adapters").exists()
     trainer_for(load(folders, "bert-lora"), data, tmp_path / "a").save_model(str(tmp_path / "model"))
     assert (tmp_path / "model" / "adapters").exists()
+
+
+# Kinds of LoRA, and other ways to add one
+
+KINDS = {
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "pissa": {"init_lora_weights": "pissa"},
+    "olora": {"init_lora_weights": "olora"},
+    "ranks": {"rank_pattern": {"query": 2}},
+}
+
+
+def few_steps(model, data, output, **options):
+    settings = {"save_strategy": "no", "eval_strategy": "no", "load_best_model_at_end": False, "eval_on_start": False}
+    trainer = trainer_for(model, data, output, max_steps=2, learning_rate=1e-2, **(settings | options))
+    trainer.train()
+    return trainer
+
+
+@pytest.mark.parametrize("kind", list(KINDS))
+def test_each_kind_of_lora_is_saved_reloaded_and_resumed_whatever_the_seed(folders, data, tmp_path, kind):
+    def make(seed):
+        torch.manual_seed(seed)
+        lora = LoraConfig(r=4, target_modules=["query", "value"], **KINDS[kind])
+        return load_model(folders["bert"], device="cpu", lora=lora)
+
+    base, model = load_model(folders["bert"], device="cpu"), make(1)
+    trainer = few_steps(model, data, tmp_path, save_strategy="steps", save_steps=1)
+    trainer.save_model(str(tmp_path / "model"))
+    assert same_vectors(model, base) > 1e-4, "it learned something"
+    assert same_vectors(model, SentenceTransformer(str(tmp_path / "model"), device="cpu")) < 1e-6
+    torch.manual_seed(2)
+    again = load_model(folders["bert"], device="cpu", lora=tmp_path / "model" / "adapters")
+    assert same_vectors(model, again) < 1e-6
+    resumed = make(2)
+    options = {"save_strategy": "steps", "save_steps": 1, "load_best_model_at_end": False, "eval_strategy": "no"}
+    other = trainer_for(resumed, data, tmp_path / "b", max_steps=2, learning_rate=1e-2, **options)
+    other.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert same_vectors(model, resumed) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"init_lora_weights": "pissa_niter_4"}, "changes the base by chance or by data.*'pissa'"),
+        ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "cannot be merged|by chance or by data"),
+        ({"trainable_token_indices": [5, 6]}, "trainable_token_indices=.* cannot be merged"),
+        ({"lora_bias": True}, "lora_bias=True cannot be merged.*leave out lora_bias"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore")
+def test_a_lora_that_could_not_be_saved_or_loaded_again_is_refused_at_the_start(
+    tiny_model, data, tmp_path, setting, message
+):
+    lora = LoraConfig(r=2, target_modules=["query"], **setting)
+    with pytest.raises(ValueError, match=message):
+        load_model(copy.deepcopy(tiny_model), lora=lora)
+    if "loftq_config" not in setting:
+        tiny_model[0].model.add_adapter(lora)
+        with pytest.raises(ValueError, match=message):
+            trainer_for(tiny_model, data, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # in peft
+def test_adapters_of_another_kind_are_refused_at_the_start(tiny_model, data, tmp_path):
+    tiny_model[0].model = get_peft_model(
+        tiny_model[0].model, IA3Config(target_modules=["query"], feedforward_modules=[])
+    )
+    with pytest.raises(TypeError, match=r"must be True, a peft\.LoraConfig"):
+        trainer_for(tiny_model, data, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")  # in peft
+@pytest.mark.parametrize("way", ["add_adapter", "get_peft_model"])
+def test_adapters_added_in_the_libraries_own_ways_are_trained_merged_and_saved(tiny_model, data, tmp_path, way):
+    torch.manual_seed(0)
+    lora = LoraConfig(r=4, target_modules=["query", "value"], task_type="FEATURE_EXTRACTION")
+    base = copy.deepcopy(tiny_model)
+    if way == "add_adapter":
+        tiny_model.add_adapter(lora)
+    else:
+        tiny_model[0].model = get_peft_model(tiny_model[0].model, lora)
+    trainer = few_steps(tiny_model, data, tmp_path, save_strategy="steps", save_steps=1)
+    trainer.save_model(str(tmp_path / "model"))
+    assert trainer.model is tiny_model
+    assert same_vectors(tiny_model, base) > 1e-4
+    plain = SentenceTransformer(str(tmp_path / "model"), device="cpu")
+    assert same_vectors(tiny_model, plain) < 1e-6
+    assert not any("lora" in name for name, _ in plain.named_parameters())
+    assert (tmp_path / "model" / "adapters" / "default" / "adapter_config.json").exists()
+
+
+def test_modules_of_ones_own_are_refused_before_the_first_step_unless_the_check_is_off(tiny_model, data, tmp_path):
+    class Doubled(Normalize):
+        pass
+
+    tiny_model.append(Doubled())
+    with pytest.raises(ValueError, match=r"classes of its own \(test_lora\..*Doubled\).*check_saved=False"):
+        trainer_for(tiny_model, data, tmp_path)
+    trainer_for(tiny_model, data, tmp_path, check_saved=False)
+
+
+# QLoRA
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"lora": False}, ValueError, "dtype='nf4' is for the frozen base under a LoRA. Pass lora=True"),
+        ({"lora": True}, ValueError, "needs an NVIDIA GPU, and PyTorch sees none here.*'bfloat16'"),
+        ({"lora": True, "attention": "causal"}, ValueError, "needs an NVIDIA GPU"),
+        ({"mode": "shared"}, ValueError, "does not apply to jina-embeddings-v3"),
+    ],
+)
+def test_four_bits_are_refused_with_the_reason_before_anything_is_read(options, error, message):
+    with pytest.raises(error, match=message):
+        load_family("no-org/no-model", dtype="nf4", **options)
+
+
+def test_four_bits_without_their_package_name_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    with pytest.raises(OptionalDependencyError, match=r"pip install 'embedtune\[qlora\]'"):
+        load_model("no-org/no-model", dtype="nf4", lora=True)
+    with pytest.raises(ValueError, match="device='cpu' was given"):
+        load_model("no-org/no-model", dtype="nf4", lora=True, device="cpu")
+
+
+def test_a_lora_over_four_bits_is_saved_as_the_plain_weights_that_are_its_sum(tmp_path, monkeypatch):
+    """On a CPU, before the first forward pass: there the package packs the weights anew, in a form of its own."""
+    pytest.importorskip("bitsandbytes")
+    from bitsandbytes.functional import dequantize_4bit
+
+    monkeypatch.setattr(quantized, "_check_possible", lambda *_: None)
+    gte_qwen2_repository(tmp_path / "gte", hidden_size=128, intermediate_size=128, num_key_value_heads=4)
+    lora = LoraConfig(r=4, lora_alpha=8, target_modules=["q_proj"])
+    model = load_model(tmp_path / "gte", device="cpu", dtype="nf4", lora=lora, check=False)
+    randomize(model, 1, only="lora_", scale=0.05)
+    block = model[0].model.layers[1].self_attn
+    base, plain = (
+        dequantize_4bit(p.weight.data, p.weight.quant_state) for p in (block.q_proj.base_layer, block.k_proj)
+    )
+    change = 2 * block.q_proj.lora_B["tuned"].weight @ block.q_proj.lora_A["tuned"].weight
+    model.save_pretrained(str(tmp_path / "saved"))
+    saved = load_file(tmp_path / "saved" / "model.safetensors")
+    assert torch.equal(saved["layers.1.self_attn.q_proj.weight"], (base.float() + change).bfloat16())
+    assert torch.equal(saved["layers.1.self_attn.k_proj.weight"], plain)
+    assert change.abs().max() > 0.01
+    again = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    assert not any("4bit" in type(module).__name__ for module in again.modules())

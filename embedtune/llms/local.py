@@ -99,17 +99,30 @@ class TransformersLLM:
 
         model = self.model
         if isinstance(model, str):
-            model = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+            model = _without_code(AutoModelForCausalLM, model, dtype="auto", use_safetensors=True)
             model.to(self.device or _best_device())
         elif self.device:
             model.to(self.device)
-        tokenizer = self.tokenizer or AutoTokenizer.from_pretrained(self.name)
+        tokenizer = self.tokenizer or _without_code(AutoTokenizer, self.name)
         # A copy: the padding side is a setting of the caller's object.
         tokenizer = copy.deepcopy(tokenizer)
         tokenizer.padding_side = "left"
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         return model.eval(), tokenizer
+
+
+def _without_code(kind: Any, name: str, **options: Any) -> Any:
+    """Load a model or a tokenizer; transformers alone would ask on a terminal whether to run a repository's code."""
+    try:
+        return kind.from_pretrained(name, trust_remote_code=False, **options)
+    except ValueError as error:
+        if "trust_remote_code" not in str(error):
+            raise
+        raise ValueError(
+            f"{name!r} needs its own code, which is not run. Use a model that transformers has; or, if you have read the code, load "
+            "model and tokenizer yourself and pass both: TransformersLLM(model, tokenizer=tokenizer)."
+        ) from error
 
 
 def _best_device() -> str:

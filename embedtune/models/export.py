@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Module
 from sentence_transformers.sentence_transformer.modules import Pooling
 
-from embedtune.models.lora import has_adapters, merged_copy, save_adapters
+from embedtune.models.lora import adopt_adapters, has_adapters, merged_copy, save_adapters, transformers_of
 
 # The versions that load a saved model correctly. sentence-transformers >= 6.1 checks them before loading.
 _REQUIREMENTS = {
@@ -44,6 +45,8 @@ class TunableModel(SentenceTransformer):
         SentenceTransformer.save(merged_copy(self) if adapted else self, path, *args, **kwargs)
         if adapted:
             save_adapters(self, Path(path, "adapters"))
+        if not own_classes(self):
+            _forget_code(Path(path))
         add_compatibility_keys(Path(path), max_seq_length=self.max_seq_length)
 
 
@@ -56,6 +59,49 @@ def as_tunable(model: SentenceTransformer) -> TunableModel:
     tunable: Any = copy.copy(model)
     tunable.__class__ = TunableModel
     return cast("TunableModel", tunable)
+
+
+def merge_when_saved(model: SentenceTransformer) -> None:
+    """Let a model whose adapters come from ``model.add_adapter`` or ``get_peft_model`` be saved like one from `load_model`.
+
+    Changes the model in place.
+
+    Raises:
+        TypeError: If an adapter is not a LoRA.
+        ValueError: If a LoRA cannot be merged.
+    """
+    adopt_adapters(model)
+    if has_adapters(model) and type(model) is SentenceTransformer:
+        model.__class__ = TunableModel
+
+
+def check_savable(model: SentenceTransformer) -> None:
+    """Raise a ``ValueError`` if plain sentence-transformers will not load the model once it is saved."""
+    if own := own_classes(model):
+        raise ValueError(
+            f"The model has classes of its own ({', '.join(own)}), so plain sentence-transformers will not load what is saved. Build "
+            "it from sentence-transformers' modules, or pass TuningArguments(check_saved=False) and load it with your code."
+        )
+
+
+def own_classes(model: SentenceTransformer) -> list[str]:
+    """Return the classes in a model that plain sentence-transformers does not load, because they are not its own."""
+    parts = [
+        module
+        for module in model.modules()
+        if isinstance(module, Module) and not isinstance(module, SentenceTransformer)
+    ]
+    classes = [type(part) for part in parts] + [type(part.model) for _, part in transformers_of(model)]
+    libraries = ("sentence_transformers.", "transformers.", "embedtune.")
+    return sorted(
+        {f"{kind.__module__}.{kind.__qualname__}" for kind in classes if not kind.__module__.startswith(libraries)}
+    )
+
+
+def _forget_code(folder: Path) -> None:
+    """Drop the pointers to a repository's code, which the saved model does not have."""
+    for name in ("config.json", "tokenizer_config.json"):
+        _edit(folder, name, lambda config: config.pop("auto_map", None))
 
 
 def add_compatibility_keys(folder: Path, *, max_seq_length: int | None) -> None:

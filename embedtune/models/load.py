@@ -8,19 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from sentence_transformers import SentenceTransformer
 
-from embedtune.models.export import TunableModel, as_tunable
+from embedtune.models.export import TunableModel, as_tunable, merge_when_saved
+from embedtune.models.families.embedding_gemma2 import BASE_MODEL, is_embedding_gemma2, text_tower
 from embedtune.models.families.gte_qwen2 import is_gte_qwen2, load_gte_qwen2
 from embedtune.models.families.jina_v3 import is_jina_v3, load_jina_v3
 from embedtune.models.families.minilm import MINILM_ID, minilm_folder
 from embedtune.models.finish import complete, finish
-from embedtune.models.repository import (
-    check_modules,
-    check_weights,
-    check_whole,
-    quiet_transformers,
-    read_json,
-    resolve_name,
-)
+from embedtune.models.gate import check_repository, check_weights, tokenizer_steps
+from embedtune.models.quantized import weights_options
+from embedtune.models.repository import quiet_transformers, read_json, resolve_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -45,7 +41,7 @@ def load_model(
     """Load a model to evaluate or to fine-tune, from safetensors, without remote code.
 
     gte-Qwen2 and jina-embeddings-v3 are recognised by their configuration and loaded as `load_gte_qwen2` and `load_jina_v3`
-    load them by default. For well-known families whose configuration has no prompts (e5, bge, ...) the prompts of their
+    load them by default; of EmbeddingGemma 2 the text tower is loaded. For well-known families whose configuration has no prompts (e5, bge, ...) the prompts of their
     model cards are set. A model with a LoRA is saved merged, as a plain SentenceTransformer.
 
     Args:
@@ -55,8 +51,9 @@ def load_model(
         revision: Branch, tag or commit on the Hub.
         max_seq_length: Longer texts are truncated to this number of tokens. By default the model's own limit.
         device: For instance ``"cuda"`` or ``"cpu"``. By default the best available one.
-        dtype: Of the weights, by default ``"float32"``. ``"bfloat16"`` halves the memory of a frozen base under a LoRA; to
-            train all weights keep float32 and use ``TuningArguments(bf16=True)``.
+        dtype: Of the weights, by default ``"float32"``. ``"bfloat16"`` halves the memory of a frozen base under a LoRA, and
+            ``"nf4"`` takes a quarter of that (QLoRA; an NVIDIA GPU and ``pip install 'embedtune[qlora]'``). To train all
+            weights keep float32 and use ``TuningArguments(bf16=True)``.
         truncate_dim: Truncate embeddings to this many dimensions, for Matryoshka models.
         lora: Train a LoRA and freeze the rest. True: rank 16 on every linear layer of the blocks. Or a
             ``peft.LoraConfig``; or the folder ``adapters`` inside a saved model, to continue training it.
@@ -81,10 +78,12 @@ def load_model(
     }
     if isinstance(model, SentenceTransformer):
         _refuse("a model that is already loaded", revision=revision, dtype=dtype)
+        merge_when_saved(model)
         loaded = model if lora is False else as_tunable(model)
         if device is not None:
             loaded.to(device)
         return finish(loaded, **settings)
+    weights = weights_options(dtype or "float32", lora=lora, device=device)  # refuses before anything is downloaded
     name = resolve_name(minilm_folder() if model == "minilm" else model)
     source: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype or "float32"}
     try:
@@ -99,31 +98,60 @@ def load_model(
         return load_jina_v3(name, **source, **settings)
     if is_gte_qwen2(name, config):
         return load_gte_qwen2(name, **source, **settings)
-    loaded = _load_any(name, config, **source)
+    loaded = _load_any(name, config, revision=revision, device=device, weights=weights)
     if model == "minilm":  # the folder's name means nothing in a table or a model card
         loaded.model_card_data.base_model = MINILM_ID
     return finish(loaded, **settings)
 
 
 def _load_any(
-    name: str, config: dict[str, Any], *, revision: str | None, device: str | None, dtype: str
+    name: str, config: dict[str, Any], *, revision: str | None, device: str | None, weights: dict[str, Any]
 ) -> TunableModel:
-    """Load a model that needs no special treatment."""
-    check_whole(name)
-    check_modules(name, revision=revision)
-    check_weights(name, revision=revision, allow_missing=_UNUSED)
-    if "AutoModel" in (config.get("auto_map") or {}):
-        logger.warning(
-            "%s comes with its own modelling code, which is not run: transformers' %r is used instead. If the two differ, "
-            "so do the embeddings. Compare some similarities with the model card before you train.",
-            name,
-            config.get("model_type"),
-        )
-    with quiet_transformers():
-        options = {"dtype": dtype, "use_safetensors": True}
-        model = TunableModel(name, revision=revision, device=device, model_kwargs=options)
+    """Load a model that needs no special treatment, or the text tower of one that reads more."""
+    check_repository(name, revision=revision)
+    if is_embedding_gemma2(config):
+        with text_tower(name, config, revision=revision) as folder:
+            model = _build(str(folder), revision=None, device=device, weights=weights)
+        model[0].model.config.name_or_path = name
+        model.model_card_data.base_model = BASE_MODEL if Path(name).is_dir() else name
+    else:
+        if "AutoModel" in (config.get("auto_map") or {}):
+            logger.warning(
+                "%s comes with its own modelling code, which is not run: transformers' %r is used instead. If the two differ, so "
+                "do the embeddings. Compare some similarities with the model card before you train.",
+                name,
+                config.get("model_type"),
+            )
+        model = _build(name, revision=revision, device=device, weights=weights)
     complete(model, name, revision=revision)
     return model
+
+
+def _build(name: str, *, revision: str | None, device: str | None, weights: dict[str, Any]) -> TunableModel:
+    """Build the model with every tensor from the checkpoint."""
+    check_weights(name, revision=revision, allow_missing=_UNUSED)
+    with quiet_transformers():
+        return TunableModel(
+            name,
+            revision=revision,
+            device=device,
+            model_kwargs=weights,
+            processor_kwargs=_asked_of_tokenizer(name, revision),
+            trust_remote_code=False,
+        )
+
+
+def _asked_of_tokenizer(name: str, revision: str | None) -> dict[str, Any]:
+    """Return what tokenizer_config.json asks for, and transformers >= 5 ignores beside a tokenizer.json: the end token."""
+    asked = read_json(name, "tokenizer_config.json", revision=revision)
+    if asked.get("add_eos_token") is not True:
+        return {}
+    processor = read_json(name, "tokenizer.json", revision=revision).get("post_processor")
+    template = [piece for step in tokenizer_steps(processor) for piece in step.get("single") or ()]
+    if template and "SpecialToken" in template[-1]:
+        return {}
+    begins = bool(template) and "SpecialToken" in template[0]
+    return {"add_eos_token": True, "add_bos_token": asked.get("add_bos_token", begins)}
 
 
 def _refuse(what: str, **options: Any) -> None:

@@ -14,14 +14,14 @@ _WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer 
 
 # The first pattern found in the model's name gives its query prompt and document prompt. Source: the model cards.
 FAMILIES: dict[str, tuple[str, str]] = {
-    r"e5-mistral|e5-.*-instruct|gte-qwen": (f"Instruct: {_WEB_SEARCH}\nQuery: ", ""),
+    r"e5-mistral|e5-.*-instruct|gte-qwen|(sfr|linq)-embed(ding)?-mistral": (f"Instruct: {_WEB_SEARCH}\nQuery: ", ""),
     r"qwen3-embedding": (f"Instruct: {_WEB_SEARCH}\nQuery:", ""),
     r"embeddinggemma": ("task: search result | query: ", "title: none | text: "),
     r"(^|[-_/])e5-(small|base|large)": ("query: ", "passage: "),
     r"bge-(small|base|large)-en": ("Represent this sentence for searching relevant passages: ", ""),
     r"bge-(small|base|large)-zh": ("为这个句子生成表示以用于检索相关文章：", ""),  # noqa: RUF001
-    r"nomic-embed-text": ("search_query: ", "search_document: "),
-    r"mxbai-embed-large|snowflake-arctic-embed-(xs|s|m|l)$": (
+    r"nomic-embed-text|modernbert-embed": ("search_query: ", "search_document: "),
+    r"mxbai-embed-large|uae-large-v1|snowflake-arctic-embed-(xs|s|m|l)$": (
         "Represent this sentence for searching relevant passages: ",
         "",
     ),

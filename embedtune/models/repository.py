@@ -1,10 +1,9 @@
-"""Checks of a repository before its model is built: small files and the names of its tensors."""
+"""The small files of a repository: a folder or a name on the Hub."""
 
 from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,12 +20,12 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from packaging.version import Version
-from safetensors import SafetensorError
-from transformers import AutoModel
 from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
 logger = logging.getLogger(__name__)
+
+_LARGEST_JSON = 2**28  # bytes; the largest published tokenizers have a tenth of it
 
 
 def find_file(name: str, file: str, *, revision: str | None = None) -> Path | None:
@@ -96,32 +95,40 @@ def _check_folder(folder: Path) -> None:
     )
 
 
-def check_family(name: str, config: dict[str, Any], family: str, *, recognised: bool) -> None:
-    """Raise a ``ValueError`` if a family's loader is called for another model."""
-    if not recognised:
-        raise ValueError(
-            f"{name!r} is not the original {family}: its config.json has model_type={config.get('model_type')!r} and "
-            f"architectures={config.get('architectures')!r}. Use load_model, also for a {family} that you saved."
-        )
-
-
 def read_json(name: str, file: str, *, revision: str | None = None) -> dict[str, Any]:
-    """Read a JSON file of a repository; an empty dictionary if it does not exist."""
+    """Read a JSON file of a repository; an empty dictionary if it does not exist.
+
+    Raises:
+        ValueError: If it is not JSON, or too large or too deep to be read.
+    """
     path = find_file(name, file, revision=revision)
     if path is None:
         return {}
-    content = json.loads(path.read_text(encoding="utf-8"))
+    if path.stat().st_size > _LARGEST_JSON:
+        raise ValueError(f"{file} of {name!r} has {path.stat().st_size:,} bytes, more than any model needs.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        reason = "is nested too deeply" if isinstance(error, RecursionError) else f"is not JSON ({error})"
+        raise ValueError(f"{file} of {name!r} {reason}. Download it again, or take another repository.") from error
     return content if isinstance(content, dict) else {"items": content}
 
 
-def read_licence(name: str, *, revision: str | None = None) -> str | None:
-    """Return the licence in a repository's model card, which derived models inherit."""
+def read_licence(name: str, *, revision: str | None = None) -> str | list[str] | None:
+    """Return the licence in a repository's model card, or its licences, which derived models inherit."""
     try:
         card = find_file(name, "README.md", revision=revision)
-        return (metadata_load(card) or {}).get("license") if card else None
-    except (ConnectionError, ValueError, yaml.YAMLError) as error:  # a model can be loaded without a card
-        logger.info("The licence of %s is unknown: %s", name, error)
+        licence = (metadata_load(card) or {}).get("license") if card else None
+    except (
+        ConnectionError,
+        ValueError,
+        RecursionError,
+        yaml.YAMLError,
+    ) as error:  # models can be loaded without a card
+        logger.info("The licence of %s is unknown: %s", name, type(error).__name__)
         return None
+    several = isinstance(licence, list) and all(isinstance(part, str) for part in licence)
+    return licence if several or isinstance(licence, str) else None
 
 
 def require_transformers(minimum: str, *, reason: str) -> None:
@@ -130,76 +137,6 @@ def require_transformers(minimum: str, *, reason: str) -> None:
         raise ImportError(
             f"transformers {transformers_version} is installed, and {reason}: pip install -U 'transformers>={minimum}'"
         )
-
-
-def check_whole(folder: str) -> None:
-    """Raise a ``ValueError`` if saving a model to the folder was interrupted: modules.json is written last."""
-    if Path(folder, "config_sentence_transformers.json").is_file() and not Path(folder, "modules.json").is_file():
-        raise ValueError(
-            f"{folder!r} is incomplete: modules.json, which is saved last, is missing. Save the model again, or load an earlier "
-            "checkpoint."
-        )
-
-
-def _modules(name: str, revision: str | None) -> list[dict[str, Any]]:
-    modules: list[dict[str, Any]] = read_json(name, "modules.json", revision=revision).get("items", [])
-    return modules
-
-
-def check_modules(name: str, *, revision: str | None = None) -> None:
-    """Raise a ``ValueError`` if a repository has its own Python modules."""
-    types = [module["type"] for module in _modules(name, revision)]
-    own = [name for name in types if not name.startswith("sentence_transformers.")]
-    if own:
-        raise ValueError(
-            f"{name!r} needs its own code ({', '.join(own)}), which is not run. If you have read it, load the model yourself and "
-            "pass it: load_model(SentenceTransformer(name, revision='<the commit that you have read>', trust_remote_code=True))."
-        )
-
-
-def check_weights(name: str, *, revision: str | None = None, allow_missing: str = r"(?!)") -> None:
-    """Raise a ``ValueError`` unless the checkpoint has every tensor of the model. Only names are read.
-
-    transformers initialises missing tensors at random and only logs it.
-
-    Args:
-        name: A folder, or a repository on the Hub.
-        revision: Of the repository.
-        allow_missing: A pattern of tensors that may be missing.
-    """
-    for folder in _transformer_folders(name, revision):
-        _check_tensors(name, folder, revision, allow_missing)
-
-
-def _transformer_folders(name: str, revision: str | None) -> list[str]:
-    """Return the folders with transformer weights: the root, or those of a ``Router``'s routes."""
-    routes = read_json(name, "router_config.json", revision=revision).get("types", {})
-    places = {module["path"]: module["type"] for module in _modules(name, revision)} | routes
-    folders = [place for place, kind in places.items() if kind.endswith(".Transformer")] or [""]
-    return [place for place in folders if find_file(name, Path(place, "config.json").as_posix(), revision=revision)]
-
-
-def _check_tensors(name: str, subfolder: str, revision: str | None, allow_missing: str) -> None:
-    options = {"revision": revision, "subfolder": subfolder, "use_safetensors": True}
-    try:
-        with quiet_transformers():
-            model, info = AutoModel.from_pretrained(name, device_map="meta", output_loading_info=True, **options)
-    except SafetensorError as error:
-        raise ValueError(f"A weights file of {name!r} is incomplete: {error}. Download or save it again.") from error
-    missing = sorted(key for key in info["missing_keys"] if not re.search(allow_missing, key))
-    children = {child for child, _ in model.named_children()}
-    prefix = f"{model.base_model_prefix}."
-    unexpected = sorted(k for k in info["unexpected_keys"] if k.removeprefix(prefix).partition(".")[0] in children)
-    if missing or unexpected:
-        raise ValueError(
-            f"The weights of {name!r} do not fit {type(model).__name__}: {len(missing)} tensors are missing ({_few(missing)}) and "
-            f"{len(unexpected)} are unknown ({_few(unexpected)}). Missing tensors would be initialised at random. Check that the "
-            "folder is complete and config.json belongs to the weights."
-        )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", ..." if len(names) > 3 else "") if names else "none"
 
 
 @contextmanager

@@ -187,13 +187,14 @@ def _end_token(model: SentenceTransformer, declared: dict[str, Any]) -> Iterator
     if "lasttoken" not in _pooling_modes(model) and not declared["end_token"]:
         return
     count = _ends(model, "pump")
-    wanted = 1 if declared["end_token"] else 0
+    last = int(model.preprocess(["pump"])["input_ids"][0, -1])
+    special = _is_special(model.tokenizer, last)
     yield Check(
         "end token",
-        count == wanted or (not declared["end_token"] and count <= 1),
+        special and (count == 1 or (not declared["end_token"] and count == 0)),
         f"{count} at the end of a text",
         "Pooling takes the last token, which must be the one end-of-text token. Load the model again with load_model, and do "
-        "not append the token yourself.",
+        "not append the token yourself. If its repository lost the token, set add_eos_token in tokenizer_config.json to true.",
     )
 
 
@@ -246,7 +247,7 @@ def _reloading(model: SentenceTransformer, folder: str | Path | None) -> Check:
             return Check(name, False, f"{adapters[0].name} instead of merged weights", _SAVE_AGAIN)
         try:
             with quiet_transformers():
-                saved = SentenceTransformer(str(place), device=str(model.device))
+                saved = SentenceTransformer(str(place), device=str(model.device), trust_remote_code=False)
         except Exception as error:  # any error is a failed check
             return Check(name, False, f"cannot be loaded: {type(error).__name__}: {error}", _SAVE_AGAIN)
         return same_vectors(name, model, saved)
@@ -294,6 +295,11 @@ def _ends(model: SentenceTransformer, text: str) -> int:
     end = getattr(model.tokenizer, "eos_token_id", None)
     ids = model.tokenizer(text)["input_ids"]
     return next((n for n, token in enumerate(reversed(ids)) if token != end), len(ids))
+
+
+def _is_special(tokenizer: Any, token: int) -> bool:
+    added = getattr(tokenizer, "added_tokens_decoder", {}).get(token)
+    return token in tokenizer.all_special_ids or bool(added is not None and added.special)
 
 
 @contextmanager

@@ -55,7 +55,7 @@ def complete_card(folder: Path, repo_id: str, model: SentenceTransformer, eviden
         evidence: What to report.
     """
     path = folder / "README.md"
-    card = ModelCard(path.read_text(encoding="utf-8") if path.exists() else "---\n---\n", ignore_metadata_errors=True)
+    card = _read_card(path.read_text(encoding="utf-8") if path.exists() else "---\n---\n")
     _complete_metadata(card.data, repo_id, model, evidence.verdicts)
     sections = [
         *(_verdict_section(verdict, folder, number) for number, verdict in enumerate(evidence.verdicts, start=1)),
@@ -71,10 +71,24 @@ def complete_card(folder: Path, repo_id: str, model: SentenceTransformer, eviden
     return str(card)
 
 
+def _read_card(text: str) -> ModelCard:
+    """Read a card, without its header if that is nested too deeply to be read."""
+    try:
+        return ModelCard(text, ignore_metadata_errors=True)
+    except RecursionError:
+        return ModelCard(re.sub(r"\A---.*?^---$", "---\n---", text, flags=re.DOTALL | re.MULTILINE))
+
+
+def _names(licence: Any) -> list[str]:
+    """Return the names in a card's licence, which may be one, several, or anything else."""
+    return [part for part in (licence if isinstance(licence, list) else [licence]) if part and isinstance(part, str)]
+
+
 def _complete_metadata(data: Any, repo_id: str, model: SentenceTransformer, verdicts: Sequence[Verdict]) -> None:
     name = repo_id.rpartition("/")[2]
     data.tags = list(dict.fromkeys([*(data.get("tags") or []), "embedtune"]))
-    data.license = data.get("license") or model.model_card_data.license
+    licences = _names(data.get("license")) or _names(model.model_card_data.license)
+    data.license = licences if len(licences) > 1 else next(iter(licences), None)
     data.base_model = data.get("base_model") or model.model_card_data.base_model
     if verdicts:
         data.model_name = name
@@ -226,9 +240,10 @@ def _limits_section(evidence: Evidence) -> str:
     return "\n".join(["## Limits", "", *(f"- {line}" for line in lines)])
 
 
-def _licence_section(licence: str | None, base: str | list[str] | None) -> str:
-    if not licence:
+def _licence_section(licence: str | list[str] | None, base: str | list[str] | None) -> str:
+    names = _names(licence)
+    if not names:
         return ""
-    meaning = _LICENCES.get(licence)
+    meaning = _LICENCES.get(names[0]) if len(names) == 1 else None
     origin = f", inherited from `{base}`" if isinstance(base, str) else ""
-    return f"## Licence\n\n`{licence}`{origin}" + (f": {meaning}." if meaning else ".")
+    return f"## Licence\n\n`{'`, `'.join(names)}`{origin}" + (f": {meaning}." if meaning else ".")

@@ -192,7 +192,12 @@ def _compare(
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="embedtune-verify-") as cache, quiet_transformers():
         uploaded = SentenceTransformer(
-            repo_id, revision=revision, token=token, cache_folder=cache, device=str(model.device)
+            repo_id,
+            revision=revision,
+            token=token,
+            cache_folder=cache,
+            device=str(model.device),
+            trust_remote_code=False,
         )
         training = model.training
         model.eval()

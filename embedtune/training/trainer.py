@@ -12,6 +12,7 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, HubStrategy, number_of_arguments
 from transformers.utils import PushInProgress
 
+from embedtune.models.export import check_savable, merge_when_saved
 from embedtune.models.prompts import prompt_of
 from embedtune.training.adapters import (
     is_tied,
@@ -123,6 +124,9 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         check_bounds(args)  # they may have been changed since they were made
         self._data, self._given, self._own = data, copy.copy(args), (loss is not None, train_dataset is not None)
         reference = model if model is not None else _from_init(options.get("model_init"))
+        merge_when_saved(reference)
+        if args.check_saved:
+            check_savable(reference)
         loss = loss if loss is not None else LOSSES[args.loss]
         if train_dataset is None:
             train_dataset = view_for(loss, reference, data, args)

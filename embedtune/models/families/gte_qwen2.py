@@ -10,15 +10,10 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 
 from embedtune.models.export import TunableModel
 from embedtune.models.finish import complete, finish
+from embedtune.models.gate import check_family, check_weights
 from embedtune.models.prompts import fill_prompts
-from embedtune.models.repository import (
-    check_family,
-    check_weights,
-    quiet_transformers,
-    read_json,
-    require_transformers,
-    resolve_name,
-)
+from embedtune.models.quantized import weights_options
+from embedtune.models.repository import quiet_transformers, read_json, require_transformers, resolve_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -89,6 +84,7 @@ def load_gte_qwen2(
     if attention not in get_args(Attention):
         raise ValueError(f"attention={attention!r} must be one of {get_args(Attention)}.")
     require_transformers("5.2", reason="older versions ignore is_causal and compute other embeddings")
+    weights = weights_options(dtype, lora=lora, device=device)
     name = resolve_name(model)
     config = read_json(name, "config.json", revision=revision)
     check_family(name, config, "gte-Qwen2", recognised=_has_original_layout(config))
@@ -99,8 +95,9 @@ def load_gte_qwen2(
             name,
             revision=revision,
             device=device,
-            model_kwargs={"dtype": dtype, "use_safetensors": True},
+            model_kwargs=weights,
             processor_kwargs={"add_eos_token": True},
+            trust_remote_code=False,
         )
     _check_pooling(loaded, name)
     loaded.config.is_causal = attention == "causal"

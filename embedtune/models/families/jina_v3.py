@@ -18,15 +18,10 @@ from sentence_transformers.sentence_transformer.modules import Normalize, Poolin
 from embedtune.models.export import TunableModel
 from embedtune.models.families.jina_v3_original import convert_jina_v3
 from embedtune.models.finish import complete, finish
+from embedtune.models.gate import check_family, check_weights
 from embedtune.models.lora import adapter_folder, add_lora, load_adapter, require_peft, train_only, transformers_of
-from embedtune.models.repository import (
-    check_family,
-    check_weights,
-    quiet_transformers,
-    read_json,
-    require_transformers,
-    resolve_name,
-)
+from embedtune.models.quantized import NF4
+from embedtune.models.repository import quiet_transformers, read_json, require_transformers, resolve_name
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -98,6 +93,10 @@ def load_jina_v3(
     """
     train = train or ("lora" if lora is not False and not isinstance(lora, (str, Path)) else "adapters")
     _check_options(mode, train, lora)
+    if dtype == NF4:
+        raise ValueError(
+            f"dtype={NF4!r} does not apply to jina-embeddings-v3, which has adapters already. Use 'bfloat16'."
+        )
     require_peft("jina-embeddings-v3")
     require_transformers("5.4", reason="older versions have no JinaEmbeddingsV3Model")
     name = resolve_name(model)
@@ -141,7 +140,13 @@ def _native_folder(name: str, revision: str | None) -> Iterator[Path]:
 
 
 def _build(folder: Path, mode: Mode, dtype: str, device: str | None) -> TunableModel:
-    first = Transformer(str(folder), model_kwargs={"dtype": dtype, "use_safetensors": True})
+    no_code = {"trust_remote_code": False}
+    first = Transformer(
+        str(folder),
+        model_kwargs={"dtype": dtype, "use_safetensors": True} | no_code,
+        processor_kwargs=dict(no_code),
+        config_kwargs=dict(no_code),
+    )
     first.max_seq_length = min(_MAX_SEQ_LENGTH, first.config.max_position_embeddings)
     for key in ("lora_adaptations", "task_instructions", "auto_map"):
         first.config.__dict__.pop(key, None)

@@ -160,10 +160,20 @@ def packed_attention(model: SentenceTransformer) -> Iterator[None]:
     Keep the context open until the backward pass is over, because gradient checkpointing runs the layers again.
     """
     backbones = [part.model for _, part in transformers_of(model) if part.model.config._attn_implementation == "sdpa"]
+    before = [_implementations(backbone.config) for backbone in backbones]
     for backbone in backbones:
-        backbone.set_attn_implementation(PACKED)
+        backbone.set_attn_implementation(_implementations(backbone.config, sdpa=PACKED))
     try:
         yield
     finally:
-        for backbone in backbones:
-            backbone.set_attn_implementation("sdpa")
+        for backbone, implementations in zip(backbones, before, strict=True):
+            backbone.set_attn_implementation(implementations)
+
+
+def _implementations(config: Any, *, sdpa: str = "sdpa") -> dict[str, Any]:
+    """Return the attention of a configuration and of those inside it (towers may need another one than the text)."""
+    parts = {key: getattr(config, key, None) for key in config.sub_configs}
+    own = config._attn_implementation
+    return {"": sdpa if own == "sdpa" else own} | {
+        key: _implementations(part, sdpa=sdpa) for key, part in parts.items() if part is not None
+    }
