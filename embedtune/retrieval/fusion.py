@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,9 +40,9 @@ class Fusion:
     weights: WordWeights | None = None
 
     def __post_init__(self) -> None:
-        if not self.word_weight >= 0:
+        if isinstance(self.word_weight, bool) or not isinstance(self.word_weight, Real) or not self.word_weight >= 0:
             raise ValueError(
-                f"word_weight={self.word_weight} must be 0 or more: 0 for vectors alone, math.inf for words alone."
+                f"word_weight={self.word_weight!r} must be 0 or more: 0 for vectors alone, math.inf for words alone."
             )
 
     @property
@@ -198,7 +199,7 @@ def check_ranking(queries: Sequence[str], num_documents: int, k: int) -> None:
     """Raise a ``ValueError`` unless there are queries and as many documents as are wanted."""
     if not len(queries):
         raise ValueError("There are no queries. Give at least one.")
-    if not 1 <= k <= num_documents:
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= num_documents:
         raise ValueError(f"k={k} is out of range for {num_documents} documents. Choose k from 1 to that number.")
 
 

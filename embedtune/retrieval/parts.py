@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 
 from embedtune.retrieval.words import WordStatistics
 

@@ -179,7 +179,7 @@ class WordIndex:
         postings = self._postings
         if corpus is not None:  # only for the tokens of the questions, since the next chunk changes them again
             used, columns = np.unique(columns, return_inverse=True)
-            postings = self._values_of(self._counts_by_token[used], used, corpus)
+            postings = self._values_of(self._counts_by_token[used], self.hashes[used], corpus)
         table = csr_array((values, columns.astype(np.int32), starts), shape=(len(questions), postings.shape[0]))
         found: NDArray[np.float32] = (table @ postings).toarray()
         return found
@@ -228,14 +228,14 @@ class WordIndex:
     @cached_property
     def _postings(self) -> csr_array:
         """The BM25 score of each token in each chunk, of shape ``(num_tokens, num_chunks)``."""
-        return self._values_of(self._counts_by_token, np.arange(len(self.hashes)), self.statistics)
+        return self._values_of(self._counts_by_token, self.hashes, self.statistics)
 
-    def _values_of(self, counts: csr_array, columns: NDArray[np.int64], corpus: WordStatistics) -> csr_array:
+    def _values_of(self, counts: csr_array, tokens: NDArray[np.uint64], corpus: WordStatistics) -> csr_array:
         """Return the BM25 scores of the counts of some tokens."""
         held_back = self.k1 * (1 - self.b + self.b * self.lengths / max(corpus.mean_length, 1.0))
         values = counts.data.astype(np.float32)
         values /= values + held_back.astype(np.float32)[counts.indices]
-        values *= np.repeat(corpus.idf(self.hashes[columns]).astype(np.float32), np.diff(counts.indptr))
+        values *= np.repeat(corpus.idf(tokens).astype(np.float32), np.diff(counts.indptr))
         return csr_array((values, counts.indices, counts.indptr), shape=counts.shape)
 
 
