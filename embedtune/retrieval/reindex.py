@@ -7,6 +7,7 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -90,7 +91,10 @@ def reindex(
     if fingerprint == index.model_fingerprint:
         known |= zip(map(_key, index.texts()), index.vectors, strict=True)
     hidden = None if show_progress_bar is None else not show_progress_bar
-    with tqdm(total=len(retriever), initial=len(known), desc="Reindexing", disable=hidden) as bar:
+    with (
+        ExitStack() as last,  # left last, so that what is added before this function returns is in the new retriever
+        tqdm(total=len(retriever), initial=len(known), desc="Reindexing", disable=hidden) as bar,
+    ):
 
         def encode_what_is_left() -> ChunkIndex:
             while left := _left(index := retriever.index, known):
@@ -102,10 +106,10 @@ def reindex(
             return index
 
         encode_what_is_left()
-        with retriever.unchanged():  # few can have come since
-            moved = _moved(retriever, encode_what_is_left(), loaded, known, fingerprint, saved)
-            moved.save(path)
-    shutil.rmtree(folder, ignore_errors=True)
+        last.enter_context(retriever.unchanged())
+        moved = _moved(retriever, encode_what_is_left(), loaded, known, fingerprint, saved)  # few can have come since
+        moved.save(path)
+        shutil.rmtree(folder, ignore_errors=True)
     return moved
 
 
