@@ -14,7 +14,6 @@ import multiprocessing
 import os
 import random
 import shutil
-import signal
 import subprocess
 import tempfile
 import threading
@@ -129,13 +128,13 @@ def kills(options: argparse.Namespace) -> None:
     """A writer is killed at a random moment; then its artefact is read, and written once more."""
     for kind, (save, load) in KINDS.items():
         with folder() as home:
-            path, counts = home / kind, collections.Counter()
+            path, counts, saves = home / kind, collections.Counter(), CONTEXT.Queue()
             save(path, 1)
             while counts["killed"] < options.kills:
-                writer = CONTEXT.Process(target=save_over_and_over, args=(kind, path, 60.0, CONTEXT.Queue()))
+                writer = CONTEXT.Process(target=save_over_and_over, args=(kind, path, 60.0, saves))
                 writer.start()
                 time.sleep(random.uniform(0.2, 0.6))
-                os.kill(writer.pid or 0, signal.SIGKILL)
+                writer.kill()
                 writer.join()
                 counts["killed"] += 1
                 counts["left over by kills"] += sum(p != path for p in home.iterdir())
@@ -205,7 +204,7 @@ def killed_log(options: argparse.Namespace) -> None:
             theirs.close()
             promised.add(ours.recv())
             time.sleep(random.uniform(0, 0.3))
-            os.kill(writer.pid or 0, signal.SIGKILL)
+            writer.kill()
             writer.join()
             with_end = True
             while with_end:
