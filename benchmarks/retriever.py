@@ -22,6 +22,7 @@ from threadpoolctl import threadpool_limits
 
 from embedtune.retrieval.fusion import Fusion
 from embedtune.retrieval.index import ChunkIndex, table_of_texts
+from embedtune.retrieval.parts import IndexParts
 from embedtune.retrieval.words import K1, B, WordIndex, WordWeights
 
 K, DEPTH, WORD_WEIGHT = 10, 100, 2.0
@@ -118,13 +119,21 @@ def measure(num_chunks: int, dim: int, num_questions: int, words: np.ndarray) ->
         print(f"  {name:<30} {median:8.2f} ms a question  {median / floor:6.2f}")
 
     new = pyarrow.concat_tables([table_of_texts(make_texts(1, 60, words, seed=6))]).set_column(0, "_id", [["new"]])
-    added, longer = timed(lambda: index.replaced(set(), new, make_vectors(1, dim, seed=7)))
-    again, _ = timed(lambda: longer.words.scores(questions[:1], weights))
+    fusion, before = Fusion(WORD_WEIGHT, weights), IndexParts.of(index)
+    added, longer = timed(lambda: before.changed(set(), new, make_vectors(1, dim, seed=7)))
+    again, _ = timed(lambda: fusion.rank_parts(longer, questions[:1], asked[:1], K))
+    later = [
+        timed(partial(fusion.rank_parts, longer, questions[i : i + 1], asked[i : i + 1], K))[0]
+        for i in range(num_questions)
+    ]
     memory = sum(array.nbytes for array in index.words.arrays().values()) / 1e6
     print(
         f"  build the words: {built:.1f} s (bm25s {built_bm25s:.1f} s), {memory:.0f} MB; first question {first:.2f} s"
     )
-    print(f"  add one chunk: {added:.2f} s; first question after it {again:.2f} s")
+    print(
+        f"  add one chunk: {1000 * added:.1f} ms; first question after it {1000 * again:.1f} ms, a later one "
+        f"{1000 * statistics.median(later):.1f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,45 @@
-"""Writes to disk such that a crash leaves the old content or the new one, never a part."""
+"""Writes to disk such that a crash leaves the old content or the new one, never a part, and reads beside such writes.
+
+A folder is built beside its place, flushed to the disk, and put in its place in one step: Linux and macOS exchange two folders
+at once, so that the path always holds the old content or the new, whole. Elsewhere (Windows, a few network disks) the old
+folder is renamed and then the new one; between the two nothing is at the path for a moment. If the process dies there, the
+old folder is beside the path: `read_folder` reads it from there, and the next writer puts it back.
+
+No symbolic link and no pointer file is needed, so a saved model stays a plain SentenceTransformer folder. A reader opens one
+file after the other, so it may see files of two versions: `read_folder` notices that the folder is another one than before,
+and reads again. What a reader has opened or mapped stays readable until it is closed. On Windows a folder whose files are open
+cannot be replaced: the writer gets an error, and the old content stays.
+
+What a killed writer leaves is removed by the next one. A living writer holds a lock on its folder, which ends with the process.
+"""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
+from typing import Any, TypeVar
+
+from safetensors import SafetensorError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+_T = TypeVar("_T")
+
+_TRIES = 100
+_SECONDS_UNTIL_ABANDONED = 24 * 3600.0  # where no lock says whether a writer lives
+_AT_FDCWD_LINUX, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2  # of linux/fcntl.h, linux/fs.h and macOS's stdio.h
 
 # What some network and FUSE mounts answer to fsync.
 _NO_FSYNC = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP)
@@ -20,6 +51,9 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
 
     Until then ``path`` does not change.
 
+    Raises:
+        OSError: If it cannot be written; it names ``path``.
+
     Example:
         >>> import tempfile
         >>> target = Path(tempfile.mkdtemp()) / "data"
@@ -28,59 +62,53 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         >>> (target / "a.txt").read_text()
         'whole'
     """
-    target = Path(path).absolute()
-    with _naming(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # A sibling, because renaming is atomic only within one file system.
-        workspace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
-    new, old = workspace / "new", workspace / "old"
-    try:
+    target = Path(path).resolve()
+    with _naming(target), _workspace(target, target.parent) as workspace:
+        new = workspace / "new"
         new.mkdir()
         yield new
-        if target.exists():
-            target.rename(old)
-        try:
-            new.rename(target)
-        except OSError:
-            if old.exists():
-                old.rename(target)
-            raise
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+        _put_in_place(new, target)
 
 
 @contextmanager
-def merged_folder(path: str | Path) -> Iterator[Path]:
-    """Yield an empty folder to fill, and move its files to ``path`` once the block ends without an error.
+def merged_folder(path: str | Path, *, without: Collection[str] = ()) -> Iterator[Path]:
+    """Yield an empty folder to fill, and replace the files of the same names in ``path`` once the block ends without an error.
 
-    Each file of the same name is replaced atomically; other files stay.
+    Other files stay: the new folder holds them by hard links, or by copies where the disk has no links. All files change at
+    once, but in a folder that cannot be renamed (it is a mount, its parent is read-only, or this process works in it): there
+    they change one after the other.
+
+    Args:
+        path: The folder.
+        without: Names in it that do not stay.
+
+    Raises:
+        OSError: If it cannot be written; it names ``path``.
 
     Example:
         >>> import tempfile
-        >>> target = Path(tempfile.mkdtemp())
+        >>> target = Path(tempfile.mkdtemp()) / "data"
+        >>> target.mkdir()
         >>> _ = (target / "mine.txt").write_text("mine")
         >>> with merged_folder(target) as folder:
         ...     _ = (folder / "a.txt").write_text("whole")
         >>> sorted(path.name for path in target.iterdir())
         ['a.txt', 'mine.txt']
     """
-    target = Path(path).absolute()
-    home = target if target.exists() else target.parent  # the same file system, where renaming is atomic
-    home.mkdir(parents=True, exist_ok=True)
-    workspace = Path(tempfile.mkdtemp(prefix=".new-", dir=home))
-    new = workspace / "new"
-    try:
+    target = Path(path).resolve()
+    is_fixed = target.is_dir() and not _can_be_renamed(target)
+    with _naming(target), _workspace(target, target if is_fixed else target.parent) as workspace:
+        new = workspace / "new"
         new.mkdir()
         yield new
-        if home is not target:
-            new.rename(target)
+        if is_fixed:
+            _move_files(new, target, without)
             return
-        for source in sorted(file for file in new.rglob("*") if file.is_file()):
-            place = target / source.relative_to(new)
-            place.parent.mkdir(parents=True, exist_ok=True)
-            source.replace(place)
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
+        if target.is_dir():
+            _keep_others(target, new, without)
+        old = _put_in_place(new, target)
+        if old is not None and old.is_dir():
+            _keep_others(old, target, without)  # what came meanwhile
 
 
 def replace_file(path: str | Path, text: str) -> None:
@@ -94,21 +122,47 @@ def replace_file(path: str | Path, text: str) -> None:
         'whole'
     """
     target = Path(path).absolute()
-    with _naming(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        # In a new folder, where the file gets the umask's mode; mkstemp would make it readable by its owner only.
-        workspace = Path(tempfile.mkdtemp(prefix=f".{target.name}-", dir=target.parent))
+    # In a new folder, where the file gets the umask's mode; mkstemp would make it readable by its owner only.
+    with _naming(target), _workspace(target, target.parent) as workspace:
+        new = workspace / "new"
+        new.write_text(text, encoding="utf-8", newline="\n")
+        _sync(new)
+        if target.exists():
+            shutil.copymode(target, new)
+        new.replace(target)
+        _sync(target.parent)
+
+
+def read_folder(path: str | Path, read: Callable[[Path], _T]) -> _T:
+    """Return what ``read`` makes of a folder that may be replaced meanwhile: all of it from the old one, or all from the new.
+
+    Args:
+        path: The folder.
+        read: Takes the folder and opens all it needs. It is called again where the folder was replaced meanwhile, also after
+            an error.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "data"
+        >>> with replaced_folder(target) as folder:
+        ...     _ = (folder / "a.txt").write_text("whole")
+        >>> read_folder(target, lambda folder: (folder / "a.txt").read_text())
+        'whole'
+    """
+    for attempt in range(_TRIES):
+        folder = _standing(Path(path))
+        before, failure = _identity(folder), None
         try:
-            new = workspace / "new"
-            with new.open("w", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                sync(file.fileno())
-            if target.exists():
-                shutil.copymode(target, new)
-            new.replace(target)
-        finally:
-            shutil.rmtree(workspace, ignore_errors=True)
+            result = read(folder)
+        except Exception as err:
+            failure = err
+        if before is None and not attempt:
+            time.sleep(0.01)  # it may be between two renames
+        elif before == _identity(folder) and folder == _standing(Path(path)):
+            if failure is not None:
+                raise failure
+            return result
+    raise OSError(errno.EBUSY, f"Replaced {_TRIES} times while it was read. Stop its writers", str(path))
 
 
 def sync(descriptor: int) -> None:
@@ -151,5 +205,205 @@ def _naming(target: Path) -> Iterator[None]:
     """Raise errors with the path that was to be written; the system names a temporary file or a parent folder."""
     try:
         yield
-    except OSError as err:
-        raise OSError(err.errno, f"Cannot be written ({err.strerror}). Choose another path", str(target)) from err
+    except (OSError, SafetensorError) as err:
+        number = getattr(err, "errno", None) or (errno.ENOSPC if "No space" in str(err) else errno.EIO)
+        reason = getattr(err, "strerror", None) or str(err)
+        raise OSError(number, f"Cannot be written ({reason}). Choose another path", str(target)) from err
+
+
+@contextmanager
+def _workspace(target: Path, home: Path) -> Iterator[Path]:
+    """Yield a new folder on the same file system, where renaming is atomic, and remove it; first remove what others left."""
+    home.mkdir(parents=True, exist_ok=True)
+    prefix = f".{target.name}.new-"
+    for left in home.glob(f"{_literal(prefix)}*"):
+        _clear(left, target)
+    while True:
+        workspace = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
+        handle = _claimed(workspace)
+        if handle is None or workspace.exists():  # else another writer has just taken it for a leftover
+            break
+    try:
+        yield workspace
+    finally:
+        shutil.rmtree(workspace, ignore_errors=True)
+        _release(handle)
+
+
+def _clear(left: Path, target: Path) -> None:
+    """Remove a writer's folder unless the writer lives; an old content that is missing at its place goes back there."""
+    handle = _claimed(left)
+    try:
+        if handle is None and (fcntl is not None or not _is_abandoned(left)):
+            return
+        if (left / "old").exists() and not target.exists():
+            (left / "old").rename(target)
+        shutil.rmtree(left, ignore_errors=True)
+    finally:
+        _release(handle)
+
+
+def _is_abandoned(left: Path) -> bool:
+    return left.exists() and time.time() - left.stat().st_mtime > _SECONDS_UNTIL_ABANDONED
+
+
+def _claimed(folder: Path) -> int | None:
+    """Lock a folder until `_release` or the end of the process; None where that cannot be, or another has it."""
+    if fcntl is None:
+        return None
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        return None
+    return handle
+
+
+def _release(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)
+
+
+def _put_in_place(new: Path, target: Path) -> Path | None:
+    """Put a folder that is whole at its place, and return where the one is that was there."""
+    if target.is_dir():
+        shutil.copymode(target, new)
+    _sync_all(new)
+    old = _swapped(new, target)
+    _sync(target.parent)
+    return old
+
+
+def _swapped(new: Path, target: Path) -> Path | None:
+    if not target.exists():
+        try:
+            new.rename(target)
+        except OSError:
+            if not target.exists():  # another writer may have been faster
+                raise
+        else:
+            return None
+    if _exchanged(new, target):
+        return new
+    old = new.with_name("old")
+    target.rename(old)
+    try:
+        new.rename(target)
+    except OSError:
+        old.rename(target)
+        raise
+    return old
+
+
+def _exchanged(one: Path, other: Path) -> bool:
+    """Exchange two paths in one step, and return False where the system cannot."""
+    exchange = _exchange_function()
+    return exchange is not None and exchange(os.fsencode(one), os.fsencode(other)) == 0
+
+
+@cache
+def _exchange_function() -> Callable[[bytes, bytes], int] | None:
+    if sys.platform not in ("linux", "darwin"):
+        return None
+    system: Any = ctypes.CDLL(None, use_errno=True)
+    if sys.platform == "darwin":
+        swap = getattr(system, "renamex_np", None)
+        return None if swap is None else lambda one, other: int(swap(one, other, _RENAME_SWAP))
+    rename = getattr(system, "renameat2", None)  # glibc 2.28
+    here = _AT_FDCWD_LINUX
+    return None if rename is None else lambda one, other: int(rename(here, one, here, other, _RENAME_EXCHANGE))
+
+
+def _can_be_renamed(folder: Path) -> bool:
+    return (
+        not os.path.ismount(folder)
+        and os.access(folder.parent, os.W_OK)
+        and not Path.cwd().resolve().is_relative_to(folder)
+    )
+
+
+def _move_files(new: Path, target: Path, without: Collection[str]) -> None:
+    _sync_all(new)
+    for source in sorted(file for file in new.rglob("*") if file.is_file()):
+        place = target / source.relative_to(new)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        source.replace(place)
+    for name in without:
+        if not (new / name).exists():
+            _remove(target / name)
+    _sync(target)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _keep_others(old: Path, new: Path, without: Collection[str] = ()) -> None:
+    """Link what only the old folder holds into the new one."""
+    for source in old.iterdir():
+        place = new / source.name
+        if source.name in without:
+            continue
+        if source.is_dir() and not source.is_symlink():
+            if not place.exists():
+                place.mkdir()
+                shutil.copymode(source, place)
+            if place.is_dir():
+                _keep_others(source, place)
+        elif not os.path.lexists(place):
+            _link(source, place)
+
+
+def _link(source: Path, place: Path) -> None:
+    try:
+        os.link(source, place, follow_symlinks=False)
+    except (OSError, NotImplementedError):  # the disk has no hard links
+        shutil.copy2(source, place, follow_symlinks=False)
+
+
+def _sync_all(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if not path.is_symlink() and (path.is_file() or path.is_dir()):
+            _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    if os.name == "nt" and path.is_dir():
+        return
+    handle = os.open(path, os.O_RDWR if os.name == "nt" else os.O_RDONLY)
+    try:
+        sync(handle)
+    finally:
+        os.close(handle)
+
+
+def _standing(path: Path) -> Path:
+    """Return the folder, or where a killed writer put it aside."""
+    if path.exists():
+        return path
+    target = path.resolve()
+    aside = sorted(target.parent.glob(f"{_literal(f'.{target.name}.new-')}*/old"))
+    return aside[0] if aside else path
+
+
+def _identity(folder: Path) -> tuple[int, ...] | None:
+    """Return what no other folder at the same path has."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_mtime_ns
+
+
+def _literal(name: str) -> str:
+    """Return a name as a pattern that matches it alone."""
+    return "".join(f"[{letter}]" if letter in "*?[" else letter for letter in name)

@@ -137,6 +137,32 @@ def test_a_failed_reply_is_logged_as_such_and_is_no_miss(retriever, tmp_path):
     assert log.misses() == []
 
 
+@pytest.mark.parametrize("problem", ["a disk that is full", "a redaction that fails"])
+def test_an_answer_that_cannot_be_logged_reaches_the_caller_with_the_reason(retriever, tmp_path, caplog, problem):
+    def redact(text):
+        if problem == "a redaction that fails":
+            raise RuntimeError(problem)
+        return text * 1000
+
+    log = et.FeedbackLog(tmp_path / "log.sqlite", redact=redact)
+    log._file._database().execute("PRAGMA max_page_count = 1")
+    llm = ScriptedLLM(lambda _: ANSWERED)
+    reply = et.answer("where is the pump", retriever, llm=llm, feedback=log)
+    assert (reply.outcome, reply.number, len(llm.requests)) == ("answered", None, 1)
+    assert ("OSError" if "disk" in problem else "a redaction that fails") in reply.log_problem
+    assert "was not recorded" in caplog.text
+    assert len(log) == 0
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, float("nan"), True, "3"])
+def test_a_k_that_is_no_count_is_refused_before_anything_is_paid(retriever, k):
+    llm = ScriptedLLM(lambda _: ANSWERED)
+    for call in (et.answer, et.suggest_chunk):
+        with pytest.raises((ValueError, TypeError), match=r"k=.* must be"):
+            call("where is the pump", retriever, llm=llm, k=k)
+    assert llm.requests == []
+
+
 def test_showing_nothing_is_refused(retriever):
     with pytest.raises(ValueError, match="k=0"):
         et.answer("where is the pump", retriever, llm=ScriptedLLM(lambda _: ANSWERED), k=0)

@@ -163,9 +163,11 @@ def test_a_k_out_of_range_is_refused(k, message):
         BM25().rank(["pump"], DOCUMENTS, k)
 
 
-@pytest.mark.parametrize("options", [{"k1": -1}, {"b": 1.5}])
+@pytest.mark.parametrize(
+    "options", [{"k1": -1}, {"k1": math.nan}, {"k1": math.inf}, {"b": 1.5}, {"b": math.nan}, {"k1": "1"}, {"b": True}]
+)
 def test_parameters_out_of_range_are_refused(options):
-    with pytest.raises(ValueError, match="k1 must be 0 or more"):
+    with pytest.raises((ValueError, TypeError), match=f"{next(iter(options))}=.* must be"):
         BM25(**options)
 
 

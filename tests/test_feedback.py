@@ -211,6 +211,9 @@ def test_old_questions_are_forgotten_with_their_opinions_and_their_text(log, mon
     kept = log.record("a new question", FOUND)
     assert log.forget(older_than=timedelta(days=30)) == 1
     assert [question.number for question in log.questions()] == [kept]
+    for path in log.path.parent.iterdir():  # while the file is open, and its log is beside it
+        assert b"an old secret" not in path.read_bytes()
+        assert b"c-old" not in path.read_bytes()
     log.close()
     content = log.path.read_bytes()
     assert b"an old secret" not in content
@@ -239,6 +242,100 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     tmp_path.chmod(0o500)
     with pytest.raises(OSError, match="Cannot open"):
         FeedbackLog(tmp_path / "log.sqlite")
+
+
+def test_a_full_disk_is_an_oserror_that_names_the_file_and_loses_nothing_before(log):
+    number = log.record("where is it", FOUND)
+    log._file._database().execute("PRAGMA max_page_count = 1")  # as if nothing were left
+    with pytest.raises(OSError, match=r"Cannot open or write .*log.sqlite: .*full"):
+        log.record("where is it " * 2000, FOUND)
+    log.close()
+    assert log.questions()[0].number == number
+    log.record("and on it goes", FOUND)
+
+
+@pytest.mark.parametrize("age", [timedelta(days=-1), 5, None])
+def test_forgetting_the_future_is_refused(log, age):
+    log.record("where is it", FOUND)
+    with pytest.raises(ValueError, match=r"older_than=.* must be a timedelta of 0 or more"):
+        log.forget(older_than=age)
+    assert len(log) == 1
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), "x", None, True])
+def test_a_score_that_is_no_number_is_refused(log, score):
+    with pytest.raises((ValueError, TypeError), match=r"score=.* must be a finite number"):
+        log.record("where is it", [("c0", score)])
+    assert len(log) == 0
+
+
+@pytest.mark.parametrize("number", [0, -1, float("nan"), 10**30, "1", True])
+def test_a_number_that_no_question_can_have_is_refused(log, number):
+    with pytest.raises((ValueError, TypeError), match=r"number=.* must be"):
+        log.rate(number, thumbs_up=True)
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, float("nan"), True])
+def test_a_cut_off_that_is_no_count_is_refused(log, k):
+    log.name_chunks(log.record("where is it", FOUND), ["c0"], by="Ada")
+    with pytest.raises((ValueError, TypeError), match=r"k=.* must be"):
+        log.misses(k=k)
+
+
+def test_half_a_character_in_a_name_is_no_reason_to_lose_an_opinion(log):
+    log.name_chunks(log.record("where is it", FOUND, outcome="\ud800"), ["c0"], by="A\ud800")
+    assert (log.questions()[0].named_by, log.questions()[0].outcome) == ("A?", "?")
+
+
+def test_what_threads_write_at_once_is_one_transaction_and_a_refused_row_is_one_threads_own(log):
+    errors = []
+
+    def work(i):
+        try:
+            log.record(f"question {i}", FOUND)
+            log.rate(10_000 if i == 3 else 1, thumbs_up=True)
+        except ValueError as err:
+            errors.append(str(err))
+
+    with log._file._writing:  # nobody writes until all wait
+        threads = [threading.Thread(target=work, args=[i]) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        while len(log._file._waiting) < 8:
+            time.sleep(0.01)
+    for thread in threads:
+        thread.join()
+    assert len(errors) == 1
+    assert "no question 10000" in errors[0]
+    assert {q.text for q in log.questions()} == {f"question {i}" for i in range(8)}
+    assert [q.number for q in log.questions()] == list(range(1, 9))
+
+
+# Labels and texts
+
+
+def test_labels_follow_their_text_to_another_id_and_those_without_it_are_counted(log, caplog):
+    before = {"a#0": "press both", "a#1": "turn left", "a#2": "pull it", "a#3": "wait"}
+    hits = [Hit(chunk, 0.5, text) for chunk, text in before.items()]
+    log.name_chunks(log.record("how to turn it", hits), ["a#1"], by="Ada")  # its text is known from the hits
+    log.name_chunks(log.record("how to pull it", hits[:1]), [hits[2]], by="Ada")
+    log.name_chunks(log.record("how to wait", hits), ["a#3"], by="Ada")
+    log.name_chunks(log.record("who knows", [("a#0", 0.5)]), ["a#0"], by="Ada")  # by its id alone
+    now = {"a#0": "a notice", "a#1": "press both", "a#2": "turn left", "a#3": "pull it"}
+    assert {q.text: q.chunk_ids for q in log.to_questions(now)} == {
+        "how to turn it": ("a#2",),
+        "how to pull it": ("a#3",),
+    }
+    assert "2 of 4 labelled questions were left out" in caplog.text
+    assert {q.chunk_ids for q in log.to_questions(before)} == {("a#1",), ("a#2",), ("a#3",)}
+    assert len(log.to_questions()) == 4
+
+
+def test_a_label_of_a_text_that_two_chunks_have_stays_where_it_is(log):
+    log.name_chunks(log.record("how to turn it", []), [Hit("a#1", 0.5, "turn left")], by="Ada")
+    for texts in ({"a#0": "turn left", "a#1": "turn left"}, {"a#1": "turn left", "a#2": "turn left"}):
+        assert [q.chunk_ids for q in log.to_questions(texts)] == [("a#1",)]
+    assert [q.chunk_ids for q in log.to_questions({"b#0": "turn left", "c#0": "turn left"})] == [("b#0",)]
 
 
 WRITER = """

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 
 import numpy as np
 import pytest
@@ -114,6 +115,37 @@ def test_chunks_that_come_go_and_change_meanwhile_are_in_the_new_index(retriever
     assert moved.index.texts() == retriever.index.texts()
 
 
+def test_what_was_added_before_it_returned_is_in_the_new_index(tiny_model, tuned, tmp_path):
+    retriever = Retriever.from_chunks(tiny_model, chunks_of(TEXTS))
+    added, is_over = [], threading.Event()
+
+    def add():
+        while not is_over.is_set():
+            retriever.add([chunk(f"new#{len(added)}", f"a new garden {len(added)}")])
+            added.append(f"new#{len(added)}")
+
+    thread = threading.Thread(target=add)
+    thread.start()
+    moved = move(retriever, tuned, tmp_path / "new", block_size=16)
+    there = list(added)
+    is_over.set()
+    thread.join()
+    assert there
+    assert set(there) <= set(moved.index.ids)
+    assert found(Retriever.load(tmp_path / "new")) == found(moved)
+
+
+def test_a_block_that_is_damaged_is_encoded_again(retriever, tuned, tmp_path, monkeypatch):
+    monkeypatch.setattr(Retriever, "save", lambda self, path: exec("raise Crash", {"Crash": Crash}))
+    with pytest.raises(Crash):
+        move(retriever, tuned, tmp_path / "new", block_size=40)
+    monkeypatch.undo()
+    for number, block in enumerate(sorted((tmp_path / ".new-reindex").glob("block-*.safetensors"))):
+        block.write_bytes(block.read_bytes()[: 100 * number])
+    encoded = counting(tuned, monkeypatch)
+    assert len(move(retriever, tuned, tmp_path / "new", block_size=40)) == len(encoded) == 80
+
+
 def test_a_trained_query_side_needs_no_reindexing(retriever, tiny_model):
     frozen = et.freeze_index(tiny_model, query="linear")
     with torch.no_grad():
@@ -136,17 +168,15 @@ def test_a_chunk_that_is_added_at_any_moment_does_no_harm(retriever, tiny_model,
 
         @property
         def index(self):
-            now = self.__dict__["index"]
+            now = Retriever.index.fget(self)
             if self.num_left:
                 self.num_left -= 1
-                row = chunk(f"a new one#{len(now)}", f"new pump {len(now)}")
-                fresh = Retriever.from_chunks(self.model, [row]).index
-                self.__dict__["index"] = now.replaced(set(), fresh.chunks, fresh.vectors)
+                self.add([chunk(f"a new one#{len(now)}", f"new pump {len(now)}")])
             return now
 
         @index.setter
         def index(self, value):
-            self.__dict__["index"] = value
+            Retriever.index.fset(self, value)
 
     growing = Growing(tiny_model, retriever.index)
     for num_left in range(1, 9):

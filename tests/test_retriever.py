@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 import math
 import re
@@ -208,7 +209,10 @@ def test_a_missing_and_a_damaged_index_are_named(retriever, tiny_model, tmp_path
         Retriever.load(tmp_path / "nothing", tiny_model)
     retriever.save(tmp_path / "index")
     save_file({"vectors": torch.ones(3, 32)}, tmp_path / "index" / "index" / "vectors.safetensors")
-    with pytest.raises(ValueError, match="is damaged: its 80 chunks are not those of its 3 vectors"):
+    with pytest.raises(ValueError, match=r"vectors\.safetensors is damaged"):
+        Retriever.load(tmp_path / "index", tiny_model)
+    sign(tmp_path / "index" / "index")
+    with pytest.raises(ValueError, match="is damaged: it has 80 chunks and 3 vectors"):
         Retriever.load(tmp_path / "index", tiny_model)
 
 
@@ -217,6 +221,13 @@ def test_a_missing_and_a_damaged_index_are_named(retriever, tiny_model, tmp_path
 
 def document_side(model):
     return model_fingerprint(model, side="document")
+
+
+def sign(folder):
+    """Let the settings of an index name the files that are there, as somebody who means harm would."""
+    settings = json.loads((folder / "index.json").read_text())
+    settings["files"] = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in settings["files"]}
+    (folder / "index.json").write_text(json.dumps(settings))
 
 
 def test_a_tuned_model_with_the_old_index_is_refused(retriever, tiny_model, tmp_path):
@@ -317,7 +328,7 @@ def test_added_updated_and_removed_chunks_give_the_index_of_the_new_corpus(retri
     for gone in ("valve#1", "ship#2"):
         del texts[gone]
     retriever.add(chunks_of({i: texts[i] for i in ("zoo#0", "aa#0")}))
-    retriever.update([chunk("pump#0", texts["pump#0"])])
+    retriever.update(chunks_of({i: text for i, text in texts.items() if i.startswith("pump#")}))
     retriever.remove(["valve#1", "ship#2"])
     fresh = Retriever.from_chunks(tiny_model, chunks_of(texts))
     assert retriever.index.ids == fresh.index.ids
@@ -329,10 +340,23 @@ def test_only_what_changed_is_encoded(retriever, tiny_model, monkeypatch):
     encoded = counting(tiny_model, monkeypatch)
     retriever.add([chunk("zoo#0", "a new garden")])
     assert encoded == ["a new garden"]
-    retriever.update([chunk("pump#0", TEXTS["pump#0"]), chunk("zoo#0", "an old garden")])
+    pumps = chunks_of({i: text for i, text in TEXTS.items() if i.startswith("pump#")})
+    retriever.update([*pumps, chunk("zoo#0", "an old garden")])
     assert encoded[1:] == ["an old garden"]
     retriever.remove(["zoo#0"])
     assert len(encoded) == 2
+
+
+def test_updating_a_document_removes_the_end_that_it_had_and_adds_what_is_new(retriever, tiny_model):
+    others = {i: t for i, t in TEXTS.items() if not i.startswith("pump#")}
+    for number, pumps in enumerate(  # of the main part of the index first, and then of what came since
+        ({"pump#0": "an old pump", "pump#1": TEXTS["pump#1"], "pump#9": "a new pump"}, {"pump#0": "an old pump"})
+    ):
+        retriever.update(chunks_of(pumps))
+        assert dict(zip(retriever.index.ids, retriever.index.texts(), strict=True)) == others | pumps, number
+        fresh = Retriever.from_chunks(tiny_model, chunks_of(others | pumps), word_weight=retriever.word_weight)
+        same = [[i for i, _ in row] for row in found(fresh)]
+        assert [[i for i, _ in row] for row in found(retriever)] == same
 
 
 def test_adding_a_known_chunk_and_changing_an_unknown_one_are_refused(retriever):
@@ -540,6 +564,38 @@ def test_settings_that_cannot_be_are_refused_or_harmless(saved, settings):
         Retriever.load(saved)
 
 
+@pytest.mark.parametrize("name", ["chunks.arrow", "vectors.safetensors", "words.safetensors"])
+def test_no_byte_of_an_index_changes_unnoticed(saved, name):
+    path = saved / "index" / name
+    content = path.read_bytes()
+    for place in np.random.default_rng(0).integers(0, len(content), 25).tolist():
+        path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+        with pytest.raises(ValueError, match=f"{name} is damaged or incomplete"):
+            ChunkIndex.load(path.parent)
+    path.write_bytes(content)
+    assert len(ChunkIndex.load(path.parent)) == len(TEXTS)
+
+
+@pytest.mark.parametrize("name", ["words.safetensors", "graph.faiss"])
+def test_words_and_graph_of_other_chunks_are_refused(tiny_model, tmp_path, name):
+    pytest.importorskip("faiss")
+    for folder, texts in (("one", ["the pump", "the door", "the key"]), ("two", ["the lamp", "the roof", "a pump"])):
+        index = Retriever.from_chunks(tiny_model, chunks_of({f"{i}#0": text for i, text in enumerate(texts)})).index
+        _ = index.words, index.graph
+        index.save(tmp_path / folder)
+    shutil.copy(tmp_path / "one" / name, tmp_path / "two" / name)
+    with pytest.raises(ValueError, match=f"{name} is damaged or incomplete"):
+        ChunkIndex.load(tmp_path / "two")
+
+
+@pytest.mark.parametrize("files", [[], {}, {"../../retriever.json": "0"}, {"chunks.arrow": "0"}, None])
+def test_a_list_of_files_that_is_none_of_an_index_is_refused(saved, files):
+    path = saved / "index" / "index.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"files": files}))
+    with pytest.raises(ValueError, match=r"index.json is damaged or incomplete .*files="):
+        Retriever.load(saved)
+
+
 def rewritten(path, **changed):
     arrays = load_arrays(path)
     save_arrays({name: changed[name](array) if name in changed else array for name, array in arrays.items()}, path)
@@ -561,6 +617,7 @@ def rewritten(path, **changed):
 )
 def test_hostile_word_counts_are_an_error_and_no_crash(saved, changed):
     rewritten(saved / "index" / "words.safetensors", **changed)
+    sign(saved / "index")
     with pytest.raises(ValueError, match=r"words.safetensors is damaged or incomplete"):
         Retriever.load(saved)
 
@@ -568,6 +625,7 @@ def test_hostile_word_counts_are_an_error_and_no_crash(saved, changed):
 @pytest.mark.parametrize("kind", [np.float16, np.float64, np.int32])
 def test_vectors_of_another_type_are_an_error(saved, kind):
     rewritten(saved / "index" / "vectors.safetensors", vectors=lambda a: a.astype(kind))
+    sign(saved / "index")
     with pytest.raises(ValueError, match=r"vectors.safetensors is damaged .*type"):
         Retriever.load(saved)
 
@@ -580,6 +638,7 @@ def test_offsets_of_texts_beyond_their_end_are_an_error_and_no_crash(saved):
     assert content.count(offsets) == 1
     hostile = np.frombuffer(offsets, np.int32) + np.int32(2**30)
     path.write_bytes(content.replace(offsets, hostile.tobytes()))
+    sign(path.parent)
     with pytest.raises(ValueError, match=r"chunks.arrow is damaged or incomplete"):
         Retriever.load(saved)
 
@@ -733,3 +792,35 @@ def test_chunks_that_are_less_similar_than_nothing_are_found_by_a_graph_too(retr
     )
     assert (exact.scores < 0).any()
     np.testing.assert_array_equal(approximate.positions, exact.positions)
+
+
+@pytest.mark.parametrize("start", [0, 1, 2])
+@pytest.mark.parametrize("is_saved_between", [False, True])
+def test_a_retriever_that_grew_from_nearly_nothing_weighs_words_as_one_made_anew(
+    tiny_model, tmp_path, start, is_saved_between
+):
+    chunks = chunks_of(TEXTS)
+    retriever = Retriever.from_chunks(tiny_model, chunks[:start])
+    if is_saved_between:
+        retriever.save(tmp_path / "saved")
+        retriever = Retriever.load(tmp_path / "saved")
+    for size, more in ((3, chunks[start:3]), (5, chunks[3:5]), (80, chunks[5:80])):
+        retriever.add(more)
+        fresh = Retriever.from_chunks(tiny_model, chunks[:size])
+        assert retriever.word_weight == pytest.approx(fresh.word_weight, rel=1e-4)
+        assert [[i for i, _ in row] for row in found(retriever)] == [[i for i, _ in row] for row in found(fresh)]
+    retriever.add([chunk("zoo#0", "a new garden")])
+    assert retriever.word_weight == pytest.approx(fresh.word_weight, rel=1e-4)  # it is settled
+
+
+def test_a_word_weight_that_was_chosen_stays(tiny_model):
+    retriever = Retriever.from_chunks(tiny_model, [], word_weight=1.5)
+    retriever.add(chunks_of(TEXTS))
+    assert retriever.word_weight == 1.5
+
+
+@pytest.mark.parametrize("k", [0, -1, 2.5, float("nan"), True, "3"])
+def test_a_k_that_is_no_count_is_refused(retriever, k):
+    with pytest.raises((ValueError, TypeError), match=f"k={k!r} must be"):
+        retriever.search("open", k=k)
+    assert len(retriever.search("open", k=np.int64(3))) == 3

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
 import stat
 import sys
+import tempfile
+import threading
+from pathlib import Path
 
 import pytest
 
-from embedtune.storage import merged_folder, replace_file, replaced_folder
+from embedtune import storage
+from embedtune.storage import merged_folder, read_folder, replace_file, replaced_folder
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -29,6 +35,16 @@ def test_the_old_folder_stays_when_filling_the_new_one_fails(tmp_path, error):
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.fixture(params=[True, False], ids=["exchanging", "renaming twice"])
+def exchanges(request, monkeypatch):
+    """Both kinds of systems."""
+    if not request.param:
+        monkeypatch.setattr(storage, "_exchange_function", lambda: None)
+    elif storage._exchange_function() is None:
+        pytest.skip("this system cannot exchange folders")
+    return request.param
+
+
 def test_the_old_folder_comes_back_when_the_new_one_cannot_be_moved(tmp_path, monkeypatch):
     target = tmp_path / "data"
     target.mkdir()
@@ -40,6 +56,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_be_moved(tmp_path, mo
             raise OSError("no")
         return rename(self, other)
 
+    monkeypatch.setattr(storage, "_exchanged", lambda one, other: False)  # a system that renames twice
     monkeypatch.setattr(type(target), "rename", fail)
     with pytest.raises(OSError, match="no"), replaced_folder(target):
         pass
@@ -104,3 +121,180 @@ def test_a_replaced_file_keeps_its_mode(tmp_path):
     target.chmod(0o640)
     replace_file(target, "second")
     assert mode(target) == 0o640
+
+
+def write_version(folder, number):
+    for name in ("a", "b"):
+        (folder / name).write_text(f"{number}")
+
+
+def versions(folder):
+    return {(folder / name).read_text() for name in ("a", "b")}
+
+
+def killed_after(step, write, *args):
+    """Run a function in a child process that is killed right after its n-th change of names; return whether it was."""
+    child = os.fork()
+    if not child:
+        left = [step]
+
+        def counting(function):
+            def call(*args, **options):
+                result = function(*args, **options)
+                left[0] -= 1
+                if not left[0]:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return result
+
+            return call
+
+        for owner, name in (
+            (Path, "rename"),
+            (Path, "mkdir"),
+            (Path, "replace"),
+            (os, "link"),
+            (shutil, "rmtree"),
+            (tempfile, "mkdtemp"),
+            (storage, "_exchanged"),
+        ):
+            setattr(owner, name, counting(getattr(owner, name)))
+        write(*args)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+@pytest.mark.parametrize("writer", [replaced_folder, merged_folder])
+def test_a_writer_that_is_killed_at_any_step_leaves_the_old_folder_or_the_new_and_nothing_for_the_next_one(
+    tmp_path, writer, exchanges
+):
+    target = tmp_path / "data"
+
+    def write(number):
+        with writer(target) as folder:
+            write_version(folder, number)
+
+    write(0)
+    (target / "mine").write_text("mine")
+    steps = 0
+    while killed_after(steps + 1, write, steps + 1):
+        steps += 1
+        assert len(read_folder(target, versions)) == 1
+    assert steps >= 5
+    write(-1)
+    assert read_folder(target, versions) == {"-1"}
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b", "mine"][: 3 if writer is merged_folder else 2]
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no fork")
+def test_a_file_whose_writer_is_killed_at_any_step_is_the_old_one_or_the_new(tmp_path):
+    target = tmp_path / "a.txt"
+    replace_file(target, "0")
+    steps = 0
+    while killed_after(steps + 1, replace_file, target, f"{steps + 1}"):
+        steps += 1
+        assert target.read_text() in {f"{n}" for n in range(steps + 1)}
+    replace_file(target, "whole")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_readers_beside_writers_see_one_version(tmp_path, exchanges):
+    target = tmp_path / "data"
+    with replaced_folder(target) as folder:
+        write_version(folder, 0)
+    found, is_over = [], threading.Event()
+
+    def read():
+        while not is_over.is_set():
+            found.append(read_folder(target, versions))
+
+    readers = [threading.Thread(target=read) for _ in range(2)]
+    for reader in readers:
+        reader.start()
+    for number in range(1, 150):
+        with replaced_folder(target) as folder:
+            write_version(folder, number)
+    is_over.set()
+    for reader in readers:
+        reader.join()
+    assert len(found) > 10
+    assert {len(one) for one in found} == {1}
+
+
+def test_what_a_living_writer_fills_is_not_taken_for_a_leftover(tmp_path):
+    with replaced_folder(tmp_path / "data") as slow:
+        with replaced_folder(tmp_path / "data") as fast:
+            write_version(fast, 1)
+        write_version(slow, 2)
+    assert versions(tmp_path / "data") == {"2"}
+
+
+def test_an_error_of_a_reader_is_its_own_when_nothing_was_replaced(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        read_folder(tmp_path, lambda folder: 1 / 0)
+    with pytest.raises(FileNotFoundError):
+        read_folder(tmp_path / "nothing", lambda folder: list(folder.iterdir()))
+
+
+def test_other_files_stay_as_they_are_and_what_is_named_goes(tmp_path):
+    target = tmp_path / "data"
+    (target / "deep").mkdir(parents=True)
+    for name in ("deep/mine", "deep/a", "gone"):
+        (target / name).write_text("old")
+    (target / "link").symlink_to("gone")
+    number = (target / "deep" / "mine").stat().st_ino
+    with merged_folder(target, without=["gone"]) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a").write_text("new")
+    assert sorted(f"{path.relative_to(target)}" for path in target.rglob("*")) == [
+        "deep",
+        "deep/a",
+        "deep/mine",
+        "link",
+    ]
+    assert (target / "deep" / "a").read_text() == "new"
+    assert (target / "link").is_symlink()
+    assert (target / "deep" / "mine").stat().st_ino == number  # the same file, not a copy
+
+
+def test_without_hard_links_other_files_are_copied(tmp_path, monkeypatch):
+    def refuses(*args, **options):
+        raise PermissionError
+
+    monkeypatch.setattr("os.link", refuses)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "mine").write_text("mine")
+    with merged_folder(tmp_path / "data") as folder:
+        (folder / "a").write_text("1")
+    assert (tmp_path / "data" / "mine").read_text() == "mine"
+
+
+def test_the_folder_that_the_process_works_in_is_filled_and_not_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "gone").write_text("1")
+    with merged_folder(".", without=["gone"]) as folder:
+        (folder / "a").write_text("1")
+    assert [path.name for path in Path.cwd().iterdir()] == ["a"]
+
+
+def test_a_link_to_a_folder_stays_a_link(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    with replaced_folder(tmp_path / "link") as folder:
+        (folder / "a").write_text("1")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "real" / "a").read_text() == "1"
+
+
+def test_errors_name_the_path_that_was_given(tmp_path):
+    def full():
+        raise OSError(28, "No space left on device", "/somewhere/temporary")
+
+    for write in (replaced_folder, merged_folder):
+        with (
+            pytest.raises(OSError, match=r"Cannot be written \(No space left on device\).*data") as caught,
+            write(tmp_path / "data"),
+        ):
+            full()
+        assert caught.value.errno == 28

@@ -12,13 +12,16 @@ import pyarrow.parquet
 from datasets import Dataset
 
 from embedtune.dataset.card import dataset_card
+from embedtune.dataset.tables import check_split_names
 from embedtune.hub import Publication, list_files, upload_folder
-from embedtune.storage import replaced_folder
+from embedtune.storage import read_folder, reading, replaced_folder
 
 if TYPE_CHECKING:
     from embedtune.dataset.tables import RetrievalTables
 
 SETTINGS = "embedtune.json"
+
+_REMEDY = "Copy the whole folder again, or save the dataset again."
 
 
 def save(data: RetrievalTables, path: str | Path) -> None:
@@ -34,12 +37,18 @@ def save(data: RetrievalTables, path: str | Path) -> None:
 
 def load(path: str | Path) -> dict[str, Any]:
     """Read what `save` wrote, as the arguments of ``RetrievalDataset``."""
-    folder = Path(path)
+    return read_folder(path, _load)
+
+
+def _load(folder: Path) -> dict[str, Any]:
     if not (folder / "corpus.parquet").exists():
         raise FileNotFoundError(
             f"{folder} is not a saved dataset: it has no corpus.parquet. Pass a folder of save_to_disk."
         )
-    settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+    with reading(folder / SETTINGS, remedy=_REMEDY):
+        settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
+        settings = {name: settings[name] for name in ("splits", "split_by", "context")}
+        check_split_names(settings["splits"])  # before a file is opened that could be anywhere
     return {
         "corpus": _read(folder / "corpus.parquet"),
         "queries": _read(folder / "queries.parquet"),
@@ -105,4 +114,5 @@ def _write_table(table: Dataset, path: Path) -> None:
 
 def _read(path: Path) -> Dataset:
     # Not Dataset.from_parquet: it would leave a second copy in the user's cache folder.
-    return Dataset(pyarrow.parquet.read_table(path))
+    with reading(path, remedy=_REMEDY):
+        return Dataset(pyarrow.parquet.read_table(path))

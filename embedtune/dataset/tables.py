@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -74,6 +75,7 @@ class RetrievalTables:
                 raise ValueError(
                     f"{name} has the columns {table.column_names} and lacks {missing}. Add or rename them."
                 )
+        check_split_names(self.qrels)
         for split in self.qrels:
             self._check_ids(split)
 
@@ -137,6 +139,19 @@ class RetrievalTables:
         for split in self.splits:
             relevant = self.relevant(split)
             yield split, len(relevant), len({chunk for chunks in relevant.values() for chunk in chunks})
+
+
+def check_split_names(names: Iterable[str]) -> None:
+    """Raise a ``ValueError`` unless each name is words of letters, digits, hyphens and underscores, joined by single dots.
+
+    A split becomes the name of a file, and a part of the dataset's card.
+    """
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-]+(\.[\w-]+)*", name):
+            raise ValueError(
+                f"The split name {name!r} cannot be the name of a file. Use letters, digits, hyphens and underscores, such as "
+                "'test'."
+            )
 
 
 def corpus_table(

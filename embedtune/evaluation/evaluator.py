@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from sentence_transformers.base.evaluation import BaseEvaluator
 
+from embedtune.bounds import whole
 from embedtune.dataset import RetrievalDataset
 from embedtune.dataset.folds import document_of_questions
 from embedtune.evaluation.result import Evaluation, per_query_table, search_depth
@@ -85,7 +86,7 @@ class TopKEvaluator(BaseEvaluator):
             raise ValueError(f"The split {split!r} has no questions. Choose another of {list(data.qrels)}.")
         self.split = split
         self.k: tuple[int, ...] = _checked_k(k, len(data.corpus_texts))
-        self.batch_size = batch_size
+        self.batch_size = whole("batch_size", batch_size)
         self.name: str = name or split
         self.show_progress_bar = show_progress_bar
         self.primary_metric: str = f"{self.name}_ndcg@{self.k[-1]}"

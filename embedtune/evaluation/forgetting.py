@@ -46,8 +46,10 @@ def check_forgetting(
         >>> et.check_forgetting(model, model).decision
         'remembers'
     """
-    if not margin > 0:
-        raise ValueError(f"margin={margin} must be positive: no number of questions can exclude every loss.")
+    if not 0 < margin <= 1:
+        raise ValueError(
+            f"margin={margin} must be positive, and at most 1: no number of questions can exclude every loss."
+        )
     data = data if data is not None else general_data()
     largest = len(data.corpus_texts)
     evaluator = TopKEvaluator(data, split, k=[k for k in (1, 3, 5, 10) if k <= largest], batch_size=batch_size)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedtune.bounds import whole
 from embedtune.evaluation.comparison import compare_with_each
 from embedtune.evaluation.leaks import known_questions, leak_warnings
 from embedtune.evaluation.record import Forgetting, VerdictRecord
@@ -142,8 +143,8 @@ def compare(
     """
     if not 0 < confidence_level < 1:
         raise ValueError(f"confidence_level={confidence_level} must be between 0 and 1, for instance 0.95.")
-    if num_resamples < 1:
-        raise ValueError(f"num_resamples={num_resamples} must be positive; use some thousands.")
+    whole("num_resamples", num_resamples)
+    whole("seed", seed, at_least=0)
     _check_comparable([before, after, *others])
     known = tuple(known_questions(after, training)) if training is not None else ()
     warnings = leak_warnings(before, after, known)

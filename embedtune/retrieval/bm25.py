@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from embedtune.bounds import finite, share
 from embedtune.retrieval.fingerprint import corpus_fingerprint
 from embedtune.retrieval.fusion import check_ranking, rank_by_words
 from embedtune.retrieval.words import K1, B, WordIndex, WordWeights
@@ -34,6 +35,9 @@ class BM25:
     Attributes:
         weights: What was learned from questions, or None.
 
+    Raises:
+        ValueError: If ``k1`` is negative or not finite, or ``b`` not between 0 and 1.
+
     Example:
         >>> documents = ["Press both buttons.", "Turn the key left.", "How do I call? Ask Ada."]
         >>> [round(float(score), 2) for score in BM25().fit(documents).scores(["How do I press the button?"])[0]]
@@ -44,9 +48,7 @@ class BM25:
     """
 
     def __init__(self, *, k1: float = K1, b: float = B, weights: WordWeights | None = None) -> None:
-        if not k1 >= 0 or not 0 <= b <= 1:
-            raise ValueError(f"k1={k1}, b={b}: k1 must be 0 or more, and b between 0 and 1.")
-        self.k1, self.b = k1, b
+        self.k1, self.b = finite("k1", k1, at_least=0), share("b", b)
         self.weights: WordWeights | None = weights
         self._index: WordIndex | None = None
         self._indexed = ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embedtune.retrieval.index import ChunkIndex
+    from embedtune.retrieval.parts import IndexParts
     from embedtune.retrieval.words import WordIndex, WordWeights
 
 # How far down the vectors and the words are each searched for candidates where the search is approximate.
@@ -38,9 +40,9 @@ class Fusion:
     weights: WordWeights | None = None
 
     def __post_init__(self) -> None:
-        if not self.word_weight >= 0:
+        if isinstance(self.word_weight, bool) or not isinstance(self.word_weight, Real) or not self.word_weight >= 0:
             raise ValueError(
-                f"word_weight={self.word_weight} must be 0 or more: 0 for vectors alone, math.inf for words alone."
+                f"word_weight={self.word_weight!r} must be 0 or more: 0 for vectors alone, math.inf for words alone."
             )
 
     @property
@@ -56,6 +58,7 @@ class Fusion:
         k: int,
         *,
         approximate: bool = False,
+        parts: IndexParts | None = None,
     ) -> Ranking:
         """Find the ``k`` chunks of an index with the highest scores for each question; ties are broken by position.
 
@@ -65,20 +68,42 @@ class Fusion:
             vectors: The questions' vectors, of shape ``(num_questions, dim)``; not read where words alone count.
             k: How many to find, at most the number of chunks.
             approximate: Look for candidates in the graph of the vectors instead of comparing with all of them.
+            parts: What ``index`` is one part of: the whole says how rare a word is, and what of its main part is gone.
         """
-        if math.isinf(self.word_weight):
-            return rank_by_words(index.words, questions, self.weights, k)
+        gone = parts.gone if parts is not None and parts.num_gone and index is parts.main else None
+        corpus = parts.words if parts is not None and self.word_weight else None
         search = self._nearby if approximate else self._all
-        parts = [
-            search(
-                index,
-                vectors[block],
-                index.words.scores(questions[block], self.weights) if self.word_weight else None,
-                k,
-            )
-            for block in question_blocks(len(questions), len(index))
-        ]
-        return Ranking(*(np.concatenate(part) for part in zip(*parts, strict=True)))
+        found = []
+        for block in question_blocks(len(questions), len(index)):
+            words = index.words.scores(questions[block], self.weights, corpus=corpus) if self.word_weight else None
+            if words is not None and math.isinf(self.word_weight):
+                found.append(_best_words(_without(words, gone, 0), k))
+            else:
+                found.append(search(index, vectors[block], words, k, gone))
+        return Ranking(*(np.concatenate(part) for part in zip(*found, strict=True)))
+
+    def rank_parts(
+        self,
+        parts: IndexParts,
+        questions: Sequence[str],
+        vectors: NDArray[np.float32],
+        k: int,
+        *,
+        approximate: bool = False,
+    ) -> Ranking:
+        """Find what `rank` finds in the merged index; the arguments are its, and positions are those of ``parts``."""
+        if parts.is_merged:
+            return self.rank(parts.main, questions, vectors, k, approximate=approximate)
+        found = []
+        for index, first in ((parts.main, 0), (parts.tail, len(parts.main))):
+            if len(index):
+                is_near = approximate and first == 0
+                some = self.rank(index, questions, vectors, min(k, len(index)), approximate=is_near, parts=parts)
+                found.append((np.where(some.positions >= 0, some.positions + first, -1), some.scores))
+        positions, scores = (np.concatenate(both, axis=1) for both in zip(*found, strict=True))
+        keys = np.where(positions < 0, np.inf, -scores)
+        order = np.lexsort((parts.places[positions], keys), axis=1)[:, :k]
+        return Ranking(np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
     def word_scores(
         self, words: WordIndex, questions: Sequence[str], positions: NDArray[np.int64]
@@ -94,9 +119,18 @@ class Fusion:
         return np.where(positions >= 0, found, np.float32(0))
 
     def _all(
-        self, index: ChunkIndex, vectors: NDArray[np.float32], words: NDArray[np.float32] | None, k: int
+        self,
+        index: ChunkIndex,
+        vectors: NDArray[np.float32],
+        words: NDArray[np.float32] | None,
+        k: int,
+        gone: NDArray[np.bool_] | None,
     ) -> Ranking:
         extra = None if words is None else self.word_weight * words
+        if gone is not None:
+            extra = _without(
+                np.zeros((len(vectors), len(index)), np.float32) if extra is None else extra, gone, -np.inf
+            )
         return top_k(
             vectors,
             index.vectors,
@@ -107,13 +141,21 @@ class Fusion:
         )
 
     def _nearby(
-        self, index: ChunkIndex, vectors: NDArray[np.float32], words: NDArray[np.float32] | None, k: int
+        self,
+        index: ChunkIndex,
+        vectors: NDArray[np.float32],
+        words: NDArray[np.float32] | None,
+        k: int,
+        gone: NDArray[np.bool_] | None,
     ) -> Ranking:
         """Score the candidates of the graph and those of the words exactly."""
-        depth = min(max(k, _CANDIDATES), len(index))
+        num_gone = 0 if gone is None else int(gone.sum())
+        depth = min(max(k, _CANDIDATES) + num_gone, len(index))
         candidates = index.graph.search(vectors, depth)
         if words is not None:
-            candidates = np.concatenate([candidates, _best_words(words, depth).positions], axis=1)
+            candidates = np.concatenate([candidates, _best_words(_without(words, gone, 0), depth).positions], axis=1)
+        if gone is not None:
+            candidates = np.where(gone[candidates], -1, candidates)  # a position of -1 stays one
         candidates = np.sort(candidates, axis=1)
         candidates[:, 1:][candidates[:, 1:] == candidates[:, :-1]] = -1
         candidates = np.sort(candidates, axis=1)
@@ -124,11 +166,18 @@ class Fusion:
         return Ranking(np.take_along_axis(candidates, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
 
-def similarities(index: ChunkIndex, vectors: NDArray[np.float32], positions: NDArray[np.int64]) -> NDArray[np.float32]:
+def _without(scores: NDArray[np.float32], gone: NDArray[np.bool_] | None, value: float) -> NDArray[np.float32]:
+    """Return scores in which the chunks that are gone have a value that is never among the best."""
+    return scores if gone is None else np.where(gone, np.float32(value), scores)
+
+
+def similarities(
+    index: ChunkIndex | IndexParts, vectors: NDArray[np.float32], positions: NDArray[np.int64]
+) -> NDArray[np.float32]:
     """Return the similarity of each question and each of its chunks, of the shape of ``positions``; 0 for a position of -1."""
     score = SimilarityFunction.to_similarity_pairwise_fn("dot" if index.similarity == "cosine" else index.similarity)
     flat = positions.ravel()
-    chunks = torch.from_numpy(np.ascontiguousarray(index.vectors[np.maximum(flat, 0)]))
+    chunks = torch.from_numpy(np.ascontiguousarray(index.vectors_at(np.maximum(flat, 0))))
     questions = torch.from_numpy(np.repeat(vectors, positions.shape[1], axis=0))
     found: NDArray[np.float32] = score(questions, chunks).numpy().reshape(positions.shape)
     return np.where(positions >= 0, found, np.float32(0))
@@ -150,7 +199,7 @@ def check_ranking(queries: Sequence[str], num_documents: int, k: int) -> None:
     """Raise a ``ValueError`` unless there are queries and as many documents as are wanted."""
     if not len(queries):
         raise ValueError("There are no queries. Give at least one.")
-    if not 1 <= k <= num_documents:
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= num_documents:
         raise ValueError(f"k={k} is out of range for {num_documents} documents. Choose k from 1 to that number.")
 
 

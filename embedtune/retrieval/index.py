@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +21,7 @@ from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
 from embedtune.retrieval.faiss import Graph
 from embedtune.retrieval.fingerprint import corpus_fingerprint, model_fingerprint
 from embedtune.retrieval.words import WordIndex
-from embedtune.storage import reading, replaced_folder
+from embedtune.storage import read_folder, reading, replaced_folder
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -29,11 +30,12 @@ if TYPE_CHECKING:
     from embedtune.retrieval.search import Similarity
     from embedtune.types import Chunk, ContextPart
 
-VECTORS, CHUNKS, WORDS, GRAPH, SETTINGS = (
+VECTORS, CHUNKS, WORDS, GRAPH, NODES, SETTINGS = (
     "vectors.safetensors",
     "chunks.arrow",
     "words.safetensors",
     "graph.faiss",
+    "graph_nodes.safetensors",
     "index.json",
 )
 
@@ -108,13 +110,20 @@ class ChunkIndex:
         """Return some rows of `chunks`."""
         return self.chunks.take(pyarrow.array(positions, pyarrow.int64()))
 
-    def replaced(self, old: set[str], chunks: pyarrow.Table, vectors: NDArray[np.float32]) -> ChunkIndex:
+    def vectors_at(self, positions: Sequence[int] | NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return some rows of `vectors`."""
+        return self.vectors[np.asarray(positions, dtype=np.int64)]
+
+    def replaced(
+        self, old: set[str], chunks: pyarrow.Table, vectors: NDArray[np.float32], *, words: WordIndex | None = None
+    ) -> ChunkIndex:
         """Return an index without some chunks and with others; what is known of the rest is kept.
 
         Args:
             old: The ids that go.
             chunks: The rows that come.
             vectors: Their vectors, of shape ``(num_rows, dim)``.
+            words: Their words, if they are counted already.
         """
         kept = [row for row, chunk in enumerate(self.ids) if chunk not in old]
         table = pyarrow.concat_tables([self.rows(kept), chunks])
@@ -125,7 +134,7 @@ class ChunkIndex:
             vectors=np.concatenate([self.vectors[kept], vectors])[order],
         )
         if "words" in self.__dict__:
-            new = WordIndex.build(chunks["text"].to_pylist())
+            new = WordIndex.build(chunks["text"].to_pylist()) if words is None else words
             index.__dict__["words"] = self.words.take(kept).joined(new).take(order)
         if "graph" in self.__dict__:
             place = np.argsort(order)
@@ -146,48 +155,94 @@ class ChunkIndex:
                 f"{target} exists and is not a saved index, so it is not replaced. Choose another path."
             )
         with replaced_folder(target) as folder:
-            save_file({"vectors": np.ascontiguousarray(self.vectors)}, folder / VECTORS)
-            with pyarrow.OSFile(str(folder / CHUNKS), "wb") as sink, pyarrow.ipc.new_file(sink, _SCHEMA) as writer:
-                writer.write_table(self.chunks.cast(_SCHEMA))
-            if "words" in self.__dict__:
-                save_file(self.words.arrays(), folder / WORDS)
-            settings = {
-                "model_fingerprint": self.model_fingerprint,
-                "corpus_fingerprint": self.corpus_fingerprint,
-                "similarity": self.similarity,
-            }
-            if "graph" in self.__dict__:
-                self.graph.write(folder / GRAPH)
-                settings["graph_positions"] = self.graph.positions.tolist()
-            (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
+            self.write(folder)
+
+    def write(self, folder: Path) -> None:
+        """Write the files of the index to an empty folder. The settings name each with its SHA-256, so that none can be another's."""
+        save_file({"vectors": np.ascontiguousarray(self.vectors)}, folder / VECTORS)
+        with pyarrow.OSFile(str(folder / CHUNKS), "wb") as sink, pyarrow.ipc.new_file(sink, _SCHEMA) as writer:
+            writer.write_table(self.chunks.cast(_SCHEMA))
+        if "words" in self.__dict__:
+            save_file(self.words.arrays(), folder / WORDS)
+        if "graph" in self.__dict__:
+            self.graph.write(folder / GRAPH)
+            save_file({"positions": self.graph.positions}, folder / NODES)
+        settings = {
+            "model_fingerprint": self.model_fingerprint,
+            "corpus_fingerprint": self.corpus_fingerprint,
+            "similarity": self.similarity,
+            "files": {path.name: _sha256(path) for path in sorted(folder.iterdir())},
+        }
+        (folder / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> ChunkIndex:
         """Read what `save` wrote. Vectors and chunks stay on disk and are mapped into memory.
 
+        Each file is compared with its SHA-256 first. An index that is replaced meanwhile is read again.
+
         Raises:
             FileNotFoundError: If there is no index at ``path``, or one of its files is missing.
             ValueError: If a file is damaged, or the files do not belong together.
         """
-        folder = Path(path)
+        return read_folder(path, cls._read)
+
+    @classmethod
+    def _read(cls, folder: Path) -> ChunkIndex:
         if not (folder / SETTINGS).exists():
             raise FileNotFoundError(f"{folder} is not a saved index: it has no {SETTINGS}.")
         with reading(folder / SETTINGS, remedy=_REMEDY):
             settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
             fingerprint, corpus = str(settings["model_fingerprint"]), str(settings["corpus_fingerprint"])
             similarity = SimilarityFunction(settings["similarity"]).value
+            files = {
+                name: digest
+                for name, digest in _known_files(settings["files"]).items()
+                if name in (VECTORS, CHUNKS)
+                or (folder / name).exists()  # the others are made again when they are needed
+            }
+        for name, expected in files.items():
+            with reading(folder / name, remedy=_REMEDY):
+                _require(_sha256(folder / name) == expected, "it is not the file that was written with the others")
         index = cls(_read_chunks(folder / CHUNKS), _map_vectors(folder / VECTORS), fingerprint, similarity)
-        if len(index.vectors) != len(index.chunks) or index.corpus_fingerprint != corpus:
+        if len(index.vectors) != len(index.chunks):
             raise ValueError(
-                f"{folder} is damaged: its {len(index.chunks)} chunks are not those of its {len(index.vectors)} vectors. {_REMEDY}"
+                f"{folder} is damaged: it has {len(index.chunks)} chunks and {len(index.vectors)} vectors. {_REMEDY}"
             )
-        if (folder / WORDS).exists():
+        index.__dict__["corpus_fingerprint"] = corpus  # of the texts in a file that is as it was written
+        if WORDS in files:
             with reading(folder / WORDS, remedy=_REMEDY):
                 index.__dict__["words"] = WordIndex.of_arrays(load_file(folder / WORDS), num_chunks=len(index))
-        if (folder / GRAPH).exists():
+        if GRAPH in files and NODES in files:
             with reading(folder / GRAPH, remedy=_REMEDY):
-                index.__dict__["graph"] = Graph.read(folder / GRAPH, np.array(settings["graph_positions"]))
+                nodes = load_file(folder / NODES)["positions"]
+                _require(len(nodes) == 0 or -1 <= nodes.min() <= nodes.max() < len(index), "nodes of other chunks")
+                index.__dict__["graph"] = Graph.read(folder / GRAPH, nodes)
         return index
+
+
+def _known_files(files: object) -> dict[str, str]:
+    """Return the SHA-256 of each file of an index. Others are not opened: a path could lead outside."""
+    names = {VECTORS, CHUNKS, WORDS, GRAPH, NODES}
+    is_whole = (
+        isinstance(files, dict) and {VECTORS, CHUNKS} <= set(files) <= names and (GRAPH in files) == (NODES in files)
+    )
+    if not isinstance(files, dict) or not is_whole:
+        raise ValueError(f"files={files!r}")
+    return {str(name): str(digest) for name, digest in files.items()}
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(partial(file.read, 2**20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _require(is_right: bool, problem: str) -> None:
+    if not is_right:
+        raise ValueError(problem)
 
 
 def _read_chunks(path: Path) -> pyarrow.Table:

@@ -7,13 +7,16 @@ import json
 import logging
 import shutil
 from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from tqdm.auto import tqdm
 
+from embedtune.bounds import whole
 from embedtune.models.load import load_model
 from embedtune.retrieval import retriever_files
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
@@ -46,7 +49,8 @@ def reindex(
     """Move a retriever to another model: encode every chunk, and save the new retriever when it is whole.
 
     The old retriever may be used meanwhile, from another thread or another process; chunks that are added, updated or removed
-    while it runs are moved, too. Encoded blocks are kept in a folder beside ``path``, so that the same call after a crash
+    in this process while it runs are moved, too. The last of them are moved, and the new retriever is saved, while further changes
+    wait; searches do not. Encoded blocks are kept in a folder beside ``path``, so that the same call after a crash
     continues where it stopped. Where the new model gives chunks the vectors that they have, because its query side alone was
     trained, nothing is encoded.
 
@@ -76,8 +80,7 @@ def reindex(
         >>> retriever.index.vectors.shape, moved.index.vectors.shape
         ((1, 384), (1, 64))
     """
-    if block_size < 1:
-        raise ValueError(f"block_size={block_size} must be at least 1.")
+    whole("block_size", block_size)
     loaded = load_model(model) if isinstance(model, (str, Path)) else model
     saved = _saved_with(model, loaded)
     encoder = ModelEncoder(loaded, retriever.batch_size, devices=tuple(devices))
@@ -88,16 +91,25 @@ def reindex(
     if fingerprint == index.model_fingerprint:
         known |= zip(map(_key, index.texts()), index.vectors, strict=True)
     hidden = None if show_progress_bar is None else not show_progress_bar
-    with tqdm(total=len(retriever), initial=len(known), desc="Reindexing", disable=hidden) as bar:
-        while left := _left(index := retriever.index, known):
-            block = dict(list(left.items())[:block_size])
-            vectors = encode_chunks(encoder, list(block.values()), ids=list(block))
-            _write(folder, list(block), vectors)
-            known.update(zip(block, vectors, strict=True))
-            bar.update(len(block))
-    moved = _moved(retriever, index, loaded, known, fingerprint, saved)
-    moved.save(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    with (
+        ExitStack() as last,  # left last, so that what is added before this function returns is in the new retriever
+        tqdm(total=len(retriever), initial=len(known), desc="Reindexing", disable=hidden) as bar,
+    ):
+
+        def encode_what_is_left() -> ChunkIndex:
+            while left := _left(index := retriever.index, known):
+                block = dict(list(left.items())[:block_size])
+                vectors = encode_chunks(encoder, list(block.values()), ids=list(block))
+                _write(folder, list(block), vectors)
+                known.update(zip(block, vectors, strict=True))
+                bar.update(len(block))
+            return index
+
+        encode_what_is_left()
+        last.enter_context(retriever.unchanged())
+        moved = _moved(retriever, encode_what_is_left(), loaded, known, fingerprint, saved)  # few can have come since
+        moved.save(path)
+        shutil.rmtree(folder, ignore_errors=True)
     return moved
 
 
@@ -156,8 +168,11 @@ def _stored(folder: Path, fingerprint: str) -> dict[str, NDArray[np.float32]]:
             (new / _PLAN).write_text(json.dumps(fingerprint), encoding="utf-8")
     known: dict[str, NDArray[np.float32]] = {}
     for keys in sorted(folder.glob("block-*.json")):
-        vectors = load_file(keys.with_suffix(".safetensors"))["vectors"]
-        known |= zip(json.loads(keys.read_text(encoding="utf-8")), vectors, strict=True)
+        try:
+            vectors = load_file(keys.with_suffix(".safetensors"))["vectors"]
+            known |= dict(zip(json.loads(keys.read_text(encoding="utf-8")), vectors, strict=True))
+        except (OSError, SafetensorError, ValueError, KeyError, TypeError) as err:
+            logger.warning("The block %s is damaged and is encoded again (%s).", keys.name, err)
     if known:
         logger.info("Continuing where the last call stopped: %d texts are encoded already.", len(known))
     return known

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import threading
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedtune.bounds import whole
 from embedtune.models.load import load_model
 from embedtune.retrieval import retriever_files
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions, model_name
@@ -18,7 +20,8 @@ from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.fusion import Fusion, check_ranking, similarities
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
 from embedtune.retrieval.learned import Saved
-from embedtune.retrieval.word_weight import LearnedWords, spread_of
+from embedtune.retrieval.parts import IndexParts
+from embedtune.retrieval.word_weight import MIN_CHUNKS_OF_SPREAD, NUM_SAMPLES, LearnedWords, spread_of
 from embedtune.retrieval.words import WordIndex
 from embedtune.tables import Listing, Row, excerpt
 
@@ -79,6 +82,8 @@ class Retriever:
     `from_chunks`, `from_dataset` or `load`; `tune` makes one with a trained model.
 
     Threads may search while others add, update or remove chunks: a search sees the corpus as it was before or as it is after.
+    A few new chunks are kept beside the others until they are many, so the next question costs as little as the one before;
+    what is found is what an index of all chunks, made anew, would find.
 
     Args:
         model: The model, or its name or folder, as `load_model` takes it.
@@ -122,15 +127,16 @@ class Retriever:
     ) -> None:
         _check_index(index)
         self.model: SentenceTransformer = load_model(model) if isinstance(model, (str, Path)) else model
-        self.index: ChunkIndex = index
+        self.index = index
         self.words: LearnedWords = words or LearnedWords()
         weight = self.words.multiple * spread_of(index) if word_weight is None else word_weight
         self.fusion: Fusion = Fusion(weight, self.words.weights)
+        self._is_weight_provisional = word_weight is None and len(index) < MIN_CHUNKS_OF_SPREAD
         self.context: tuple[ContextPart, ...] = tuple(context)
         self.approximate = approximate
-        self.batch_size = batch_size
+        self.batch_size = whole("batch_size", batch_size)
         self.encoder: ModelEncoder = ModelEncoder(self.model, batch_size)
-        self._changing = threading.Lock()
+        self._changing = threading.RLock()
         self._state: list[tuple[int, int]] = []
         self._model_fingerprint = ""
         self._require_same_model()
@@ -242,18 +248,17 @@ class Retriever:
             ValueError: If a part is damaged, or the parts do not belong together.
         """
         folder = retriever_files.found(path, revision=revision, token=token)
-        saved = retriever_files.read(folder)
-        model = retriever_files.read_model(folder) if model is None else model
-        retriever_files.check_model(saved, model, folder)
-        if chunks is not None:
-            index = build_index(ModelEncoder(model, batch_size), table_of_chunks(chunks, saved.context))
-        else:
-            index = retriever_files.read_index(folder)
+        saved, model, index = retriever_files.read_parts(folder, model, with_index=chunks is None)
+        if index is None:
+            index = build_index(_encoder(model, batch_size, False, ()), table_of_chunks(chunks or (), saved.context))
+        is_provisional = len(index) < MIN_CHUNKS_OF_SPREAD and saved.word_weight == saved.words.multiple * spread_of(
+            index
+        )
         retriever = cls(
             model,
             index,
             words=saved.words,
-            word_weight=saved.word_weight,
+            word_weight=None if is_provisional else saved.word_weight,
             context=saved.context,
             approximate=approximate,
             batch_size=batch_size,
@@ -272,8 +277,17 @@ class Retriever:
         """
         retriever_files.write(path, self.model, self.index, self.learned)
 
+    @property
+    def index(self) -> ChunkIndex:
+        """All chunks, sorted by id, with their vectors and words. After a change they are merged when it is first read."""
+        return self._parts.merged
+
+    @index.setter
+    def index(self, index: ChunkIndex) -> None:
+        self._parts: IndexParts = IndexParts.of(index)
+
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self._parts)
 
     def __repr__(self) -> str:
         how = {"vectors": "vectors", "words": "words"}.get(self.fusion.kind, f"vectors + {self.word_weight:.2f} words")
@@ -335,14 +349,13 @@ class Retriever:
             raise TypeError(
                 f"search_batch() takes a list of questions, got the string {questions!r}. For one, call search()."
             )
-        if k < 1:
-            raise ValueError(f"k={k}: ask for at least 1 chunk.")
-        index = self.index  # one snapshot for all of this search
-        if not len(index) or not len(questions):
+        whole("k", k)
+        parts, fusion = self._parts, self.fusion  # one snapshot for all of this search
+        if not len(parts) or not len(questions):
             return [Hits() for _ in questions]
         vectors = self._vectors(questions)
-        ranking = self._rank(index, questions, vectors, min(k, len(index)))
-        return _hits(index, ranking, self._similarities(index, vectors, ranking), alone=self.fusion.kind)
+        ranking = fusion.rank_parts(parts, questions, vectors, min(k, len(parts)), approximate=self.approximate)
+        return _hits(parts, ranking, similarities(parts, vectors, ranking.positions), alone=fusion.kind)
 
     def rank(
         self, queries: Sequence[str], documents: Sequence[str], k: int
@@ -361,7 +374,7 @@ class Retriever:
         index = self.index
         if list(documents) != index.texts():
             index = build_index(ModelEncoder(self.model, self.batch_size), table_of_texts(documents))
-        return self._rank(index, queries, self._vectors(queries), k)
+        return self.fusion.rank(index, queries, self._vectors(queries), k, approximate=self.approximate)
 
     def word_scores(
         self, queries: Sequence[str], documents: Sequence[str], positions: NDArray[np.int64]
@@ -383,22 +396,36 @@ class Retriever:
             ValueError: If the index has a chunk with one of these ids.
         """
         with self._changing:
-            known = [chunk.id for chunk in chunks if chunk.id in self.index.position_of]
+            ids = [chunk.id for chunk in chunks]
+            known = [chunk for chunk, position in zip(ids, self._parts.find(ids), strict=True) if position >= 0]
             if known:
                 raise ValueError(
-                    f"The index already has chunk {known[0]!r} ({len(known)} in all). Use update() for these."
+                    f"The index already has chunk {known[0]!r} ({len(known)} in all). Use update() for its document."
                 )
             self._replace((), table_of_chunks(chunks, self.context))
 
     def update(self, chunks: Sequence[Chunk]) -> None:
-        """Replace chunks by others with the same ids; those whose text is the same keep their vectors.
+        """Replace documents: the chunks given are all that their documents have from now on.
+
+        Those whose id and text are the same keep their vectors. What else the index has of these documents is removed, such as
+        the end of a document that became shorter.
 
         Raises:
-            ValueError: If the index has no chunk with one of these ids.
+            ValueError: If the index has no chunk of one of these documents.
         """
         with self._changing:
-            self._require_known(chunk.id for chunk in chunks)
-            self._replace([chunk.id for chunk in chunks], table_of_chunks(chunks, self.context))
+            new = table_of_chunks(chunks, self.context)
+            ids, documents = [chunk.id for chunk in chunks], list(dict.fromkeys(chunk.document_id for chunk in chunks))
+            old = self._parts.of_documents(documents)
+            had = set(self._parts.rows(self._parts.find(old))["document_id"].to_pylist())
+            known = set(ids) - {chunk for chunk, p in zip(ids, self._parts.find(ids), strict=True) if p < 0}
+            unknown = [one for one in chunks if one.document_id not in had and one.id not in known]
+            if unknown:
+                raise ValueError(
+                    f"The index has no chunk {unknown[0].id!r} and no other of its document ({len(unknown)} such chunks). Use "
+                    "add() for new documents."
+                )
+            self._replace({*old, *known}, new)
 
     def remove(self, chunk_ids: Iterable[str]) -> None:
         """Remove chunks.
@@ -408,38 +435,41 @@ class Retriever:
         """
         wanted = set(chunk_ids)
         with self._changing:
-            self._require_known(wanted)
-            self._replace(wanted, self.index.chunks.schema.empty_table())
+            unknown = [chunk for chunk in wanted if self._parts.find([chunk])[0] < 0]
+            if unknown:
+                raise ValueError(
+                    f"The index has no chunk {min(unknown)!r} ({len(unknown)} such ids). Use add() for new ones."
+                )
+            self._replace(wanted, self._parts.main.chunks.schema.empty_table())
 
-    def _require_known(self, chunk_ids: Iterable[str]) -> None:
-        if unknown := [chunk for chunk in chunk_ids if chunk not in self.index.position_of]:
-            raise ValueError(
-                f"The index has no chunk {unknown[0]!r} ({len(unknown)} such ids). Use add() for new ones."
-            )
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Let changes by other threads wait until the block ends; searches go on."""
+        with self._changing:
+            yield
 
     def _replace(self, old_ids: Collection[str], new: pyarrow.Table) -> None:
         """Put the rows of a table in the place of some chunks; those whose text is the same keep their vectors."""
         self._require_same_model()
-        index, ids, texts = self.index, new["_id"].to_pylist(), new["text"].to_pylist()
-        old = [index.position_of.get(chunk, -1) for chunk in ids]
-        known = dict(zip([p for p in old if p >= 0], index.texts([p for p in old if p >= 0]), strict=True))
+        parts, ids, texts = self._parts, new["_id"].to_pylist(), new["text"].to_pylist()
+        old = parts.find(ids)
+        there = [p for p in old if p >= 0]
+        known = dict(zip(there, parts.rows(there)["text"].to_pylist(), strict=True))
         changed = [row for row, (p, text) in enumerate(zip(old, texts, strict=True)) if known.get(p) != text]
         same = sorted(set(range(len(ids))) - set(changed))
-        vectors = np.empty((len(ids), index.vectors.shape[1]), dtype=np.float32)
-        vectors[same] = index.vectors[[old[row] for row in same]]
+        vectors = np.empty((len(ids), parts.main.vectors.shape[1]), dtype=np.float32)
+        vectors[same] = parts.vectors_at([old[row] for row in same])
         encoder = ModelEncoder(self.model, self.batch_size)
         vectors[changed] = encode_chunks(encoder, [texts[row] for row in changed], ids=[ids[row] for row in changed])
-        self.index = index.replaced(set(old_ids), new, vectors)
+        parts = parts.changed(old_ids, new, vectors)
+        if self._is_weight_provisional and len(parts) >= MIN_CHUNKS_OF_SPREAD:
+            self.fusion = Fusion(self.words.multiple * spread_of(parts.merged), self.words.weights)
+            self._is_weight_provisional = len(parts) < NUM_SAMPLES
+        self._parts = parts
 
     def _vectors(self, questions: Sequence[str]) -> NDArray[np.float32]:
         self._require_same_model()
         return encode_questions(self.encoder, questions)
-
-    def _rank(self, index: ChunkIndex, questions: Sequence[str], vectors: NDArray[np.float32], k: int) -> Ranking:
-        return self.fusion.rank(index, questions, vectors, k, approximate=self.approximate)
-
-    def _similarities(self, index: ChunkIndex, vectors: NDArray[np.float32], ranking: Ranking) -> NDArray[np.float32]:
-        return similarities(index, vectors, ranking.positions)
 
     def _whole_fingerprint(self) -> str:
         self._model_fingerprint = self._model_fingerprint or model_fingerprint(self.model)
@@ -450,7 +480,7 @@ class Retriever:
         state = [(tensor.data_ptr(), tensor._version) for tensor in self.model.parameters()]
         if state == self._state:
             return
-        found, expected = model_fingerprint(self.model, side="document"), self.index.model_fingerprint
+        found, expected = model_fingerprint(self.model, side="document"), self._parts.main.model_fingerprint
         if found != expected:
             raise ValueError(
                 f"This model did not make the index (fingerprints {found[7:15]} and {expected[7:15]}): its vectors and those "
@@ -470,10 +500,10 @@ def _encoder(
     model: SentenceTransformer | str | Path, batch_size: int, show_progress_bar: bool | None, devices: Sequence[str]
 ) -> ModelEncoder:
     loaded = load_model(model) if isinstance(model, (str, Path)) else model
-    return ModelEncoder(loaded, batch_size, show_progress_bar, tuple(devices))
+    return ModelEncoder(loaded, whole("batch_size", batch_size), show_progress_bar, tuple(devices))
 
 
-def _hits(index: ChunkIndex, ranking: Ranking, found: NDArray[np.float32], *, alone: str) -> list[list[Hit]]:
+def _hits(index: IndexParts, ranking: Ranking, found: NDArray[np.float32], *, alone: str) -> list[list[Hit]]:
     """Return the chunks of a ranking; positions of -1 are left out."""
     wanted = ranking.positions[ranking.positions >= 0]
     rows = dict(zip(wanted.tolist(), index.rows(wanted).to_pylist(), strict=True))

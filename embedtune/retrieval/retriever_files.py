@@ -19,14 +19,14 @@ from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.retriever_card import retriever_section, with_section
 from embedtune.retrieval.word_weight import LearnedWords
 from embedtune.retrieval.words import WordWeights
-from embedtune.storage import merged_folder, reading, replace_file, replaced_folder
+from embedtune.storage import merged_folder, read_folder, reading, replace_file, replaced_folder
 from embedtune.types import CONTEXT_PARTS
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
 
-SETTINGS, WORDS, INDEX = "retriever.json", "retriever_words.safetensors", "index"
+SETTINGS, WORDS, INDEX, CARD = "retriever.json", "retriever_words.safetensors", "index", "README.md"
 
 _REMEDY = "Copy the whole folder again, or make the retriever again."
 
@@ -35,22 +35,26 @@ _MIN_PROBE_COSINE = 0.99
 
 
 def write(path: str | Path, model: SentenceTransformer, index: ChunkIndex, saved: Saved) -> None:
-    """Write a retriever to a folder; an older one stays until the new one is whole."""
+    """Write a retriever to a folder; an older one stays until the new one is whole.
+
+    A folder that holds the model already gets the rest of the retriever anew, and its model's files stay as they are.
+    """
     target = Path(path)
     known = _known_model(target)
     if target.exists() and known is None and (not target.is_dir() or any(target.iterdir())):
         raise FileExistsError(
             f"{target} exists and is not a saved retriever, so it is not replaced. Choose another path."
         )
-    if known == saved.model_fingerprint:
-        index.save(target / INDEX)
-        write_learned(target, saved)
-        _explain(target, saved, name=target.name)
-        return
-    with replaced_folder(target) as folder:
-        model.save_pretrained(str(folder))
-        index.save(folder / INDEX)
+    is_there = known == saved.model_fingerprint
+    card = (target / CARD).read_text(encoding="utf-8") if is_there and (target / CARD).exists() else ""
+    with merged_folder(target, without=(INDEX, WORDS)) if is_there else replaced_folder(target) as folder:
+        if not is_there:
+            model.save_pretrained(str(folder))
+        (folder / INDEX).mkdir()
+        index.write(folder / INDEX)
         write_learned(folder, saved)
+        if card:
+            (folder / CARD).write_text(card, encoding="utf-8")
         _explain(folder, saved, name=target.name)
 
 
@@ -58,8 +62,7 @@ def write_learned(folder: Path, saved: Saved) -> None:
     """Write what makes a retriever of a saved model; the settings come last: with them the parts belong together."""
     weights = saved.words.weights
     if weights is not None:
-        with merged_folder(folder) as new:
-            save_file({"hashes": weights.hashes, "counts": weights.counts}, new / WORDS)
+        save_file({"hashes": weights.hashes, "counts": weights.counts}, folder / WORDS)
     settings = {
         "model_fingerprint": saved.model_fingerprint,
         "words_fingerprint": words_fingerprint(weights),
@@ -75,7 +78,7 @@ def write_learned(folder: Path, saved: Saved) -> None:
 
 def _explain(folder: Path, saved: Saved, *, name: str) -> None:
     """Say in the folder's card how to use it."""
-    card = folder / "README.md"
+    card = folder / CARD
     text = card.read_text(encoding="utf-8") if card.exists() else "# A retriever\n\n"
     replace_file(card, with_section(text, retriever_section(name, saved, has_chunks=True)))
 
@@ -91,9 +94,27 @@ def found(path: str | Path, *, revision: str | None, token: str | None) -> Path:
         from huggingface_hub import snapshot_download
 
         folder = Path(snapshot_download(str(path), revision=revision, token=token))
+    read_folder(folder, _require_settings)
+    return folder
+
+
+def _require_settings(folder: Path) -> None:
     if not (folder / SETTINGS).exists():
         raise FileNotFoundError(f"{folder} is not a saved retriever: it has no {SETTINGS}.")
-    return folder
+
+
+def read_parts(
+    folder: Path, model: SentenceTransformer | None, *, with_index: bool
+) -> tuple[Saved, SentenceTransformer, ChunkIndex | None]:
+    """Read a retriever's settings, its model unless it is given, and its chunks if wanted: all of the same version."""
+
+    def read_all(place: Path) -> tuple[Saved, SentenceTransformer, ChunkIndex | None]:
+        saved = read(place)
+        loaded = read_model(place) if model is None else model
+        check_model(saved, loaded, place)
+        return saved, loaded, read_index(place) if with_index else None
+
+    return read_folder(folder, read_all)
 
 
 def read(folder: Path) -> Saved:

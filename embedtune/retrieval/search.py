@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from numbers import Integral
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from sentence_transformers.util import SimilarityFunction
 from tqdm.auto import tqdm
 
+from embedtune.bounds import whole
 from embedtune.retrieval.selection import RunningBest
 
 if TYPE_CHECKING:
@@ -97,8 +99,8 @@ def top_k(
     """
     _check_ids(queries, "queries", query_ids)
     _check_ids(corpus, "chunks", corpus_ids)
-    size = block_size or (max(BLOCK_SIZE, _SCORES_PER_BLOCK // max(len(queries), 1)) if is_checked else BLOCK_SIZE)
     _check_arguments(queries, corpus, k=k, block_size=block_size)
+    size = block_size or (max(BLOCK_SIZE, _SCORES_PER_BLOCK // max(len(queries), 1)) if is_checked else BLOCK_SIZE)
     unit = similarity == "cosine"
     score = SimilarityFunction.to_similarity_fn("dot" if unit else similarity)
     tile = _MIN_QUERIES if is_checked else _TILE
@@ -137,10 +139,10 @@ def _check_arguments(
         )
     if len(queries) == 0:
         raise ValueError("There are no queries. Give at least one.")
-    if not 1 <= k <= len(corpus):
+    if isinstance(k, bool) or not isinstance(k, Integral) or not 1 <= k <= len(corpus):
         raise ValueError(f"k={k} is out of range for a corpus of {len(corpus)}. Choose k from 1 to {len(corpus)}.")
-    if block_size is not None and block_size < 1:
-        raise ValueError(f"block_size must be at least 1, got {block_size}.")
+    if block_size is not None:
+        whole("block_size", block_size)
 
 
 def _check_ids(vectors: NDArray[np.float32], kind: str, ids: Sequence[str] | None) -> None:

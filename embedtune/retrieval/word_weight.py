@@ -33,7 +33,9 @@ DEFAULT_MULTIPLE = 20.0
 
 _NUM_FOLDS = 5
 _MAX_QUESTIONS = 2000
-_NUM_SAMPLES = 64
+NUM_SAMPLES = 64
+MIN_CHUNKS_OF_SPREAD = 3
+_UNKNOWN_SPREAD = 0.1
 _MIN_SPREAD = 1e-4
 # A difference of nDCG@10 that means nothing: among multiples this near to the best, the one nearest to the default is taken.
 _PLATEAU = 0.005
@@ -129,10 +131,13 @@ def learn_from_index(
 
 
 def spread_of(index: ChunkIndex) -> float:
-    """Return the mean standard deviation of a chunk's similarities to all other chunks, from a sample of at most 64."""
-    rows = np.unique(np.linspace(0, len(index) - 1, num=min(_NUM_SAMPLES, len(index)), dtype=np.int64))
-    if len(index) < 3:
-        return 0.1
+    """Return the mean standard deviation of a chunk's similarities to all other chunks, from a sample of at most 64.
+
+    Fewer than three chunks have no spread; for them it is 0.1, that of all-MiniLM-L6-v2.
+    """
+    rows = np.unique(np.linspace(0, len(index) - 1, num=min(NUM_SAMPLES, len(index)), dtype=np.int64))
+    if len(index) < MIN_CHUNKS_OF_SPREAD:
+        return _UNKNOWN_SPREAD
     scores = _similarities(index, index.vectors[rows])
     scores[np.arange(len(rows)), rows] = np.nan
     return max(float(np.nanstd(scores, axis=1).mean()), _MIN_SPREAD)

@@ -160,46 +160,124 @@ class WordIndex:
             parts.append(csr_array((index.counts.data, columns, index.counts.indptr), shape=shape))
         return replace(self, hashes=hashes, counts=vstack(parts, format="csr"))
 
-    def scores(self, questions: Sequence[str], weights: WordWeights | None = None) -> NDArray[np.float32]:
+    def scores(
+        self, questions: Sequence[str], weights: WordWeights | None = None, *, corpus: WordStatistics | None = None
+    ) -> NDArray[np.float32]:
         """Return how much of each question's weight each chunk holds, of shape ``(num_questions, num_chunks)``, 0 to 1.
 
         ``sum(weight * bm25) / sum(weight * idf)`` over the distinct tokens of the question, where ``bm25`` is Lucene's
         ``idf * count / (count + k1 * (1 - b + b * length / mean length))``. A token that no chunk has counts below the line alone.
+
+        Args:
+            questions: The questions.
+            weights: How much each of their words says; by default 1.
+            corpus: Says how rare a word is and how long a chunk, where these chunks are a part of the corpus.
         """
-        rows = [self._weighted(question, weights) for question in questions]
+        rows = [self._weighted(question, weights, corpus or self.statistics) for question in questions]
         starts = np.concatenate([[0], np.cumsum([len(columns) for columns, _ in rows])]).astype(np.int32)
         columns, values = _joined([row[0] for row in rows], np.int32), _joined([row[1] for row in rows], np.float32)
-        table = csr_array((values, columns, starts), shape=(len(questions), len(self.hashes)))
-        found: NDArray[np.float32] = (table @ self._postings).toarray()
+        postings = self._postings
+        if corpus is not None:  # only for the tokens of the questions, since the next chunk changes them again
+            used, columns = np.unique(columns, return_inverse=True)
+            postings = self._values_of(self._counts_by_token[used], self.hashes[used], corpus)
+        table = csr_array((values, columns.astype(np.int32), starts), shape=(len(questions), postings.shape[0]))
+        found: NDArray[np.float32] = (table @ postings).toarray()
         return found
 
-    def _weighted(self, question: str, weights: WordWeights | None) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Return a question's tokens that the corpus has, and the share of its weight per unit of idf that each has."""
+    def prepare(self) -> None:
+        """Compute what the first question would compute."""
+        _ = self._postings
+
+    def compact(self) -> WordIndex:
+        """Return the same index without the tokens that no chunk has."""
+        used, columns = np.unique(self.counts.indices, return_inverse=True)
+        shape = len(self), len(used)
+        counts = csr_array((self.counts.data, columns.astype(np.int32), self.counts.indptr), shape=shape)
+        return replace(self, hashes=self.hashes[used], counts=counts)
+
+    @cached_property
+    def statistics(self) -> WordStatistics:
+        """What these chunks alone say about their words."""
+        return WordStatistics((self,))
+
+    @cached_property
+    def lengths(self) -> NDArray[np.float64]:
+        """The number of tokens of each chunk, of shape ``(num_chunks,)``."""
+        return np.asarray(self.counts.sum(axis=1, dtype=np.float64))
+
+    @cached_property
+    def num_chunks_with(self) -> NDArray[np.int64]:
+        """How many chunks contain each token, of shape ``(num_tokens,)``."""
+        return np.bincount(self.counts.indices, minlength=len(self.hashes))
+
+    def _weighted(
+        self, question: str, weights: WordWeights | None, corpus: WordStatistics
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Return a question's tokens that these chunks have, and the share of its weight per unit of idf that each has."""
         tokens = np.unique(hashed_tokens(question))
         columns, found = _look_up(self.hashes, tokens)
-        idf = (
-            np.where(found, self._idf[columns], _idf(np.zeros(1), len(self)))
-            if len(self.hashes)
-            else np.ones(len(tokens))
-        )
         weight = np.ones(len(tokens)) if weights is None else weights.of(tokens)
-        total = float(weight @ idf)
+        total = float(weight @ corpus.idf(tokens))
         return columns[found], (weight[found] / total).astype(np.float32)
 
     @cached_property
-    def _idf(self) -> NDArray[np.float64]:
-        return _idf(np.bincount(self.counts.indices, minlength=len(self.hashes)), len(self))
+    def _counts_by_token(self) -> csr_array:
+        """The transpose of `counts`."""
+        return self.counts.T.tocsr()
 
     @cached_property
     def _postings(self) -> csr_array:
         """The BM25 score of each token in each chunk, of shape ``(num_tokens, num_chunks)``."""
-        lengths = np.asarray(self.counts.sum(axis=1, dtype=np.float64))
-        held_back = self.k1 * (1 - self.b + self.b * lengths / max(lengths.mean(), 1.0)) if len(self) else lengths
-        values = self.counts.data.astype(np.float32)
-        values /= values + np.repeat(held_back.astype(np.float32), np.diff(self.counts.indptr))
-        values *= self._idf.astype(np.float32)[self.counts.indices]
-        by_chunk = csr_array((values, self.counts.indices, self.counts.indptr), shape=self.counts.shape)
-        return by_chunk.T.tocsr()
+        return self._values_of(self._counts_by_token, self.hashes, self.statistics)
+
+    def _values_of(self, counts: csr_array, tokens: NDArray[np.uint64], corpus: WordStatistics) -> csr_array:
+        """Return the BM25 scores of the counts of some tokens."""
+        held_back = self.k1 * (1 - self.b + self.b * self.lengths / max(corpus.mean_length, 1.0))
+        values = counts.data.astype(np.float32)
+        values /= values + held_back.astype(np.float32)[counts.indices]
+        values *= np.repeat(corpus.idf(tokens).astype(np.float32), np.diff(counts.indptr))
+        return csr_array((values, counts.indices, counts.indptr), shape=counts.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class WordStatistics:
+    """How rare each word of a corpus is, and how long its chunks are, where the corpus is kept in parts.
+
+    Attributes:
+        parts: The chunks.
+        removed: Chunks in them that do not belong to the corpus any more.
+    """
+
+    parts: tuple[WordIndex, ...]
+    removed: WordIndex | None = None
+
+    @cached_property
+    def size(self) -> int:
+        """The number of chunks."""
+        return sum(len(part) for part in self.parts) - (len(self.removed) if self.removed is not None else 0)
+
+    @cached_property
+    def mean_length(self) -> float:
+        """The mean number of tokens of a chunk."""
+        total = sum(float(part.lengths.sum()) for part in self.parts)
+        total -= float(self.removed.lengths.sum()) if self.removed is not None else 0.0
+        return total / self.size if self.size else 0.0
+
+    def idf(self, tokens: NDArray[np.uint64]) -> NDArray[np.float64]:
+        """Return ``log(1 + (n - d + 0.5) / (d + 0.5))`` for each token, which ``d`` of the ``n`` chunks contain."""
+        counts = sum((_contained(part, tokens) for part in self.parts), np.zeros(len(tokens), dtype=np.int64))
+        return _idf(counts if self.removed is None else counts - _contained(self.removed, tokens), self.size)
+
+
+def _contained(part: WordIndex, tokens: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return how many chunks contain each token."""
+    if tokens is part.hashes:
+        return part.num_chunks_with
+    places, found = _look_up(part.hashes, tokens)
+    counts: NDArray[np.int64] = (
+        np.where(found, part.num_chunks_with[places], 0) if len(part.hashes) else np.zeros(len(tokens), dtype=np.int64)
+    )
+    return counts
 
 
 def _idf(counts: NDArray[np.int64] | NDArray[np.float64], size: int) -> NDArray[np.float64]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+from embedtune.bounds import whole
 from embedtune.llms.retries import ask
 from embedtune.llms.structured import object_in, schema_of
 from embedtune.serving.passages import instructions, passages_in, request_with_passages
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM, Completion, Request
     from embedtune.retrieval.retriever import Hit, Retriever
     from embedtune.serving.feedback import FeedbackLog
+
+logger = logging.getLogger(__name__)
 
 Outcome = Literal["answered", "not in the documents", "failed"]
 
@@ -43,6 +47,7 @@ class Answer:
         completion: What it replied.
         problem: What is wrong with the reply (``"refused"``, ``"malformed"``, ``"cites no passage"``), or an empty string.
         number: Its number in the feedback log, if it was recorded.
+        log_problem: Why it was not recorded, though there is a log, or an empty string.
     """
 
     question: str
@@ -54,6 +59,7 @@ class Answer:
     completion: Completion
     problem: str = ""
     number: int | None = None
+    log_problem: str = ""
 
 
 def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
@@ -68,7 +74,8 @@ def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedbac
         retriever: Finds the chunks.
         llm: An `AnthropicLLM`, `OpenAILLM`, `TransformersLLM`, or any object of the protocol `LLM`.
         k: How many chunks to show.
-        feedback: The log in which the question and the hits are recorded.
+        feedback: The log in which the question and the hits are recorded. A log that cannot be written (a full disk, a
+            ``redact`` that fails) costs no answer: ``log_problem`` says why, and so does a warning in Python's log.
 
     Raises:
         ValueError: If the question is empty, or ``k`` less than 1.
@@ -92,14 +99,18 @@ def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedbac
         >>> reply.outcome, reply.text, reply.cited
         ('answered', 'Press both buttons.', ('a#0',))
     """
-    if k < 1:
-        raise ValueError(f"k={k} must be at least 1.")
+    whole("k", k)
     found = retriever.search(question, k=max(k, LOGGED_DEPTH))
     request = build_request(question, found[:k])
     reply = ask_llm(request, llm, question=question, hits=found[:k])
     if feedback is None:
         return reply
-    number = feedback.record(question, found, model=retriever.fingerprint, outcome=reply.outcome, cited=reply.cited)
+    try:
+        number = feedback.record(question, found, model=retriever.fingerprint, outcome=reply.outcome, cited=reply.cited)
+    except Exception as err:  # whatever it is, the reply is paid for
+        problem = f"{type(err).__name__}: {err}"
+        logger.warning("An answer was not recorded in the feedback log. %s", problem)
+        return replace(reply, log_problem=problem)
     return replace(reply, number=number)
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedtune.bounds import finite, whole
+from embedtune.serving.shared_file import SharedFile, shared_file
 from embedtune.text import same_question
 from embedtune.types import Question
 
@@ -36,8 +38,9 @@ CREATE TRIGGER IF NOT EXISTS asked_stays BEFORE UPDATE ON asked
 CREATE TRIGGER IF NOT EXISTS opinion_stays BEFORE UPDATE ON opinion
     BEGIN SELECT RAISE (ABORT, 'the log is append-only'); END;
 """
-_SECONDS_TO_WAIT = 60.0
 _MISSED_BEYOND = 10
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +98,8 @@ class LoggedQuestion:
         Raises:
             ValueError: If fewer than ``k`` chunks were logged and no relevant one is among them.
         """
+        if k is not None:
+            whole("k", k)
         if self.named == ():
             return False
         if self.chunk_ids:
@@ -137,18 +142,12 @@ class FeedbackLog:
     def __init__(self, path: str | Path, *, redact: Callable[[str], str] | None = None) -> None:
         self.path: Path = Path(path)
         self.redact = redact
-        self._lock = threading.Lock()
-        self._connection: sqlite3.Connection | None = None
-        self._process = 0
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._run("SELECT 1 FROM asked LIMIT 1")
+        len(self)  # opens the file
 
     def close(self) -> None:
         """Close the file; the next call opens it again."""
-        with self._lock:
-            if self._connection is not None and self._process == os.getpid():
-                self._connection.close()
-            self._connection = None
+        self._file.close()
 
     def record(
         self,
@@ -170,16 +169,18 @@ class FeedbackLog:
             cited: The ids of the chunks that the answer cites.
 
         Raises:
-            TypeError: If ``cited`` is a string.
+            TypeError: If ``cited`` is a string, or a score is no number.
+            ValueError: If a score is not finite.
+            OSError: If the file cannot be written.
         """
         rows = [(*hit, "") if isinstance(hit, tuple) else (hit.id, hit.score, digest_of(hit.text)) for hit in retrieved]
-        found = json.dumps([(chunk, float(score), digest) for chunk, score, digest in rows])
+        found = json.dumps([(chunk, finite("score", score), digest) for chunk, score, digest in rows])
         text = self.redact(question) if self.redact else question
-        text = text.encode("utf-8", "replace").decode()  # lone surrogates are replaced
-        return self._insert(
+        number, _ = self._file.write(
             "INSERT INTO asked (time, question, outcome, model, retrieved, cited) VALUES (?, ?, ?, ?, ?, ?)",
-            (time.time(), text, outcome, model, found, json.dumps(_listed("cited", cited))),
+            (time.time(), *map(_storable, (text, outcome, model)), found, json.dumps(_listed("cited", cited))),
         )
+        return number
 
     def rate(self, number: int, *, thumbs_up: bool) -> None:
         """Record whether the person who asked liked the answer."""
@@ -190,7 +191,8 @@ class FeedbackLog:
 
         Args:
             number: The number of the question.
-            chunks: Hits, or ids. Hits are better: if a chunk changes later, its text is recognised.
+            chunks: Hits, or ids. Hits are better: if a chunk changes later, its text is recognised. That of an id is known where
+                the question was recorded with a hit of the same id.
             by: The name of the person or language model. The last call counts.
 
         Raises:
@@ -200,20 +202,21 @@ class FeedbackLog:
         named = [
             (one, "") if isinstance(one, str) else (one.id, digest_of(one.text)) for one in _listed("chunks", chunks)
         ]
-        self._say(number, chunk_ids=json.dumps(named), source=by)
+        self._say(number, chunk_ids=json.dumps(named), source=_storable(by))
 
     def questions(self) -> list[LoggedQuestion]:
         """Return all questions, oldest first, each with its last rating and the chunks that were named last."""
         thumbs: dict[int, bool] = {}
         named: dict[int, tuple[list[tuple[str, str]], str]] = {}
-        for asked, thumbs_up, chunk_ids, source in self._run(
-            "SELECT asked, thumbs_up, chunk_ids, source FROM opinion ORDER BY number"
-        ):
+        opinions, rows = self._file.read(
+            "SELECT asked, thumbs_up, chunk_ids, source FROM opinion ORDER BY number",
+            "SELECT number, time, question, outcome, model, retrieved, cited FROM asked ORDER BY number",
+        )
+        for asked, thumbs_up, chunk_ids, source in opinions:
             if thumbs_up is not None:
                 thumbs[asked] = bool(thumbs_up)
             if chunk_ids is not None:
                 named[asked] = (json.loads(chunk_ids), source)
-        rows = self._run("SELECT number, time, question, outcome, model, retrieved, cited FROM asked ORDER BY number")
         return [
             LoggedQuestion(
                 number=number,
@@ -243,28 +246,58 @@ class FeedbackLog:
         """
         return [question for question in self.questions() if question.is_miss(k)]
 
-    def to_questions(self) -> list[Question]:
-        """Return the distinct questions whose relevant chunks are confirmed, to train on."""
-        return [record_of(question) for question in distinct_questions(self.questions()) if question.is_confirmed]
+    def to_questions(self, texts: Mapping[str, str] | None = None) -> list[Question]:
+        """Return the distinct questions whose relevant chunks are confirmed, to train on.
+
+        Args:
+            texts: The text of each chunk that there is now, by id, such as ``data.corpus_texts``. Then a label follows its text
+                to the id that it has now. Questions with a label whose text is gone, or was never known because the chunk
+                was named by its id alone, are left out and counted in a warning. Without it, ids are taken as they were.
+        """
+        found = [one for one in distinct_questions(self.questions()) if one.is_confirmed]
+        if texts is None:
+            return [record_of(one) for one in found]
+        digests = {chunk: digest_of(text) for chunk, text in texts.items()}
+        ids = {digest: chunk for chunk, digest in reversed(digests.items())}
+        moved = [(one, [_current_id(one, chunk, digests, ids) for chunk in one.chunk_ids]) for one in found]
+        kept = [replace(record_of(one), chunk_ids=tuple(filter(None, chunks))) for one, chunks in moved if all(chunks)]
+        if set_aside := len(moved) - len(kept):
+            logger.warning(
+                "%d of %d labelled questions were left out: the text that they were labelled with is gone or was never logged.",
+                set_aside,
+                len(moved),
+            )
+        return kept
 
     def forget(self, *, older_than: timedelta) -> int:
         """Delete questions that are older, with all opinions on them, and return their number.
 
         Their text is overwritten in the file. Rounds of `improve` keep the questions that they trained on.
+
+        Raises:
+            ValueError: If ``older_than`` is no duration of 0 or more.
         """
-        with self._lock:
-            cursor = self._database().execute(
-                "DELETE FROM asked WHERE time < ?", (time.time() - older_than.total_seconds(),)
-            )
-        return cursor.rowcount
+        if not isinstance(older_than, timedelta) or older_than < timedelta(0):
+            raise ValueError(f"older_than={older_than!r} must be a timedelta of 0 or more, such as timedelta(days=90).")
+        _, num_rows = self._file.write("DELETE FROM asked WHERE time < ?", (time.time() - older_than.total_seconds(),))
+        self._file.erase()
+        return num_rows
 
     def __len__(self) -> int:
-        count: int = self._run("SELECT COUNT(*) FROM asked")[0][0]
+        count: int = self._file.read("SELECT COUNT(*) FROM asked")[0][0][0]
         return count
 
+    @property
+    def _file(self) -> SharedFile:
+        process = os.getpid()
+        if self.__dict__.get("_opened", (None, 0))[1] != process:
+            self._opened = shared_file(self.path, _SCHEMA), process
+        return self._opened[0]
+
     def _say(self, number: int, *, source: str, thumbs_up: bool | None = None, chunk_ids: str | None = None) -> None:
+        whole("number", number, at_most=2**63 - 1)
         try:
-            self._insert(
+            self._file.write(
                 "INSERT INTO opinion (asked, time, thumbs_up, chunk_ids, source) VALUES (?, ?, ?, ?, ?)",
                 (number, time.time(), thumbs_up, chunk_ids, source),
             )
@@ -272,20 +305,6 @@ class FeedbackLog:
             raise ValueError(
                 f"There is no question {number} in {self.path}. Pass a number that record() returned."
             ) from err
-
-    def _insert(self, sql: str, values: tuple[Any, ...]) -> int:
-        with self._lock:
-            return int(self._database().execute(sql, values).lastrowid or 0)
-
-    def _run(self, sql: str) -> list[Any]:
-        with self._lock:
-            return self._database().execute(sql).fetchall()
-
-    def _database(self) -> sqlite3.Connection:
-        """Return the connection of this process: one that was opened before a fork must not be used."""
-        if self._connection is None or self._process != os.getpid():
-            self._connection, self._process = _open(self.path), os.getpid()
-        return self._connection
 
 
 def distinct_questions(logged: Sequence[LoggedQuestion]) -> list[LoggedQuestion]:
@@ -308,6 +327,12 @@ def _reliability(one: LoggedQuestion) -> int:
     return 2 if one.cited and one.thumbs_up is not None else int(bool(one.chunk_ids))
 
 
+def _current_id(one: LoggedQuestion, chunk: str, digests: Mapping[str, str], ids: Mapping[str, str]) -> str | None:
+    """Return the id at which the text of a label is now; its own where several chunks have the text."""
+    digest = one.digests.get(chunk, "")
+    return chunk if digest and digests.get(chunk) == digest else ids.get(digest)
+
+
 def record_of(one: LoggedQuestion) -> Question:
     """Return a logged question as a `Question`, with an id that depends only on its words."""
     key = same_question(one.text).encode("utf-8", "surrogatepass")
@@ -326,19 +351,6 @@ def _listed(name: str, chunks: Collection[Any]) -> list[Any]:
     return list(chunks)
 
 
-def _open(path: Path) -> sqlite3.Connection:
-    """Open the file, and create the tables if they do not exist.
-
-    SQLite's rollback journal with full synchronisation is used, because a write-ahead log does not work on network disks,
-    and before SQLite 3.51.3 several processes could damage it (https://sqlite.org/wal.html#walresetbug).
-    """
-    try:
-        connection = sqlite3.connect(path, timeout=_SECONDS_TO_WAIT, isolation_level=None, check_same_thread=False)
-        for pragma in ("foreign_keys = ON", "secure_delete = ON", "synchronous = FULL"):
-            connection.execute(f"PRAGMA {pragma}")
-        connection.executescript(_SCHEMA)
-    except sqlite3.DatabaseError as err:
-        if "not a database" in str(err):
-            raise ValueError(f"{path} is not a feedback log ({err}). Choose another path.") from err
-        raise OSError(f"Cannot open {path}: {err}. Check the free space and the permissions of the folder.") from err
-    return connection
+def _storable(text: str) -> str:
+    """Return a text that SQLite can store: lone surrogates are replaced."""
+    return text.encode("utf-8", "replace").decode()

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from tqdm.auto import tqdm
 
+from embedtune.bounds import whole
 from embedtune.llms.retries import ask
 from embedtune.llms.structured import object_in, schema_of
 from embedtune.serving.passages import instructions, passages_in, request_with_passages
@@ -91,7 +92,7 @@ def suggest_chunk(question: str, retriever: Retriever, *, llm: LLM | None = None
           [b#0] Turn the key.
           [a#0] Press both buttons.
     """
-    found = retriever.search(question, k=k)
+    found = retriever.search(question, k=whole("k", k))
     if llm is None:
         return Suggestion(question, tuple(found))
     completion = ask(llm, request_with_passages(instructions("judge"), question, found, schema=SCHEMA))
