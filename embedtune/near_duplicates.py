@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -106,12 +106,45 @@ def near_duplicate_passages(texts: Sequence[str], spans: Spans) -> NDArray[np.in
     return np.sort(order[pairs], axis=1)
 
 
+def near_duplicate_groups(texts: Sequence[str]) -> list[int]:
+    """Return for each text the first that a chain of near-duplicates leads to. No pair is missed.
+
+    The memory grows with the number of texts. The time grows with its square, so this is for thousands.
+
+    Example:
+        >>> near_duplicate_groups(["press the red button twice", "open the lid", "Press the red button twice!"])
+        [0, 1, 0]
+    """
+    sets = _hashed_shingles(texts)
+    sizes = np.array([len(one) for one in sets], dtype=np.int64)
+    columns = np.concatenate([np.empty(0, dtype=np.uint64), *sets])
+    firsts = list(range(len(texts)))
+    for first, second in _near(_Own(sizes, np.repeat(np.arange(len(texts)), sizes), columns)):
+        firsts = first_members(
+            len(texts), np.concatenate([np.array([*enumerate(firsts)]), np.stack([first, second], 1)])
+        )
+    return firsts
+
+
+def first_members(size: int, pairs: NDArray[np.int64]) -> list[int]:
+    """Return for each of ``size`` nodes the smallest node it is connected to, by pairs of shape ``(num_pairs, 2)``."""
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    rows, columns = pairs.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(size, size))
+    _, labels = connected_components(graph, directed=False)
+    _, first_of_label = np.unique(labels, return_index=True)
+    firsts: list[int] = first_of_label[labels].tolist()
+    return firsts
+
+
 class _Own(NamedTuple):
     """The shingles of each text that stand in few places: how many, and those in several texts, as row and column."""
 
     sizes: NDArray[np.int64]
     rows: NDArray[np.int64]
-    columns: NDArray[np.int64]
+    columns: NDArray[np.int64] | NDArray[np.uint64]
 
 
 def _hashed_shingles(texts: Sequence[str]) -> list[NDArray[np.uint64]]:
@@ -147,23 +180,28 @@ def _own_shingles(sets: Sequence[NDArray[np.uint64]], spans: Spans) -> _Own:
 
 def _sharing_half(sets: Sequence[NDArray[np.uint64]], own: _Own, spans: Spans) -> NDArray[np.int64]:
     """Return the pairs that share half of their own shingles, and half of all."""
+    pairs = []
+    for first, second in _near(own):
+        apart = ~spans.overlap(first, second)
+        pairs += [(i, j) for i, j in zip(first[apart], second[apart], strict=True) if _jaccard(sets[i], sets[j])]
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+
+
+def _near(own: _Own) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Yield blocks of the pairs that share half of these shingles, the smaller position first."""
     from scipy.sparse import csr_array
 
     _, columns = np.unique(own.columns, return_inverse=True)
     ones = np.ones(len(columns), dtype=np.int32)
-    has = csr_array((ones, (own.rows, columns)), shape=(len(sets), columns.max(initial=0) + 1))
+    has = csr_array((ones, (own.rows, columns)), shape=(len(own.sizes), columns.max(initial=0) + 1))
     held_by = has.T.tocsr()
-    pairs = []
-    for start in range(0, len(sets), _ROWS_PER_BLOCK):
+    for start in range(0, len(own.sizes), _ROWS_PER_BLOCK):
         shared = (has[start : start + _ROWS_PER_BLOCK] @ held_by).tocoo()
         first, second = (one.astype(np.int64) for one in shared.coords)
         first += start
         union = own.sizes[first] + own.sizes[second] - shared.data
         near = (first < second) & (shared.data >= NEAR_DUPLICATE_JACCARD * union)
-        first, second = first[near], second[near]
-        apart = ~spans.overlap(first, second)
-        pairs += [(i, j) for i, j in zip(first[apart], second[apart], strict=True) if _jaccard(sets[i], sets[j])]
-    return np.array(pairs, dtype=np.int64).reshape(-1, 2)
+        yield first[near], second[near]
 
 
 def _jaccard(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> bool:

@@ -6,12 +6,14 @@ import itertools
 import logging
 import unicodedata
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embedtune.dataset import build_dataset
+from embedtune.dataset.views import chunks_for_training
 from embedtune.near_duplicates import MANY_PLACES, near_duplicate_pairs, shingles
 from embedtune.text import same_question
 from embedtune.types import Chunk, Question
@@ -220,6 +222,139 @@ def test_splitting_by_question_keeps_equal_texts_together_and_one_question_to_tr
     side = sides_of(data)
     assert side["x"] == side["y"]
     assert side["b#0/0"] == "train"
+
+
+def uneven(sizes):
+    """Documents with one chunk each, and so many questions."""
+    chunks, _ = documents([f"doc{i:03}" for i in range(len(sizes))])
+    questions = [
+        Question(f"{chunk.id}/{i}", f"Question {i} about {chunk.document_id}?", (chunk.id,))
+        for chunk, size in zip(chunks, sizes, strict=True)
+        for i in range(size)
+    ]
+    return chunks, questions
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 40), min_size=5, max_size=40), st.sampled_from([0.1, 0.2, 0.3, 0.5]), st.integers(0, 9))
+def test_a_split_misses_its_size_by_at_most_half_of_the_smallest_group_that_could_be_added(sizes, share, seed):
+    chunks, questions = uneven(sizes)
+    data = build_dataset(chunks, questions, test_size=share, dev_size=0.1, seed=seed)
+    for split, wanted in (("test", share), ("dev", 0.1)):
+        held = {chunk for chunk_ids in data.relevant(split).values() for chunk in chunk_ids}
+        trained = [size for chunk, size in zip(chunks, sizes, strict=True) if chunk.id not in held]
+        missed = abs(len(data.relevant(split)) - wanted * sum(sizes))
+        assert missed <= min(trained) / 2 + 1e-6 or len(held) == 1
+
+
+def test_fourteen_documents_of_uneven_sizes_give_the_share_that_is_asked_for(caplog):
+    for seed in range(20):
+        data = build_dataset(*uneven([3, 40, 7, 22, 15, 9, 31, 5, 18, 12, 26, 4, 11, 8]), test_size=0.3, seed=seed)
+        assert len(data.relevant("test")) == 63  # of 211
+        assert len(data.relevant("dev")) == 21
+    assert caplog.text == ""
+
+
+def test_a_split_that_misses_its_size_by_much_says_so_and_why(caplog):
+    build_dataset(*uneven([60, 20, 20]), test_size=0.4, dev_size=0)
+    assert caplog.text == ""
+    build_dataset(*uneven([60, 20, 20]), test_size=0.05, dev_size=0)
+    assert "Test has 20% of the questions instead of 5%" in caplog.text
+    assert "there are 3, the largest with 60% of the questions" in caplog.text
+
+
+def test_questions_about_several_documents_do_not_make_the_test_small():
+    chunks, questions = documents([f"doc{i:02}" for i in range(40)])
+    several = [
+        Question(f"s{i}", f"Which two, {i}?", (chunks[i % 40].id, chunks[(7 * i + 1) % 40].id)) for i in range(100)
+    ]
+    data = build_dataset(chunks, [*questions, *several], test_size=0.3, dev_size=0.1)
+    assert len(data.relevant("test")) / 300 == pytest.approx(0.3, abs=0.04)
+    assert len(data.relevant("dev")) / 300 == pytest.approx(0.1, abs=0.04)
+
+
+def with_notice(num_documents=20):
+    """Documents that end with one legal notice, and questions about it, asked of each of them."""
+    chunks, questions = documents([f"doc{i:02}" for i in range(num_documents)])
+    notice = "all rights reserved and no part of this manual may be copied without our written consent"
+    notices = [Chunk(f"doc{i:02}#1", f"doc{i:02}", notice, 1000, 1000 + len(notice)) for i in range(num_documents)]
+    asked = [Question(f"{one.id}/0", f"may I copy {one.document_id}?", (one.id,)) for one in notices]
+    return [*chunks, *notices], [*questions, *asked]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_questions_about_a_notice_in_all_documents_are_on_one_side_and_no_document_is_on_two(seed):
+    chunks, questions = with_notice()
+    data = build_dataset(chunks, questions, test_size=0.3, dev_size=0.1, seed=seed)
+    side = sides_of(data)
+    assert set(data.corpus["document_group"]) == {chunk.document_id for chunk in chunks}
+    assert len({side[question.id] for question in questions if question.text.startswith("may I")}) == 1
+    sides = defaultdict(set)
+    for split in data.splits:
+        for chunk_ids in data.relevant(split).values():
+            for chunk_id in chunk_ids:
+                sides[chunk_id[:5]].add(split)
+    assert all(len(found) == 1 for found in sides.values())
+    assert len(side) == len(questions)
+
+
+def test_copies_of_a_tested_chunk_are_not_trained_on():
+    chunks, questions = with_notice()
+    for seed in range(30):
+        data = build_dataset(chunks, questions, test_size=0.5, dev_size=0, seed=seed)
+        if sides_of(data)["doc00#1/0"] == "test":
+            break
+    allowed = chunks_for_training(data, "train")
+    assert not [chunk for chunk in allowed if chunk.endswith("#1")]
+    trained = {chunk for chunk_ids in data.relevant("train").values() for chunk in chunk_ids}
+    assert trained == set(allowed)
+
+
+@pytest.mark.parametrize("per_document", [2, 3, 5, 8])
+@pytest.mark.parametrize(("test_size", "dev_size"), [(0.2, 0.1), (0.1, 0.3), (0.3, 0)])
+def test_splitting_by_question_keeps_the_shares_over_all_questions(per_document, test_size, dev_size):
+    chunks, questions = documents([f"doc{i:02}" for i in range(30)], per_document=per_document)
+    data = build_dataset(chunks, questions, split_by="question", test_size=test_size, dev_size=dev_size)
+    number = len(questions)
+    assert len(data.relevant("test")) == pytest.approx(test_size * number, abs=1)
+    assert len(data.relevant("dev") if dev_size else ()) == pytest.approx(dev_size * number, abs=1)
+    trained = {chunk for chunk_ids in data.relevant("train").values() for chunk in chunk_ids}
+    assert trained == {chunk.id for chunk in chunks}
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(1, 12), min_size=2, max_size=20), st.sampled_from([0.1, 0.2, 0.4]), st.integers(0, 5))
+def test_splitting_by_question_holds_out_no_more_than_chunks_can_spare(sizes, share, seed):
+    chunks, questions = uneven(sizes)
+    data = build_dataset(chunks, questions, split_by="question", test_size=share, dev_size=0.1, seed=seed)
+    assert {chunk for found in data.relevant("train").values() for chunk in found} == {chunk.id for chunk in chunks}
+    held_out = len(questions) - len(data.relevant("train"))
+    assert held_out == pytest.approx(min((share + 0.1) * len(questions), len(questions) - len(chunks)), abs=1)
+
+
+def test_a_split_by_question_that_misses_its_sizes_says_so(caplog):
+    build_dataset(*documents([f"doc{i}" for i in range(9)], per_document=1), split_by="question")
+    assert "Test has 0% of the questions instead of 20%, dev has 0% of the questions instead of 10%" in caplog.text
+    assert "9 questions are about 9 chunks" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("split_by", "options"),
+    [
+        ("question", {"test_seen_size": 0.2}),
+        ("given", {"test_size": 0.2}),
+        ("given", {"dev_size": 0.1}),
+        ("given", {"test_seen_size": 0.1}),
+    ],
+)
+def test_sizes_that_do_not_apply_are_refused(split_by, options):
+    chunks, questions = documents(["a", "b"])
+    if split_by == "given":
+        questions = [replace(question, split="train") for question in questions]
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=rf"{name}={value} does not apply to split_by='{split_by}'.*Leave it out"):
+        build_dataset(chunks, questions, split_by=split_by, **options)
+    build_dataset(chunks, questions, split_by=split_by, **dict.fromkeys(options, 0.0))
 
 
 def test_given_splits_are_kept_and_a_shared_text_is_warned_of(caplog):

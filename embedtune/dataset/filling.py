@@ -46,7 +46,7 @@ def _nearest_sum(sizes: Sequence[int], wanted: float, *, max_groups: int) -> lis
     for position, size in enumerate(sizes):
         for total, (count, _) in list(found.items()):
             longer = total + size
-            if longer not in found and total < wanted and count < max_groups:
+            if longer not in found and (total < wanted or not total) and count < max_groups:
                 found[longer] = (count + 1, position)
                 if not best or abs(longer - wanted) < abs(best - wanted):
                     best = longer

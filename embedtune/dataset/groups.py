@@ -8,11 +8,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedtune.near_duplicates import Spans, near_duplicate_passages
+from embedtune.near_duplicates import Spans, first_members, near_duplicate_passages
 
 if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
     from embedtune.types import Chunk
 
 _FEW_DOCUMENTS = 3  # a copy, a revision, a paragraph that is quoted; what more documents share may be boilerplate
@@ -28,7 +26,7 @@ def duplicate_groups(chunks: Sequence[Chunk]) -> list[str]:
     documents = [number.setdefault(chunk.document_id, len(number)) for chunk in chunks]
     spans = Spans(*np.array([documents, [c.start for c in chunks], [c.end for c in chunks]], dtype=np.int64))
     pairs = near_duplicate_passages([chunk.text for chunk in chunks], spans)
-    return [chunks[first].id for first in _first_members(len(chunks), pairs)]
+    return [chunks[first].id for first in first_members(len(chunks), pairs)]
 
 
 def document_groups(chunks: Sequence[Chunk], duplicates: Sequence[str]) -> dict[str, str]:
@@ -52,7 +50,7 @@ def document_groups(chunks: Sequence[Chunk], duplicates: Sequence[str]) -> dict[
         holders[content][document] = None
     few = [(next(iter(held)), one) for held in holders.values() if len(held) <= _FEW_DOCUMENTS for one in held]
     pairs = [*few, *_mostly_equal(parts, {content: len(held) for content, held in holders.items()})]
-    firsts = _first_members(len(documents), np.array(pairs, dtype=np.int64))
+    firsts = first_members(len(documents), np.array(pairs, dtype=np.int64))
     return {document: documents[first] for document, first in zip(documents, firsts, strict=True)}
 
 
@@ -108,16 +106,3 @@ def _rarest(part: Mapping[str, int], num_documents: Mapping[str, int]) -> list[s
 def _is_mostly(part: Mapping[str, int], other: Mapping[str, int]) -> bool:
     """Return whether four fifths of a document's text are in another document."""
     return sum(size for content, size in part.items() if content in other) >= _SAME_DOCUMENT * sum(part.values())
-
-
-def _first_members(size: int, pairs: NDArray[np.int64]) -> list[int]:
-    """Return for each of ``size`` nodes the smallest node it is connected to."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
-
-    rows, columns = pairs.reshape(-1, 2).T
-    graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(size, size))
-    _, labels = connected_components(graph, directed=False)
-    _, first_of_label = np.unique(labels, return_index=True)
-    firsts: list[int] = first_of_label[labels].tolist()
-    return firsts
