@@ -76,11 +76,12 @@ class Spans(NamedTuple):
 
     def overlap(self, first: NDArray[np.int64], second: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Return which pairs of texts share characters of one document."""
-        return (
+        found: NDArray[np.bool_] = (
             (self.document[first] == self.document[second])
             & (self.start[first] < self.end[second])
             & (self.start[second] < self.end[first])
         )
+        return found
 
 
 def near_duplicate_passages(texts: Sequence[str], spans: Spans) -> NDArray[np.int64]:
@@ -212,7 +213,7 @@ def _jaccard(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> bool:
 def _equal(sets: Sequence[NDArray[np.uint64]], own: _Own, spans: Spans) -> NDArray[np.int64]:
     """Return pairs that connect the texts without a shingle of their own whose shingles are equal."""
     first: dict[bytes, int] = {}
-    found = np.flatnonzero(own.sizes == 0)
+    found = np.flatnonzero(own.sizes == 0).tolist()
     pairs = np.array([(first.setdefault(sets[i].tobytes(), i), i) for i in found], dtype=np.int64).reshape(-1, 2)
     apart = (pairs[:, 0] < pairs[:, 1]) & ~spans.overlap(pairs[:, 0], pairs[:, 1])
     return pairs[apart]

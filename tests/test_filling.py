@@ -43,3 +43,8 @@ def test_early_groups_are_preferred_and_large_numbers_take_no_time():
     assert fill([2, 2, 2, 2], 4, max_groups=4) == [0, 1]
     taken = fill([4] * 50_000, 40_002.5, max_groups=50_000)
     assert taken == list(range(10_001))
+    uneven = [1 + 7 * i % 12 for i in range(20_000)]
+    uneven[3] = 5000
+    found = fill(uneven, 40_000, max_groups=20_000)
+    assert sum(uneven[one] for one in found) == 40_000
+    assert 3 not in found

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import gcd
 
-# The last few groups decide how near the sum is; all others are taken as they come.
+# So many groups of middling size decide how near the sum is; those before them are taken as they come.
 _GROUPS_TO_CHOOSE = 30
 
 
@@ -25,21 +25,25 @@ def fill(sizes: Sequence[int], wanted: float, *, max_groups: int) -> list[int]:
         >>> fill([5, 4, 3, 2], 6, max_groups=3)
         [1, 3]
     """
-    largest = max(sizes)
-    taken = []
+    to_choose = _GROUPS_TO_CHOOSE * sorted(sizes)[len(sizes) // 2]
+    taken: list[int] = []
     left = wanted
     for position, size in enumerate(sizes):
-        if left - size < _GROUPS_TO_CHOOSE * largest or len(taken) == max_groups:
+        if len(taken) == max_groups or size <= to_choose > left - size:
             break
-        taken.append(position)
-        left -= size
-    first = len(taken)
-    chosen = _nearest_sum(sizes[first:], left, max_groups=max_groups - first)
-    return [*taken, *(first + position for position in chosen)]
+        if size <= to_choose:  # a huge group is chosen only if it fits in the end
+            taken.append(position)
+            left -= size
+    kept = set(taken)
+    rest = [position for position in range(len(sizes)) if position not in kept]
+    chosen = _nearest_sum(
+        [sizes[position] for position in rest], left, max_groups=max_groups - len(taken), may_be_none=bool(taken)
+    )
+    return sorted([*taken, *(rest[position] for position in chosen)])
 
 
-def _nearest_sum(sizes: Sequence[int], wanted: float, *, max_groups: int) -> list[int]:
-    """Return the positions of at least one group, with the sum nearest to ``wanted``; of equals, the one found first."""
+def _nearest_sum(sizes: Sequence[int], wanted: float, *, max_groups: int, may_be_none: bool) -> list[int]:
+    """Return the positions of groups with the sum nearest to ``wanted``; of equal sums, the one that is found first."""
     step = gcd(*sizes)  # all sums are multiples of it
     found = {0: (0, -1)}  # for each sum, how many groups make it, and the last of them
     best = 0
@@ -48,7 +52,7 @@ def _nearest_sum(sizes: Sequence[int], wanted: float, *, max_groups: int) -> lis
             longer = total + size
             if longer not in found and (total < wanted or not total) and count < max_groups:
                 found[longer] = (count + 1, position)
-                if not best or abs(longer - wanted) < abs(best - wanted):
+                if abs(longer - wanted) < abs(best - wanted) or not (best or may_be_none):
                     best = longer
         if abs(best - wanted) <= step / 2:
             break

@@ -217,8 +217,7 @@ def _filled(order: Sequence[str], weights: Mapping[str, int], aims: Mapping[str,
     """Return the split of each group: those that no question counts for are trained on."""
     side_of = dict.fromkeys(order, "train")
     for number, (name, aim) in enumerate(aims.items()):
-        # The test from one end and dev from the other: when documents are added, none moves from one to the other.
-        left = [group for group in order[:: -1 if number else 1] if side_of[group] == "train" and weights.get(group)]
+        left = [group for group in order if side_of[group] == "train" and weights.get(group)]
         spare = len(left) - len(aims) + number
         if spare > 0:
             for position in fill([weights[group] for group in left], aim, max_groups=spare):
