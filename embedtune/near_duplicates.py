@@ -24,7 +24,7 @@ _MANY_CHUNKS = 5 * MANY_PLACES
 
 _SIZE = 3  # words of a shingle
 _FACTORS = np.array([0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9], dtype=np.uint64)  # odd, arbitrary
-_ROWS_PER_BLOCK = 4096
+_ROWS_PER_BLOCK = 512
 
 
 def shingles(text: str, size: int = _SIZE) -> frozenset[str]:

@@ -14,14 +14,14 @@ SIZES = st.lists(st.integers(1, 60), min_size=1, max_size=60)
 
 @settings(max_examples=200, deadline=None)
 @given(SIZES, st.floats(0, 1))
-def test_the_miss_is_at_most_half_of_the_smallest_group_that_could_be_added(sizes, share):
+def test_no_group_more_or_less_brings_the_sum_nearer(sizes, share):
     wanted = share * sum(sizes)
     taken = fill(sizes, wanted, max_groups=len(sizes))
     assert taken == sorted(set(taken))
-    assert taken
-    missed = abs(sum(sizes[one] for one in taken) - wanted)
-    left = [size for position, size in enumerate(sizes) if position not in taken]
-    assert missed <= min(left or sizes) / 2 + 1e-6 or len(taken) == 1
+    total = sum(sizes[one] for one in taken)
+    others = [total + size for position, size in enumerate(sizes) if position not in taken]
+    others += [total - sizes[one] for one in taken if len(taken) > 1]
+    assert abs(total - wanted) <= min((abs(other - wanted) for other in others), default=wanted) + 1e-6
 
 
 @settings(max_examples=60, deadline=None)

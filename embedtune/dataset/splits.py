@@ -201,7 +201,7 @@ def _sides(
         got = Counter(side for same in texts for side in [_side(same, groups_of, side_of)] * len(same))
         missed = {name: aim - got[name] for name, aim in wanted.items()}
         tried.append((max(map(abs, missed.values()), default=0), side_of))
-        if not of_several or tried[-1][0] <= _NEGLIGIBLE * number:
+        if min(of_several, tried[-1][0]) <= _NEGLIGIBLE * number:
             break
         aims = {name: max(0, aims[name] + missed[name]) if weights is first else aim for name, aim in wanted.items()}
     return min(tried, key=itemgetter(0))[1]
@@ -234,12 +234,9 @@ def _side(same: Sequence[Question], groups_of: Mapping[str, Sequence[str]], side
 def _on_side(
     question: Question, side: str, side_of: Mapping[str, str], *, group_of: Mapping[str, str], home: Mapping[str, str]
 ) -> list[str]:
-    """Return the relevant chunks of documents on one side, a copy there instead of a chunk elsewhere."""
-    found = [
-        next((one for one in (chunk, home[chunk]) if side_of.get(group_of[one]) == side), None)
-        for chunk in question.chunk_ids
-    ]
-    return [chunk for chunk in dict.fromkeys(found) if chunk is not None]
+    """Return the relevant chunks whose home is on one side; a copy elsewhere is replaced by its home."""
+    here = [chunk for chunk in question.chunk_ids if side_of[group_of[home[chunk]]] == side]
+    return list(dict.fromkeys(chunk if side_of.get(group_of[chunk]) == side else home[chunk] for chunk in here))
 
 
 def _warn_if_missed(questions: Sequence[Question], sizes: Mapping[str, float], why: str) -> None:
