@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 # A random chunk is in the lower half of two independent rankings with probability 1/4.
 _SHARE_OF_RANDOM_LABELS = 0.25
 _SIGNIFICANCE = 0.05
+_QUESTIONS_PER_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,15 +78,18 @@ def check_labels(
     name = encoder.model.similarity_fn_name if isinstance(encoder, ModelEncoder) else "cosine"
     similarity = SimilarityFunction.to_similarity_fn(name)
     doubtful = []
-    for row, labels in enumerate(chunk_ids):  # one question at a time: all scores of all would fill the memory
-        places = sorted(place[chunk] for chunk in labels)
-        by_words = words.scores([questions[row]])[0]
-        ranks = (
-            _best_rank(similarity(asked[row : row + 1], vectors)[0].numpy(), places),
-            _best_rank(by_words, places) if by_words[places].any() else len(corpus),
-        )
-        if min(ranks) > len(corpus) / 2:
-            doubtful.append(row)
+    for start in range(0, len(questions), _QUESTIONS_PER_BLOCK):  # all scores of all would fill the memory
+        block = slice(start, start + _QUESTIONS_PER_BLOCK)
+        by_vectors, by_words = similarity(asked[block], vectors).numpy(), words.scores(questions[block])
+        for row, labels in enumerate(chunk_ids[block]):
+            places = sorted(place[chunk] for chunk in labels)
+            found_by_words = bool(by_words[row, places].any())
+            ranks = (
+                _best_rank(by_vectors[row], places),
+                _best_rank(by_words[row], places) if found_by_words else len(corpus),
+            )
+            if min(ranks) > len(corpus) / 2:
+                doubtful.append(start + row)
     return LabelCheck(tuple(doubtful), len(questions))
 
 
