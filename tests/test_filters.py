@@ -1,6 +1,7 @@
 import json
 import re
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -326,6 +327,12 @@ DIFFERENT = [
         "How do I get from Munich to Berlin?",
         "Take train 508.",
     ),
+    (
+        "Which night train with beds and a dining car takes me in winter from Berlin to Munich?",
+        "The night train 507 takes you there.",
+        "Which night train with beds and a dining car takes me in winter from Munich to Berlin?",
+        "The night train 508 takes you there.",
+    ),
     ("Can the pump feed the boiler?", "Yes.", "Can the boiler feed the pump?", "No, the valve blocks it."),
     ("What happens above +5 °C?", "The fan starts.", "What happens above -5 °C?", "Nothing."),
     ("What to do at a pressure > 5 bar?", "Open it.", "What to do at a pressure < 5 bar?", "Refill water."),
@@ -356,6 +363,13 @@ def test_of_equal_questions_the_first_is_kept_with_all_chunks(texts):
     assert len(kept) + len(dropped) == len(asked)
     assert sorted(chunk_id for q in kept for chunk_id in q.chunk_ids) == sorted(q.chunk_ids[0] for q in asked)
     assert [q for q in kept if len(q.chunk_ids) == 1] == [q for q in asked if q in kept]
+
+
+def test_a_question_that_thousands_of_chunks_answer_is_merged_in_their_order():
+    asked = [question("What is the voltage of the device?", name=f"d{i}") for i in range(20_000)]
+    kept, dropped = merge_duplicates(asked)
+    assert kept == [replace(asked[0], chunk_ids=tuple(f"d{i}#0" for i in range(20_000)))]
+    assert len(dropped) == 19_999
 
 
 # The round trip

@@ -25,7 +25,7 @@ from embedtune.evaluation.comparison import MetricChange
 from embedtune.evaluation.result import Evaluation
 from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
-from embedtune.improvement.round_data import HELD_OUT, build_round_data, hash_of_test
+from embedtune.improvement.round_data import HELD_OUT, _leaders, build_round_data, hash_of_test
 from embedtune.improvement.rounds import Check, Rounds
 from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.encoders import ModelEncoder
@@ -409,6 +409,26 @@ def test_nothing_is_learned_about_the_documents_of_a_test_by_document(log):
     prepared = rounded(log, problem(split_by="document"))
     assert prepared.counts["about a document of the locked test"] == 1
     assert "what about the isle" not in texts_of(prepared.data, "train", "dev", HELD_OUT)
+
+
+def test_nothing_is_learned_about_a_copy_of_a_tested_chunk_in_another_document(log):
+    data = problem(split_by="document")
+    rows = [
+        row | {"duplicate_group": {"stone#0": "island#0"}.get(row["_id"], row["_id"])} for row in data.corpus.to_list()
+    ]
+    log.name_chunks(log.record("what about the stone", []), ["stone#0"], by="Ada")
+    assert rounded(log, data).counts["about a document of the locked test"] == 0
+    copied = replace(data, corpus=Dataset.from_list(rows, data.corpus.features))
+    assert rounded(log, copied).counts["about a document of the locked test"] == 1
+
+
+def test_a_thousand_near_repeats_about_one_chunk_are_on_the_side_of_the_first():
+    text = "how do I close the big red door of the harbour crane when it is dry and warm"
+    repeats = [et.Question(f"q{i:04}", f"{text} {i}", ("pump#0", "crane#0")) for i in range(1000)]
+    other = et.Question("other", text, ("stone#0",))
+    chained = et.Question("chained", "how do I sell a lamp", ("lamp#0", "crane#0"))
+    leaders = _leaders([*reversed(repeats), other, chained])
+    assert leaders == {**dict.fromkeys((one.id for one in repeats), "q0000"), "other": "other", "chained": "chained"}
 
 
 def test_questions_about_chunks_that_are_gone_are_left_out_and_counted(log):

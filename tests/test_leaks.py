@@ -29,3 +29,17 @@ def test_a_dataset_stands_for_its_training_questions_and_its_splits_share_none()
     assert known_questions(TopKEvaluator(data, k=(1,)).evaluate(BM25()), data) == []
     trained = TopKEvaluator(data, "train", k=(1,)).evaluate(BM25())
     assert known_questions(trained, data) == trained.per_query["query-id"][:]
+
+
+def test_the_same_words_with_another_sign_or_in_another_order_are_another_question():
+    asked = ["How do I call the driver of the pump from C++?", "Who carries the box from the old town to the harbour?"]
+    data = RetrievalDataset.from_pairs(
+        [("Include the header.", asked), ("Import the package.", ["Which one?"])],
+        split_by="question",
+        test_size=0,
+        dev_size=0,
+    )
+    result = TopKEvaluator(data, "train", k=(1,)).evaluate(BM25())
+    others = ["How do I call the driver of the pump from C#?", "Who carries the box from the harbour to the old town?"]
+    assert known_questions(result, others) == []
+    assert len(known_questions(result, [text.upper() for text in asked])) == 2

@@ -219,3 +219,31 @@ def test_every_loss_reaches_every_layer_of_the_model(tiny_model, make):
     make(tiny_model)(features(tiny_model, *texts), labels).backward()
     silent = [n for n, p in tiny_model.named_parameters() if "pooler" not in n and (p.grad is None or not p.grad.any())]
     assert silent == []
+
+
+@pytest.mark.parametrize("kind", ["in-batch", "triplet", "cosine"])
+def test_training_stops_if_batch_after_batch_has_no_negative(tiny_model, columns, kind):
+    loss = {
+        "in-batch": lambda: InBatchNegativesLoss(tiny_model),
+        "triplet": lambda: TripletMarginLoss(tiny_model, negatives="hardest"),
+        "cosine": lambda: CosineEmbeddingLoss(tiny_model, negatives="hardest"),
+    }[kind]()
+    nothing, one_each = torch.zeros(6, 1, dtype=torch.long), ONE_ANSWER_EACH
+
+    def batch(labels, rows=6):
+        return loss.compute_loss_from_embeddings([column[:rows] for column in columns[:2]], labels[:rows])
+
+    for _ in range(3):  # a short last batch about one chunk in each epoch is no reason
+        batch(one_each)
+        batch(nothing)
+        batch(nothing)
+    batch(one_each)
+    with torch.no_grad():
+        for _ in range(5):
+            batch(nothing)
+    for _ in range(5):
+        batch(one_each, rows=1)
+    batch(nothing)
+    batch(nothing)
+    with pytest.raises(ValueError, match="3 batches in a row every chunk is known to be relevant"):
+        batch(nothing)

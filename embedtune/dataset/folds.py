@@ -9,6 +9,8 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from embedtune.dataset.groups import home_of_chunks
+
 if TYPE_CHECKING:
     from embedtune.dataset.tables import RetrievalTables
 
@@ -22,32 +24,34 @@ def groups_of_chunks(data: RetrievalTables) -> dict[str, str]:
     return dict(zip(data.corpus["_id"][:], data.corpus[name][:], strict=True))
 
 
+def contents_of_chunks(data: RetrievalTables) -> dict[str, str]:
+    """Return the content of each chunk, which its near-duplicates share; in a dataset that does not know them, its text."""
+    name = "duplicate_group" if "duplicate_group" in data.corpus.column_names else "text"
+    return dict(zip(data.corpus["_id"][:], data.corpus[name][:], strict=True))
+
+
 def document_of_questions(data: RetrievalTables, relevant: Mapping[str, Sequence[str]]) -> dict[str, str]:
     """Return the document group of each question, named after its smallest document.
 
-    Groups that share a question, or have relevant chunks of equal text, are one, so that no question has relevant chunks on
-    two sides.
+    Groups that share a question are one, so that no question has relevant chunks on two sides. Questions about copies of one
+    chunk in several groups belong to the first of these, see `home_of_chunks`.
 
     Args:
         data: The dataset.
         relevant: The relevant chunks of each question.
     """
     group_of = groups_of_chunks(data)
-    names = sorted({group_of[chunk] for chunks in relevant.values() for chunk in chunks})
+    asked = {chunk for chunks in relevant.values() for chunk in chunks}
+    home = home_of_chunks(asked, group_of, contents_of_chunks(data))
+    names = sorted({group_of[chunk] for chunk in home.values()})
     position = {name: i for i, name in enumerate(names)}
-    texts = data.corpus_texts
-    copy_of = {texts[chunk]: chunk for chunks in relevant.values() for chunk in chunks}
-    edges = [
-        (position[group_of[one]], position[group_of[chunk]])
-        for chunks in relevant.values()
-        for chunk in chunks
-        for one in (chunks[0], copy_of[texts[chunk]])
-    ]
+    place = {chunk: position[group_of[home[chunk]]] for chunk in asked}
+    edges = [(place[chunks[0]], place[chunk]) for chunks in relevant.values() for chunk in chunks]
     rows, columns = np.array(edges).reshape(-1, 2).T
     graph = coo_array((np.ones(len(rows), dtype=np.int8), (rows, columns)), shape=(len(names), len(names)))
     _, labels = connected_components(graph, directed=False)
     _, first = np.unique(labels, return_index=True)
-    return {query: names[first[labels[position[group_of[chunks[0]]]]]] for query, chunks in relevant.items()}
+    return {query: names[first[labels[place[chunks[0]]]]] for query, chunks in relevant.items()}
 
 
 def assign_folds(group_of: Mapping[str, str], num_folds: int, *, seed: int) -> dict[str, int]:

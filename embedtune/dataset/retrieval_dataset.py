@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class SplitOptions(TypedDict, total=False):
     """The arguments of `build_dataset` that say how to split."""
 
-    test_size: float
-    dev_size: float
+    test_size: float | None
+    dev_size: float | None
     test_seen_size: float
     split_by: SplitBy
     seed: int
@@ -185,8 +185,8 @@ def build_dataset(
     chunks: Sequence[Chunk],
     questions: Sequence[Question],
     *,
-    test_size: float = 0.2,
-    dev_size: float = 0.1,
+    test_size: float | None = None,
+    dev_size: float | None = None,
     test_seen_size: float = 0.0,
     split_by: SplitBy = "document",
     context: Sequence[ContextPart] = (),
@@ -197,22 +197,22 @@ def build_dataset(
     Args:
         chunks: Every chunk that will be searched, also those without a question.
         questions: The questions, each naming the chunks that answer it.
-        test_size: Share of the document groups whose questions form the test split.
-        dev_size: Share of the document groups for choosing the best checkpoint; 0 for no dev split.
+        test_size: Share of the questions that form the test split, as nearly as whole document groups allow; 0.2 by default.
+        dev_size: Share of the questions for choosing the best checkpoint, 0.1 by default; 0 for no dev split.
         test_seen_size: Share of the training questions to hold out as ``test_seen``: new questions about chunks that are
             trained on. Gains there are larger than on unseen documents; report the two separately.
         split_by: ``"document"`` keeps each document and its near-duplicates in one split; a question with relevant
             documents in several splits is trained on, with the chunks of the training documents only. ``"question"``
             puts questions about every chunk into every split, as in "Fine-tuning Embeddings for RAG applications"; it
-            measures known chunks only. ``"given"`` takes ``Question.split``.
+            measures known chunks only. ``"given"`` takes ``Question.split``. Sizes that do not apply are refused.
         context: What to put before a chunk's text when it is embedded, see `Chunk.text_with`. Training, evaluation and
             serving read the same text from ``corpus``.
-        seed: Draws the splits. A document group keeps its split when others are added.
+        seed: Draws the splits. Most document groups keep their split when others are added.
 
     Raises:
         TypeError: If ``chunks`` or ``questions`` hold anything else.
         ValueError: If there are too few chunks or questions, an id is not unique, a question names an unknown chunk, a
-            text cannot be stored as UTF-8, or a split would be empty.
+            text cannot be stored as UTF-8, a size does not apply, or a split would be empty.
 
     Example:
         >>> from embedtune import Chunk, Question
@@ -224,14 +224,16 @@ def build_dataset(
           test       1 questions about 1 chunks
     """
     check_records(chunks, questions)
-    check_sizes(test_size=test_size, dev_size=dev_size, test_seen_size=test_seen_size)
     check_choices(split_by, context, questions)
+    check_sizes(split_by, test_size=test_size, dev_size=dev_size, test_seen_size=test_seen_size)
+    test_size, dev_size = 0.2 if test_size is None else test_size, 0.1 if dev_size is None else dev_size
     duplicates = duplicate_groups(chunks)
     group_of = document_groups(chunks, duplicates)
     if split_by == "document":
         bound = split_by_document(
             questions,
             {chunk.id: group_of[chunk.document_id] for chunk in chunks},
+            {chunk.id: content for chunk, content in zip(chunks, duplicates, strict=True)},
             test_size=test_size,
             dev_size=dev_size,
             test_seen_size=test_seen_size,

@@ -100,11 +100,16 @@ def chunks_for_training(data: RetrievalTables, split: str) -> list[str]:
     negative, its document is not unseen any more.
     """
     ids = data.corpus["_id"][:]
-    names = data.corpus["document_group"][:] if "document_group" in data.corpus.column_names else ids
-    group = dict(zip(ids, names, strict=True))
-    of_split = {name: {group[c] for cs in data.relevant(name).values() for c in cs} for name in {*data.qrels, split}}
-    held_out = set().union(*(groups for name, groups in of_split.items() if name != split)) - of_split[split]
-    return [chunk for chunk in ids if group[chunk] not in held_out]
+    kept = set(ids)
+    for column in ("document_group", "duplicate_group"):
+        names = data.corpus[column][:] if column in data.corpus.column_names else ids
+        name_of = dict(zip(ids, names, strict=True))
+        of_split = {
+            name: {name_of[c] for cs in data.relevant(name).values() for c in cs} for name in {*data.qrels, split}
+        }
+        held_out = set().union(*(of for name, of in of_split.items() if name != split)) - of_split[split]
+        kept -= {chunk for chunk, name in name_of.items() if name in held_out}
+    return [chunk for chunk in ids if chunk in kept]
 
 
 def _overlapping_neighbours(corpus: Dataset) -> dict[str, list[str]]:

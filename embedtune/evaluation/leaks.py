@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from embedtune.dataset import RetrievalDataset
 from embedtune.near_duplicates import near_duplicate_pairs
-from embedtune.text import same_question
+from embedtune.text import same_question, words
 
 if TYPE_CHECKING:
     from embedtune.evaluation.result import Evaluation
@@ -58,7 +58,9 @@ def known_questions(result: Evaluation, training: RetrievalDataset | Iterable[st
     texts = list(asked.values())
     # In each pair i < j, and the questions that were asked come first.
     pairs = near_duplicate_pairs([*texts, *trained], threshold=_NEARLY_EQUAL)
-    near = {i for i, j in pairs if i < len(texts) <= j}
+    # The same words with other signs or in another order ask something else: C++ and C#.
+    all_words = [sorted(words(text)) for text in (*texts, *trained)]
+    near = {i for i, j in pairs if i < len(texts) <= j and all_words[i] != all_words[j]}
     exact = set(trained)
     return [query for i, (query, text) in enumerate(asked.items()) if i in near or text in exact]
 

@@ -150,8 +150,8 @@ class Evaluation:
         """
         if not 1 <= k <= self.depth:
             raise ValueError(f"k={k} is out of range: ranks are known from 1 to {self.depth}.")
-        ranks = self.per_query["rank"][:]
-        return self.per_query.select([i for i, rank in enumerate(ranks) if rank is None or rank > k])
+        ranks = np.array(self.per_query["rank"][:], dtype=np.float64)  # a missing rank is NaN
+        return self.per_query.select(np.flatnonzero(~(ranks <= k)))
 
     def save(self, path: str | Path) -> None:
         """Write the result to a JSON file, with the texts of the questions, but not of the chunks."""

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scipy import stats
+from sentence_transformers.util import SimilarityFunction
 
-from embedtune.retrieval.bm25 import BM25
-from embedtune.retrieval.retrieve import retrieve
+from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.words import WordIndex
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 # A random chunk is in the lower half of two independent rankings with probability 1/4.
 _SHARE_OF_RANDOM_LABELS = 0.25
 _SIGNIFICANCE = 0.05
+_QUESTIONS_PER_BLOCK = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,18 +70,30 @@ def check_labels(
         (1,)
     """
     corpus = dict(sorted(corpus.items()))  # as in an evaluation, so that an encoder that remembers vectors reuses them
-    queries = {str(i): question for i, question in enumerate(questions)}
     place = {chunk: i for i, chunk in enumerate(corpus)}
-    rows = [[place[chunk] for chunk in chunks] for chunks in chunk_ids]
-    by_vectors, by_words = (retrieve(one, queries, corpus, len(corpus)).positions for one in (encoder, BM25()))
-    best = np.minimum(_best_ranks(by_vectors, rows), _best_ranks(by_words, rows))
-    return LabelCheck(tuple(np.flatnonzero(best > len(corpus) / 2).tolist()), len(questions))
+    texts = list(corpus.values())
+    words = WordIndex.build(texts)
+    vectors = torch.from_numpy(encoder.encode_documents(texts))
+    asked = torch.from_numpy(encoder.encode_queries(list(questions)))
+    name = encoder.model.similarity_fn_name if isinstance(encoder, ModelEncoder) else "cosine"
+    similarity = SimilarityFunction.to_similarity_fn(name)
+    doubtful = []
+    for start in range(0, len(questions), _QUESTIONS_PER_BLOCK):  # all scores of all would fill the memory
+        block = slice(start, start + _QUESTIONS_PER_BLOCK)
+        by_vectors, by_words = similarity(asked[block], vectors).numpy(), words.scores(questions[block])
+        for row, labels in enumerate(chunk_ids[block]):
+            places = sorted(place[chunk] for chunk in labels)
+            found_by_words = bool(by_words[row, places].any())
+            ranks = (
+                _best_rank(by_vectors[row], places),
+                _best_rank(by_words[row], places) if found_by_words else len(corpus),
+            )
+            if min(ranks) > len(corpus) / 2:
+                doubtful.append(start + row)
+    return LabelCheck(tuple(doubtful), len(questions))
 
 
-def _best_ranks(positions: NDArray[np.int64], rows: Sequence[Sequence[int]]) -> NDArray[np.int64]:
-    """Return the rank of the best-ranked label of each question, from 1; chunks that are not ranked come last."""
-    size = positions.shape[1]
-    ranks = np.full((len(rows), size), size)
-    questions, places = np.nonzero(positions >= 0)
-    ranks[questions, positions[questions, places]] = places + 1
-    return np.array([ranks[i, labels].min() for i, labels in enumerate(rows)])
+def _best_rank(scores: NDArray[np.float32], places: Sequence[int]) -> int:
+    """Return the rank, from 1, of the best of some chunks; of equal scores the first is ahead."""
+    best = places[int(np.argmax(scores[places]))]
+    return 1 + int((scores > scores[best]).sum() + (scores[:best] == scores[best]).sum())

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.near_duplicates import near_duplicate_pairs
+from embedtune.dataset.folds import contents_of_chunks, groups_of_chunks
+from embedtune.near_duplicates import NEAR_DUPLICATE_JACCARD, first_members, near_duplicate_groups, shingles
 from embedtune.serving.feedback import LoggedQuestion, digest_of, distinct_questions, record_of
 from embedtune.text import same_question
-from embedtune.types import Question
+
+if TYPE_CHECKING:
+    from embedtune.types import Question
 
 LOCKED, HELD_OUT = "test", "log_held_out"
 
@@ -134,40 +139,57 @@ def _current_id(chunk: str, digest: str | None, digests: Mapping[str, str], ids:
 
 
 def _near_the_test(questions: Sequence[Question], data: RetrievalDataset) -> set[str]:
-    """Return the ids of the questions that are near duplicates of one in the locked test."""
-    tested = [
-        Question(query, data.query_texts[query], tuple(chunks)) for query, chunks in data.relevant(LOCKED).items()
-    ]
-    pairs = _repetitions([*tested, *questions])
-    return {questions[j - len(tested)].id for i, j in pairs if i < len(tested) <= j}
-
-
-def _repetitions(questions: Sequence[Question]) -> list[tuple[int, int]]:
-    """Return the pairs of positions of near duplicates: similar words and a common relevant chunk.
+    """Return the ids of the questions that are near duplicates of one in the locked test: similar words and a common chunk.
 
     Similar words are not enough: "How do I open the L15?" and "How do I open the L20?" are different questions.
     """
-    pairs = near_duplicate_pairs([question.text for question in questions])
-    return [(i, j) for i, j in pairs if set(questions[i].chunk_ids) & set(questions[j].chunk_ids)]
+    tested: dict[str, list[frozenset[str]]] = defaultdict(list)
+    for query, chunks in data.relevant(LOCKED).items():
+        for chunk in chunks:
+            tested[chunk].append(shingles(data.query_texts[query]))
+    return {
+        question.id
+        for question in questions
+        for mine in [shingles(question.text)]
+        for other in dict.fromkeys(one for chunk in question.chunk_ids for one in tested.get(chunk, ()))
+        if len(mine & other) >= NEAR_DUPLICATE_JACCARD * len(mine | other)
+    }
+
+
+def _leaders(questions: Sequence[Question]) -> dict[str, str]:
+    """Return for each question the smallest id among its near duplicates, which have similar words and a common chunk."""
+    of_chunk: dict[str, list[int]] = defaultdict(list)
+    for position, question in enumerate(questions):
+        for chunk in dict.fromkeys(question.chunk_ids):
+            of_chunk[chunk].append(position)
+    pairs = [
+        (together[first], position)
+        for together in of_chunk.values()
+        for first, position in zip(
+            near_duplicate_groups([questions[one].text for one in together]), together, strict=True
+        )
+    ]
+    firsts = first_members(len(questions), np.array(pairs, dtype=np.int64))
+    smallest: dict[int, str] = {}
+    for question, first in zip(questions, firsts, strict=True):
+        smallest[first] = min(question.id, smallest.get(first, question.id))
+    return {question.id: smallest[first] for question, first in zip(questions, firsts, strict=True)}
 
 
 def _chunks_of_tested_documents(data: RetrievalDataset) -> set[str]:
-    """Return the chunks of the documents of the test, and of their near duplicates."""
+    """Return the chunks of the documents of the test and of their near duplicates, and the copies of the tested chunks."""
     if data.split_by != "document" or "document_group" not in data.corpus.column_names:
         return set()
-    group_of = dict(zip(data.corpus["_id"][:], data.corpus["document_group"][:], strict=True))
-    tested = {group_of[chunk] for chunks in data.relevant(LOCKED).values() for chunk in chunks}
-    return {chunk for chunk, group in group_of.items() if group in tested}
+    groups, contents = groups_of_chunks(data), contents_of_chunks(data)
+    tested = {of[chunk] for chunks in data.relevant(LOCKED).values() for chunk in chunks for of in (groups, contents)}
+    return {chunk for chunk in groups if groups[chunk] in tested or contents[chunk] in tested}
 
 
 def _sides(
     questions: Sequence[Question], trained_before: Collection[str], *, held_out_size: float, dev_size: float
 ) -> dict[str, str]:
     """Return the side of each question, by id."""
-    leader = {question.id: question.id for question in questions}
-    for i, j in _repetitions(questions):
-        first, second = leader[questions[i].id], leader[questions[j].id]
-        leader |= {name: min(first, second) for name, one in leader.items() if one in (first, second)}
+    leader = _leaders(questions)
     seen = {leader[question.id] for question in questions if same_question(question.text) in trained_before}
     sides = {}
     for name in set(leader.values()):

@@ -23,7 +23,8 @@ MERGED = "duplicate of another chunk's, merged"
 def merge_duplicates(questions: Sequence[Question]) -> tuple[list[Question], dict[str, str]]:
     """Keep the first of equal questions, with the chunks of all of them, and drop near-duplicates of the same chunk.
 
-    Near-duplicates have similar words, the same numbers and signs, and answers that agree. Across chunks only equal
+    Near-duplicates have similar words, the same numbers and signs, and answers that agree; the same words in another order
+    ask something else. Across chunks only equal
     questions are merged: "the warranty of the pump" and "the warranty of the lamp" may well have the same answer.
 
     Returns:
@@ -38,23 +39,24 @@ def merge_duplicates(questions: Sequence[Question]) -> tuple[list[Question], dic
         (('a#0', 'b#0'), {'b#0/0': "duplicate of another chunk's, merged"})
     """
     kept: dict[str, Question] = {}
+    chunks_of: dict[str, dict[str, None]] = {}  # an ordered set
     dropped: dict[str, str] = {}
     id_of: dict[str, str] = {}
     of_chunk: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         key = same_question(question.text)
         if key and key in id_of:
-            first = kept[id_of[key]]
-            dropped[question.id] = SAME if set(first.chunk_ids) & set(question.chunk_ids) else MERGED
-            chunk_ids = tuple(dict.fromkeys((*first.chunk_ids, *question.chunk_ids)))
-            kept[first.id] = replace(first, chunk_ids=chunk_ids)
+            known = chunks_of[id_of[key]]
+            dropped[question.id] = SAME if known.keys() & question.chunk_ids else MERGED
+            known.update(dict.fromkeys(question.chunk_ids))
         elif any(_nearly_same(question, other) for other in of_chunk[question.chunk_ids[0]]):
             dropped[question.id] = NEARLY_SAME
         else:
             kept[question.id] = question
+            chunks_of[question.id] = dict.fromkeys(question.chunk_ids)
             id_of[key] = question.id
             of_chunk[question.chunk_ids[0]].append(question)
-    return list(kept.values()), dropped
+    return [replace(question, chunk_ids=tuple(chunks_of[name])) for name, question in kept.items()], dropped
 
 
 def _nearly_same(first: Question, second: Question) -> bool:
@@ -62,6 +64,7 @@ def _nearly_same(first: Question, second: Question) -> bool:
     return (
         _jaccard(shingles(first.text), shingles(second.text)) >= NEAR_DUPLICATE_JACCARD
         and _numbers_and_signs(first.text) == _numbers_and_signs(second.text)
+        and sorted(words(first.text)) != sorted(words(second.text))
         and (not any(answers) or _jaccard(*answers) >= _SAME_ANSWER)
     )
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Negatives = Literal["given", "hardest"]
 
 _MODEL_NAMES = ("model", "sentence_embedder")
+# One batch about a single chunk, such as a short last one, is no reason to stop.
+_MAX_BATCHES_WITHOUT_NEGATIVES = 3
 
 
 class RetrievalLoss(nn.Module):
@@ -43,6 +45,7 @@ class RetrievalLoss(nn.Module):
     def __init__(self, model: SentenceTransformer) -> None:
         super().__init__()
         self.model = model
+        self._batches_without_negatives = 0
 
     def forward(self, sentence_features: Iterable[dict[str, Tensor]], labels: Tensor | None) -> Tensor:
         """Embed each column and return the loss, a scalar."""
@@ -51,6 +54,19 @@ class RetrievalLoss(nn.Module):
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Return the loss of one tensor of shape ``(batch_size, dim)`` per column."""
         raise NotImplementedError
+
+    def _require_negatives(self, num_questions: int, *, found: bool) -> None:
+        """Raise a ``ValueError`` if several batches in a row have no negative: the loss is 0 and the model learns nothing."""
+        if num_questions < 2 or not torch.is_grad_enabled():
+            return
+        self._batches_without_negatives = 0 if found else self._batches_without_negatives + 1
+        if self._batches_without_negatives == _MAX_BATCHES_WITHOUT_NEGATIVES:
+            raise ValueError(
+                f"In {_MAX_BATCHES_WITHOUT_NEGATIVES} batches in a row every chunk is known to be relevant to every question "
+                "(the same chunk, a near-duplicate, or another answer), so nothing is a negative, the loss is 0 and the "
+                "model learns nothing. Add questions about other chunks, or take larger batches. If chunks count as "
+                "near-duplicates that are not (data.corpus['duplicate_group']), shorten what they share."
+            )
 
 
 class InBatchNegativesLoss(RetrievalLoss):
@@ -137,6 +153,7 @@ class InBatchNegativesLoss(RetrievalLoss):
         if labels is not None and ids is not None:
             known = is_relevant(labels, candidate_ids(ids, len(candidates)))
             known.scatter_(1, targets.unsqueeze(1), False)
+            self._require_negatives(len(questions), found=int(known.sum()) < len(questions) * (known.shape[1] - 1))
             scores = scores.masked_fill(known, -torch.inf)
         return F.cross_entropy(scores, targets)
 
@@ -218,6 +235,7 @@ class TripletMarginLoss(RetrievalLoss):
         else:
             _check_columns(self, embeddings, 2)
             rows, negatives = _hardest(embeddings[0], embeddings[1], labels)
+            self._require_negatives(len(embeddings[0]), found=len(rows) > 0)
             anchors, positives = embeddings[0][rows], embeddings[1][rows]
             if len(rows) == 0:
                 # Zero, but part of the graph: every process must take part in the backward pass of the gather.
@@ -290,6 +308,7 @@ class CosineEmbeddingLoss(RetrievalLoss):
                 raise ValueError("CosineEmbeddingLoss needs a label of 1 or -1 per row: data.labelled_pairs(split).")
             return F.cosine_embedding_loss(first, second, labels, margin=self.margin)
         rows, negatives = _hardest(first, second, labels)
+        self._require_negatives(len(first), found=len(rows) > 0)
         signs = torch.cat([first.new_ones(len(first)), -first.new_ones(len(rows))])
         return F.cosine_embedding_loss(
             torch.cat([first, first[rows]]), torch.cat([second, negatives]), signs, margin=self.margin
