@@ -26,6 +26,7 @@ from embedtune.models.lora import transformers_of
 from embedtune.models.packing.pack import encode_packed
 from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.search import top_k
+from embedtune.training.dropout import dropout_within
 from embedtune.training.frozen_index import FrozenIndexTrainer
 from embedtune.training.losses import RetrievalLoss
 from embedtune.training.negatives.mining import mine_hard_negatives
@@ -84,7 +85,8 @@ def gradients_of(on, model, loss, dataset, **options):
         batch = next(iter(trainer.get_train_dataloader()))
         batch = trainer._prepare_inputs(batch)
         waits.clear()
-        loss_value = trainer.training_step(there, batch)
+        with dropout_within(there, args.dropout):  # as in train()
+            loss_value = trainer.training_step(there, batch)
         assert loss_value.device.type == device
         counted = dict(waits)
         return {n: p.grad for n, p in there.named_parameters()} | {"loss": loss_value}, counted

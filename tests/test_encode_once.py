@@ -17,6 +17,7 @@ from torch import nn
 
 from embedtune.models.lora import transformers_of
 from embedtune.training.arguments import TuningArguments
+from embedtune.training.dropout import dropout_within
 from embedtune.training.encode_once.collator import TEXT_ROWS, UniqueTextCollator
 from embedtune.training.encode_once.embedded_loss import takes_embeddings
 from embedtune.training.losses import CosineEmbeddingLoss, InBatchNegativesLoss, TripletMarginLoss
@@ -99,7 +100,8 @@ def step(tmp_path):
         trainer.args.batch_sampler = BatchSamplers.BATCH_SAMPLER  # texts repeat, whatever the loss
         model.train()
         batches = [trainer._prepare_inputs(batch) for batch in trainer.get_train_dataloader()]
-        value = sum(float(trainer.training_step(model, dict(batch))) for batch in batches)
+        with dropout_within(model, args.dropout):  # as in train()
+            value = sum(float(trainer.training_step(model, dict(batch))) for batch in batches)
         return value, {n: p.grad for n, p in model.named_parameters()}, trainer
 
     return run

@@ -7,6 +7,7 @@ import torch
 from test_encode_once import TRIPLETS, WITH_IDS
 
 from embedtune.training.arguments import TuningArguments
+from embedtune.training.dropout import dropout_within
 from embedtune.training.losses import InBatchNegativesLoss, TripletMarginLoss
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -28,7 +29,9 @@ def cached_step(tiny_model, tmp_path):
         )
         tiny_model.train()
         torch.manual_seed(5)
-        loss = trainer.training_step(tiny_model, trainer._prepare_inputs(next(iter(trainer.get_train_dataloader()))))
+        batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
+        with dropout_within(tiny_model, args.dropout):  # as in train()
+            loss = trainer.training_step(tiny_model, batch)
         return loss, vectors
 
     return run
