@@ -91,20 +91,13 @@ def check_loss(loss: nn.Module | Mapping[str, nn.Module], model: SentenceTransfo
 
 
 def check_trainable(loss: nn.Module | Mapping[str, nn.Module], model: SentenceTransformer) -> None:
-    """Raise a ``ValueError`` if nothing would be trained, or the trained model could not be loaded again."""
+    """Raise a ``ValueError`` if nothing would be trained."""
     parts = [model, *(loss.values() if isinstance(loss, Mapping) else [loss])]
     if not any(parameter.requires_grad for part in parts for parameter in part.parameters()):
         raise ValueError(
             "All parameters are frozen, so there is nothing to train. Unfreeze some, model.requires_grad_(True), or add a LoRA: "
             "load_model(..., lora=True)."
         )
-    for module in model.children():
-        kind = type(module)
-        if kind.__module__ == "__main__" or "<locals>" in kind.__qualname__:
-            raise ValueError(
-                f"The model has a module {kind.__qualname__} that is defined in {kind.__module__}, so no other program could load "
-                "the trained model. Define the class in a module of its own, a file that can be imported."
-            )
 
 
 def warn_about_cut_chunks(model: SentenceTransformer, data: RetrievalDataset, *, prompt: str = "") -> float:
