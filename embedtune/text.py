@@ -27,9 +27,10 @@ _QUOTATION_MARKS = regex.compile(
 _PUNCTUATION = regex.compile(
     r"[¿¡؟،؛।॥。、・]"
     rf"|[?!,;:](?=[{_UNSPACED}])|(?<=[{_UNSPACED}])[?!,;:.]"
-    r"|(?<=[^\s?!.,;:])[?!.,;:]+(?=\s)|[\s?!.;]+$",
+    r"|(?<=[^\s?!.,;:])[?!.,;:]+(?=\s)",
     regex.V1,
 )
+_END = regex.compile(r"[^\s?!.;]", regex.V1 | regex.REVERSE)  # the last character that does not end a sentence
 _SURROGATE = regex.compile("[\ud800-\udfff]")
 
 
@@ -77,7 +78,8 @@ def same_question(text: str) -> str:
     """
     text = _DASHES.sub("-", _APOSTROPHES.sub("'", plain(text)))
     text = _PUNCTUATION.sub(" ", _QUOTATION_MARKS.sub(" ", text))
-    return " ".join(_WORDS_AND_SIGNS.findall(text))
+    last = _END.search(text)
+    return " ".join(_WORDS_AND_SIGNS.findall(text[: last.end()] if last else ""))
 
 
 def storage_problem(text: str) -> str:

@@ -301,7 +301,7 @@ def test_a_budget_holds_for_batches_too_and_is_used_bit_by_bit(server, tmp_path)
     chunks = make_chunks(60)
     questions = run(server, chunks, tmp_path, budget_usd=0.2)
     assert 100_000 < server.microdollars <= 200_000
-    assert set(questions.failed.values()) == {"not sent: over budget"}
+    assert set(questions.failed.values()) == {"not sent: over the budget of $0.2"}
     assert len(server.batches) > 1
     assert run(server, chunks, tmp_path, budget_usd=5.0).failed == {}
     assert set(custom_ids(server).values()) == {1}

@@ -344,9 +344,12 @@ def test_an_unusable_verdict_is_none_and_not_an_empty_choice(retriever):
         ({"error": "model is loading"}, "malformed"),
     ],
 )
-def test_an_unreadable_verdict_is_never_recorded_as_no_chunk(retriever, log, caplog, reply, problem):
+def test_an_unreadable_verdict_is_never_recorded_as_no_chunk(retriever, log, caplog, tmp_path, reply, problem):
     log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
-    assert et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: reply), show_progress_bar=False) == 0
+    assert (
+        et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: reply), output_dir=tmp_path, show_progress_bar=False)
+        == 0
+    )
     assert log.questions()[0].named is None
     assert len(log.misses()) == 1
     assert f"no usable reply for 1 of 1 questions: 1 {problem}." in caplog.text
@@ -358,7 +361,7 @@ def test_a_draft_in_think_is_not_the_verdict(retriever):
     assert suggestion.chunk_ids == (suggestion.candidates[0].id,)
 
 
-def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log):
+def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log, tmp_path):
     def reply(text):
         return {"passages": []} if "king" in text else {"passages": [1]}
 
@@ -366,17 +369,20 @@ def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log):
         log.record(question, [("c0", 0.1)], outcome="not in the documents")
     log.record("how to open it", [("c0", 0.1)], outcome="answered", cited=["c0"])
     llm = ScriptedLLM(reply)
-    assert et.label_misses(log, retriever, llm=llm, show_progress_bar=False) == 2
+    assert et.label_misses(log, retriever, llm=llm, output_dir=tmp_path, show_progress_bar=False) == 2
     assert len(llm.requests) == 2
     assert [question.named_by for question in log.questions()] == ["scripted"] * 3 + [""]
-    assert et.label_misses(log, retriever, llm=llm, show_progress_bar=False) == 0
+    assert et.label_misses(log, retriever, llm=llm, output_dir=tmp_path, show_progress_bar=False) == 0
     assert len(llm.requests) == 2
     assert [question.text for question in log.to_questions()] == ["where is the pump"]
 
 
-def test_a_judge_that_says_nothing_usable_is_reported(retriever, log, caplog):
+def test_a_judge_that_says_nothing_usable_is_reported(retriever, log, caplog, tmp_path):
     log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
-    assert et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: "hm"), show_progress_bar=False) == 0
+    assert (
+        et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: "hm"), output_dir=tmp_path, show_progress_bar=False)
+        == 0
+    )
     assert "no usable reply for 1 of 1" in caplog.text
     assert log.questions()[0].named is None
 

@@ -105,6 +105,7 @@ class OpenAILLM:
             text=choice["message"].get("content") or "",
             input_tokens=usage.get("prompt_tokens") or 0,
             output_tokens=usage.get("completion_tokens") or 0,
+            cache_read_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
             problem="refused" if choice["message"].get("refusal") else problem,
         )
 

@@ -69,7 +69,7 @@ def broken_rule(question: Question, chunk: Chunk, *, language: str = "") -> str:
     start = text[:MAX_CHARACTERS]
     checks = (
         (not text, "malformed"),
-        (_width(start) < MIN_WIDTH, "too short"),
+        (len(start) < MIN_WIDTH and _width(start) < MIN_WIDTH, "too short"),
         (len(text) > MAX_CHARACTERS, "too long"),
         (not any(map(str.isalpha, text)), "no words"),
         (any(found[0] not in chunk.text for found in _MARKUP.finditer(start)), "markup"),
