@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from embedtune.llms.errors import BatchMissingError, GenerationStoppedError, RequestError, TemporaryError
 from embedtune.llms.prices import listed_price
 from embedtune.llms.protocol import BatchResult, BatchStatus, Completion, Price, Request
-from embedtune.llms.sdk import call, client_of, require_sdk, without_key
+from embedtune.llms.sdk import call, client_of, redact, require_sdk, without_key
 
 T = TypeVar("T")
 
@@ -87,6 +87,7 @@ class AnthropicLLM:
         try:
             found = self._client.models.retrieve(self.model)
         except anthropic.NotFoundError as err:
+            redact(err)
             if self.model in err.message:  # otherwise it is a gateway without a list of models
                 raise self._unusable("is unknown to the API") from err
         except anthropic.APIError:

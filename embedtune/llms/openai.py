@@ -37,7 +37,7 @@ class OpenAILLM:
 
     model: str
     _: KW_ONLY
-    base_url: str | None = None
+    base_url: str | None = field(default=None, repr=False)
     client: Any = field(default=None, repr=False)
     max_tokens: int = 4096
     price: Price | None = None
