@@ -16,8 +16,6 @@ from .llms.openai import OpenAILLM as OpenAILLM
 from .llms.local import TransformersLLM as TransformersLLM
 from .questions.generation import estimate_cost as estimate_cost
 from .questions.generation import generate_questions as generate_questions
-from .questions.several import generate_multi_chunk_questions as generate_multi_chunk_questions
-from .questions.descriptions import generate_descriptions as generate_descriptions
 from .questions.round_trip import filter_by_round_trip as filter_by_round_trip
 from .questions.judge import filter_by_judge as filter_by_judge
 

@@ -377,6 +377,24 @@ def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log, tmp_pa
     assert [question.text for question in log.to_questions()] == ["where is the pump"]
 
 
+def test_verdicts_are_stored_before_they_are_recorded_and_several_are_asked_at_once(retriever, log, tmp_path):
+    for question in ("where is the pump", "who cleans the filter", "how to open the door", "which lamp is red"):
+        log.record(question, [("c0", 0.1)], outcome="not in the documents")
+    meeting = threading.Barrier(2)
+
+    def reply(_text):
+        meeting.wait(timeout=10)  # broken unless two requests are under way together
+        return {"passages": [1]}
+
+    llm = ScriptedLLM(reply)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeedbackLog, "name_chunks", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            et.label_misses(log, retriever, llm=llm, output_dir=tmp_path, num_workers=8, show_progress_bar=False)
+    assert et.label_misses(log, retriever, llm=llm, output_dir=tmp_path, show_progress_bar=False) == 4
+    assert len(llm.requests) == 4
+
+
 def test_a_judge_that_says_nothing_usable_is_reported(retriever, log, caplog, tmp_path):
     log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
     assert (

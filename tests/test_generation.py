@@ -172,6 +172,9 @@ def test_no_more_than_num_workers_are_under_way(tmp_path):
     ("options", "message"),
     [
         ({"per_chunk": 0}, "per_chunk is 0"),
+        ({"per_chunk": 10**9}, "from 1 to 100"),
+        ({"budget_usd": float("inf")}, "budget_usd is inf"),
+        ({"budget_usd": float("nan")}, "budget_usd is nan"),
         ({"mode": "bulk"}, "mode is 'bulk'"),
         ({"num_workers": 0}, "num_workers is 0"),
         ({"budget_usd": 0}, "budget_usd is 0"),
@@ -567,6 +570,37 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path):
         assert "KeyboardInterrupt" in errors
         assert "Run the same again to go on; nothing is paid twice." in errors
         assert num_stored(tmp_path) == len(server.answered) < 200
+
+
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_sigterm_keeps_everything_and_ends_the_process(tmp_path):
+    with serving(seconds=0.1) as server:
+        with run_script(server, tmp_path, 200) as process:
+            while len(server.answered) < 20:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=20)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "Run the same again to go on; nothing is paid twice." in errors
+        assert num_stored(tmp_path) == len(server.answered) < 200
+
+
+def test_a_handler_of_ones_own_for_sigterm_stays(server, tmp_path):
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        send = AnthropicLLM.send
+
+        def send_and_terminate(llm, body):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return send(llm, body)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AnthropicLLM, "send", send_and_terminate)
+            assert generate_questions(make_chunks(1), claude(server), output_dir=tmp_path).failed == {}
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_ctrl_c_waits_for_the_first_thread_too(server, tmp_path):

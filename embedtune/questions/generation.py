@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _NUM_SHOWN = 5  # examples in a request
 _MAX_OF_STYLE = 20
+_MAX_PER_CHUNK = 100
 
 
 def generate_questions(
@@ -153,8 +154,10 @@ def _template(
         raise ValueError("instructions is empty. Leave it out for the instructions of the package.")
     quotas = _quotas(styles) if styles is not None else ()
     number = len(quotas) or 4 if per_chunk is None else per_chunk
-    if number < 1:
-        raise ValueError(f"per_chunk is {number} and must be at least 1; 3 to 5 is usual.")
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"per_chunk is {number!r}, a {type(number).__name__}. Pass a whole number.")
+    if not 1 <= number <= _MAX_PER_CHUNK:
+        raise ValueError(f"per_chunk is {number} and must be from 1 to {_MAX_PER_CHUNK}; 3 to 5 is usual.")
     if quotas and number != len(quotas):
         raise ValueError(f"per_chunk is {number}, but styles asks for {len(quotas)}. Leave out per_chunk.")
     return RequestTemplate(instructions or default_instructions(), number, language, seed, quotas, examples)

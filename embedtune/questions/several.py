@@ -87,7 +87,7 @@ def generate_multi_chunk_questions(
     check_chunks(chunks, llm)
     if chunks_together not in (2, 3):
         raise ValueError(f"chunks_together is {chunks_together!r} and must be 2 or 3.")
-    if not 1 <= per_group <= len(_STYLES):
+    if per_group not in range(1, len(_STYLES) + 1):
         raise ValueError(f"per_group is {per_group!r} and must be from 1 to {len(_STYLES)}.")
     groups = related_chunks(chunks, retriever, size=chunks_together, context=context)
     if not groups:

@@ -136,6 +136,8 @@ def label_misses(
         GenerationStoppedError: If no request can succeed.
     """
     open_misses = [miss for miss in feedback.misses() if miss.named is None]
+    if not open_misses:
+        return 0
     texts = list(dict.fromkeys(miss.text for miss in open_misses))
     found = dict(zip(texts, retriever.search_batch(texts, k=k), strict=True))
     with answered(

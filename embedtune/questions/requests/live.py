@@ -86,7 +86,7 @@ class _LiveRun:
         self._keys = iter(list(requests))
         self._lock = threading.Lock()
         self._stopped = threading.Event()
-        self._num_refused = 0
+        self._num_answered = self._num_refused = 0
         self._num_workers = num_workers
         self._num_alive = 0
         self._was_killed = ledger.num_in_doubt() > 0
@@ -94,8 +94,16 @@ class _LiveRun:
 
     def start(self) -> None:
         """Start the first threads; the others follow as replies arrive."""
-        for _ in range(1 if self._was_killed else min(-(-self._num_workers // _FIRST_SHARE), len(self.requests))):
-            self._add_thread()
+        share = 1 if self._was_killed else -(-self._num_workers // _FIRST_SHARE)
+        for number in range(min(share, len(self.requests))):
+            try:
+                self._add_thread()
+            except RuntimeError as err:
+                if not number:
+                    raise
+                self.error = err  # raised once the others have stored their replies
+                self.stop()
+                return
 
     def work(self) -> None:
         """Answer requests until there are no more, or the run is stopped."""
@@ -104,6 +112,7 @@ class _LiveRun:
                 problem = self._answer(key)
                 with self._lock:
                     self.num_done += 1
+                    self._num_answered += not problem
                     if problem:
                         self.failures[key] = problem
                 self._grow()
@@ -122,14 +131,16 @@ class _LiveRun:
         with self._lock:
             self._num_replies += 1
             is_due = self._num_replies >= (self._num_alive if self._was_killed else 1)
-            if not is_due or self._num_alive >= min(self._num_workers, len(self.requests)) or self._stopped.is_set():
-                return
-            self._num_replies = 0
-        self._add_thread()
+        if is_due and not self._stopped.is_set():
+            self._add_thread()
 
     def _add_thread(self) -> None:
+        """Start a thread, unless there are enough."""
         with self._lock:
+            if self._num_alive >= min(self._num_workers, len(self.requests)):
+                return
             self._num_alive += 1
+            self._num_replies = 0
         try:
             threading.Thread(target=self.work, daemon=True).start()
         except RuntimeError as err:
@@ -189,9 +200,8 @@ class _LiveRun:
         """Raise if all requests so far were refused."""
         with self._lock:
             self._num_refused += 1
-            only_failures = self.num_done < self._num_refused
-            is_enough = self._num_refused >= MAX_FIRST_FAILURES
-        if only_failures and is_enough:
+            is_hopeless = not self._num_answered and self._num_refused >= MAX_FIRST_FAILURES
+        if is_hopeless:
             raise GenerationStoppedError(
                 f"the first {MAX_FIRST_FAILURES} requests were all refused, the last with: {err}"
             ) from err
