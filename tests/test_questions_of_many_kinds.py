@@ -221,7 +221,7 @@ def test_a_budget_that_does_not_suffice_is_spread_over_the_documents_and_named(t
     asked = Counter(c.document_id for c in chunks if any(c.text in text for text in sent))
     assert 0 < sum(asked.values()) < 60
     assert len(asked) == 6
-    assert max(asked.values()) - min(asked.values()) <= 1
+    assert max(asked.values()) - min(asked.values()) <= 2  # at the end, the smaller ones still fit
     assert set(questions.failed.values()) == {"not sent: over the budget of $0.02"}
     assert "the budget leaves $0.02: about" in caplog.text
     assert "raise budget_usd" in caplog.text
