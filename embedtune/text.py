@@ -27,9 +27,12 @@ _QUOTATION_MARKS = regex.compile(
 _PUNCTUATION = regex.compile(
     r"[¿¡؟،؛।॥。、・]"
     rf"|[?!,;:](?=[{_UNSPACED}])|(?<=[{_UNSPACED}])[?!,;:.]"
-    r"|(?<=[^\s?!.,;:])[?!.,;:]+(?=\s)|[\s?!.;]+$",
+    r"|(?<=[^\s?!.,;:])[?!.,;:]+(?=\s)",
     regex.V1,
 )
+_SIMPLE_PUNCTUATION = re.compile(r"(?<=[^\s?!.,;:])[?!.,;:]+(?=\s)")  # the same for ASCII, and several times faster
+_SIMPLE_SIGNS = re.compile(r"\w+|\S")
+_END = regex.compile(r"[^\s?!.;]", regex.V1 | regex.REVERSE)  # the last character that does not end a sentence
 _SURROGATE = regex.compile("[\ud800-\udfff]")
 
 
@@ -75,9 +78,13 @@ def same_question(text: str) -> str:
         >>> same_question("What is C++?") == same_question("What is C#?")
         False
     """
-    text = _DASHES.sub("-", _APOSTROPHES.sub("'", plain(text)))
-    text = _PUNCTUATION.sub(" ", _QUOTATION_MARKS.sub(" ", text))
-    return " ".join(_WORDS_AND_SIGNS.findall(text))
+    is_simple = text.isascii()
+    text = plain(text).replace("`", "'") if is_simple else _DASHES.sub("-", _APOSTROPHES.sub("'", plain(text)))
+    if not is_simple or '"' in text or "'" in text:
+        text = _QUOTATION_MARKS.sub(" ", text)
+    text = (_SIMPLE_PUNCTUATION if is_simple else _PUNCTUATION).sub(" ", text)
+    last = _END.search(text)
+    return " ".join((_SIMPLE_SIGNS if is_simple else _WORDS_AND_SIGNS).findall(text[: last.end()] if last else ""))
 
 
 def storage_problem(text: str) -> str:

@@ -10,10 +10,10 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-ContextPart = Literal["title", "headings", "keywords"]
+ContextPart = Literal["title", "headings", "keywords", "description"]
 """What can be put before a chunk's text when it is embedded."""
 
-CONTEXT_PARTS: tuple[ContextPart, ...] = ("title", "headings", "keywords")
+CONTEXT_PARTS: tuple[ContextPart, ...] = ("title", "headings", "keywords", "description")
 
 Role = Literal["query", "document"]
 """How a text is encoded: as a question, or as a chunk. It decides the prompt and, in some models, the route."""
@@ -54,6 +54,7 @@ class Chunk:
         title: The document's title.
         keywords: The document's keywords.
         page: The page or slide on which the span starts, from 1; 0 if the format has no pages.
+        description: A sentence or two that say where the chunk stands in its document, see `generate_descriptions`.
 
     Example:
         >>> chunk = Chunk("a.md#0", "a.md", "Press both.", 0, 11, headings=("Reset",), keywords=("pump",))
@@ -70,6 +71,7 @@ class Chunk:
     title: str = ""
     keywords: tuple[str, ...] = ()
     page: int = 0
+    description: str = ""
 
     def text_with(self, context: Sequence[ContextPart] = ()) -> str:
         """Return the text to embed: one line for each part of the context, then the chunk's own text.
@@ -77,15 +79,26 @@ class Chunk:
         Parts that the chunk does not have are left out.
 
         Args:
-            context: Any of ``"title"``, ``"headings"`` (joined by ``" > "``) and ``"keywords"`` (``#`` and a
-                comma-separated list, as in "Fine-tuning Embeddings for RAG applications"), in any order.
+            context: Any of ``"title"``, ``"headings"`` (joined by ``" > "``), ``"keywords"`` (``#`` and a
+                comma-separated list, as in "Fine-tuning Embeddings for RAG applications") and ``"description"`` (what
+                a language model wrote about the chunk), in any order.
         """
         lines = {
             "title": self.title,
             "headings": " > ".join(self.headings),
             "keywords": f"#{', '.join(self.keywords)}" if self.keywords else "",
+            "description": self.description,
         }
         return "\n".join([*(lines[part] for part in context if lines[part]), self.text])
+
+
+def require_descriptions(chunks: Sequence[Chunk], context: Sequence[ContextPart]) -> None:
+    """Raise a ``ValueError`` if descriptions are part of the context and no chunk has one."""
+    if "description" in context and chunks and not any(chunk.description for chunk in chunks):
+        raise ValueError(
+            f"context={list(context)} has 'description', but none of the {len(chunks)} chunks has one. Call "
+            f"generate_descriptions() first, or leave it out."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +108,8 @@ class Question:
     Attributes:
         id: Unique in its collection; ``"{chunk_id}/{position}"`` if it was generated from a chunk.
         text: The question as a user would ask it.
-        chunk_ids: Every chunk that answers it on its own; the one it was written for comes first.
+        chunk_ids: Every relevant chunk: those that answer it on their own, or together if its style is ``"several"``. The
+            one it was written for comes first.
         style: How it is asked, for instance ``"keyword"``, or an empty string.
         split: The split it belongs to, or an empty string to let ``build_dataset`` choose.
         answer: A short answer, or an empty string.

@@ -89,7 +89,7 @@ def main(
         print(f"  {miss.text}")
 
     # 3. Which chunk should have been found? A deeper search proposes, the language model decides.
-    num_found = et.label_misses(log, retriever, llm=llm)
+    num_found = et.label_misses(log, retriever, llm=llm, output_dir=f"{output}/ledger")
     print(f"\nFor {num_found} of them a chunk was found that answers it. What that looks like:\n")
     print(et.suggest_chunk(misses[0].text, retriever, llm=llm, k=3), "\n")
 

@@ -33,6 +33,7 @@ from typing import Any
 
 KEY = "sk-ant-secret-0123456789"
 PRICES = {"claude-haiku-5-5": (0.1, 0.5), "claude-sonnet-5-5": (2.0, 10.0), "claude-opus-5-5": (4.0, 20.0)}
+CACHE_WRITE, CACHE_READ = 1.25, {"claude-haiku-5-5": 0.1, "claude-sonnet-5-5": 0.05, "claude-opus-5-5": 0.05}
 TOKENS = 1.35  # what the tokenizer of current models counts where older ones count one
 RETIRED = {"claude-3-sonnet-20240229", "claude-sonnet-4-6"}
 OPENAI_MODELS = {"gpt-test"}
@@ -102,6 +103,7 @@ class LLMServer:
         self.by_text: list[tuple[str, Fault]] = []
         self.answered: list[str] = []  # the texts that were answered, and so paid for
         self.microdollars = 0.0
+        self.cached: set[str] = set()
         self.in_flight = self.max_in_flight = 0
         self.batches: list[Batch] = []
         self.batch_outcome: Callable[[dict[str, Any]], str] = lambda request: "succeeded"
@@ -139,16 +141,28 @@ class LLMServer:
 
     def answer(self, params: dict[str, Any], fault: Fault, *, share: float = 1.0) -> dict[str, Any]:
         """Make the message for a request, and bill it."""
-        text = fault.text if fault.text is not None else written(params["system"], params["messages"][0]["content"])
-        said = params["system"] + params["messages"][0]["content"] + json.dumps(params["output_config"])
+        shared, user = material(params)
+        text = (
+            fault.text
+            if fault.text is not None
+            else written(params["system"], user, json.dumps(params.get("output_config")))
+        )
+        said = params["system"] + user[len(shared) :] + json.dumps(params["output_config"])
+        with self.lock:
+            is_cached = shared in self.cached
+            self.cached.add(shared)
         usage = {
             "input_tokens": int(TOKENS * num_tokens(said)),
+            "cache_creation_input_tokens": 0 if is_cached else int(TOKENS * num_tokens(shared)),
+            "cache_read_input_tokens": int(TOKENS * num_tokens(shared)) if is_cached else 0,
             "output_tokens": min(int(TOKENS * num_tokens(text)), params["max_tokens"]),
         }
         prices = PRICES[params["model"]]
         with self.lock:
-            self.answered.append(params["messages"][0]["content"])
-            self.microdollars += share * (usage["input_tokens"] * prices[0] + usage["output_tokens"] * prices[1])
+            self.answered.append(user)
+            num_read = usage["input_tokens"] + CACHE_WRITE * usage["cache_creation_input_tokens"]
+            num_read += CACHE_READ[params["model"]] * usage["cache_read_input_tokens"]
+            self.microdollars += share * (num_read * prices[0] + usage["output_tokens"] * prices[1])
         digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
         return {
             "id": f"msg_{digest[:20]}",
@@ -165,13 +179,23 @@ class LLMServer:
         }
 
 
+def material(params: dict[str, Any]) -> tuple[str, str]:
+    """Return the part of the user's message that is to be cached, and the whole message."""
+    content = params["messages"][0]["content"]
+    blocks = content if isinstance(content, list) else [{"type": "text", "text": content}]
+    return "".join(b["text"] for b in blocks if "cache_control" in b), "".join(b["text"] for b in blocks)
+
+
 def num_tokens(text: str) -> int:
     """One token for each four characters of a word, and one for each mark."""
     return sum(-(-len(piece) // 5) for piece in re.findall(r"\w+|[^\w\s]", text))
 
 
-def written(system: str, user: str) -> str:
+def written(system: str, user: str, schema: str = "") -> str:
     """Write questions about the passage, as many and in the styles that the instructions ask for."""
+    if "description" in schema:
+        words = re.findall(r"\w+", user.rpartition("<passage>")[2])
+        return json.dumps({"description": f"About {' '.join(words[:5])}."})
     passage = user.partition("<passage>")[2].rpartition("</passage>")[0]
     found = re.search(r"Write (\d+) questions", system)
     styles = re.search(r"in this order: ([\w, ]+)", system)

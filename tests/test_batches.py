@@ -211,6 +211,40 @@ def test_a_batch_that_is_gone_is_named_with_a_way_on_and_sent_again_once_given_u
         assert len(server.batches) == 2
 
 
+def test_a_batch_that_is_gone_keeps_no_other_chunks_from_being_asked_about(tmp_path, caplog):
+    chunks = make_chunks(12)
+    with serving() as server:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AnthropicLLM, "batch_status", crash)
+            with pytest.raises(CrashError):
+                run(server, chunks[:5], tmp_path)
+        server.batches[0].deleted = True
+        assert run(server, chunks[5:], tmp_path).failed == {}
+        assert "does not know the batch msgbatch_0000" in caplog.text
+        assert generate_questions(chunks[5:], claude(server), output_dir=tmp_path).failed == {}
+        assert num_stored(tmp_path) == 7
+        with pytest.raises(GenerationStoppedError, match=r"batch msgbatch_0000.*give_up_batch\('msgbatch_0000'\)"):
+            run(server, [*chunks, *make_chunks(15)[12:]], tmp_path)
+        assert num_stored(tmp_path) == 10  # the new ones are answered before the run says so
+
+
+def test_the_results_of_a_batch_are_stored_before_they_are_read(server, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(AnthropicLLM, "read", crash)
+        with pytest.raises(CrashError):
+            run(server, make_chunks(6), tmp_path)
+    assert num_stored(tmp_path) == 6
+    questions = run(server, make_chunks(6), tmp_path)
+    assert questions.failed == {}
+    assert len(server.batches) == 1
+    assert (
+        questions.lost_usd * 1e6 >= server.microdollars
+    )  # what they cost is not known yet: a ceiling, and named as one
+    questions = run(server, make_chunks(7), tmp_path)
+    assert questions.cost_usd == pytest.approx(server.microdollars / 1e6, abs=8e-6)
+    assert questions.lost_usd == 0
+
+
 @pytest.mark.parametrize("moment", ["before create", "after create", "after naming", "in results"])
 def test_after_a_crash_at_any_moment_the_next_run_has_one_batch_for_one_intent(server, tmp_path, monkeypatch, moment):
     chunks = make_chunks(12)
@@ -301,7 +335,7 @@ def test_a_budget_holds_for_batches_too_and_is_used_bit_by_bit(server, tmp_path)
     chunks = make_chunks(60)
     questions = run(server, chunks, tmp_path, budget_usd=0.2)
     assert 100_000 < server.microdollars <= 200_000
-    assert set(questions.failed.values()) == {"not sent: over budget"}
+    assert set(questions.failed.values()) == {"not sent: over the budget of $0.2"}
     assert len(server.batches) > 1
     assert run(server, chunks, tmp_path, budget_usd=5.0).failed == {}
     assert set(custom_ids(server).values()) == {1}

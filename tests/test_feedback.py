@@ -441,9 +441,12 @@ def test_an_unusable_verdict_is_none_and_not_an_empty_choice(retriever):
         ({"error": "model is loading"}, "malformed"),
     ],
 )
-def test_an_unreadable_verdict_is_never_recorded_as_no_chunk(retriever, log, caplog, reply, problem):
+def test_an_unreadable_verdict_is_never_recorded_as_no_chunk(retriever, log, caplog, tmp_path, reply, problem):
     log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
-    assert et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: reply), show_progress_bar=False) == 0
+    assert (
+        et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: reply), output_dir=tmp_path, show_progress_bar=False)
+        == 0
+    )
     assert log.questions()[0].named is None
     assert len(log.misses()) == 1
     assert f"no usable reply for 1 of 1 questions: 1 {problem}." in caplog.text
@@ -455,7 +458,7 @@ def test_a_draft_in_think_is_not_the_verdict(retriever):
     assert suggestion.chunk_ids == (suggestion.candidates[0].id,)
 
 
-def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log):
+def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log, tmp_path):
     def reply(text):
         return {"passages": []} if "king" in text else {"passages": [1]}
 
@@ -463,17 +466,38 @@ def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log):
         log.record(question, [("c0", 0.1)], outcome="not in the documents")
     log.record("how to open it", [("c0", 0.1)], outcome="answered", cited=["c0"])
     llm = ScriptedLLM(reply)
-    assert et.label_misses(log, retriever, llm=llm, show_progress_bar=False) == 2
+    assert et.label_misses(log, retriever, llm=llm, output_dir=tmp_path, show_progress_bar=False) == 2
     assert len(llm.requests) == 2
     assert [question.named_by for question in log.questions()] == ["scripted"] * 3 + [""]
-    assert et.label_misses(log, retriever, llm=llm, show_progress_bar=False) == 0
+    assert et.label_misses(log, retriever, llm=llm, output_dir=tmp_path, show_progress_bar=False) == 0
     assert len(llm.requests) == 2
     assert [question.text for question in log.to_questions()] == ["where is the pump"]
 
 
-def test_a_judge_that_says_nothing_usable_is_reported(retriever, log, caplog):
+def test_verdicts_are_stored_before_they_are_recorded_and_several_are_asked_at_once(retriever, log, tmp_path):
+    for question in ("where is the pump", "who cleans the filter", "how to open the door", "which lamp is red"):
+        log.record(question, [("c0", 0.1)], outcome="not in the documents")
+    meeting = threading.Barrier(2)
+
+    def reply(_text):
+        meeting.wait(timeout=10)  # broken unless two requests are under way together
+        return {"passages": [1]}
+
+    llm = ScriptedLLM(reply)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(FeedbackLog, "name_chunks", lambda *args, **kwargs: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            et.label_misses(log, retriever, llm=llm, output_dir=tmp_path, num_workers=8, show_progress_bar=False)
+    assert et.label_misses(log, retriever, llm=llm, output_dir=tmp_path, show_progress_bar=False) == 4
+    assert len(llm.requests) == 4
+
+
+def test_a_judge_that_says_nothing_usable_is_reported(retriever, log, caplog, tmp_path):
     log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
-    assert et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: "hm"), show_progress_bar=False) == 0
+    assert (
+        et.label_misses(log, retriever, llm=ScriptedLLM(lambda _: "hm"), output_dir=tmp_path, show_progress_bar=False)
+        == 0
+    )
     assert "no usable reply for 1 of 1" in caplog.text
     assert log.questions()[0].named is None
 

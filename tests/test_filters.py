@@ -17,6 +17,7 @@ from embedtune.questions.parsing import Candidate, parse_list, parse_questions
 from embedtune.questions.records import Questions
 from embedtune.questions.round_trip import filter_by_round_trip
 from embedtune.retrieval.bm25 import BM25
+from embedtune.text import words
 from embedtune.types import Chunk, Question
 
 ARTICLE = re.compile(r"^\s*\d+\.\s+(.*)", re.MULTILINE)  # what the article reads numbered lists with
@@ -507,3 +508,14 @@ def test_a_judge_can_follow_the_generation_in_the_same_folder(tmp_path):
     questions = generate_questions([chunk("Press both buttons of the pump.")], writer, output_dir=tmp_path)
     judge = Judge(json.dumps({"verdicts": [verdict(1)]}))
     assert filter_by_judge(questions, judge, output_dir=tmp_path) == questions
+
+
+@given(
+    passage=st.text("abc \u00e9,.(-\u6771", max_size=40),
+    asked=st.lists(st.text("abc\u00e9", min_size=1, max_size=8), min_size=1, max_size=5),
+)
+def test_an_answer_is_grounded_if_half_of_its_words_are_words_of_the_passage(passage, asked):
+    there = {word[:5] for word in words(passage)}
+    stems = [word[:5] for word in words(" ".join(asked))]
+    expected = sum(stem in there for stem in stems) >= 0.5 * len(stems)
+    assert is_grounded(" ".join(asked), Chunk("a#0", "a", passage, 0, len(passage))) == expected

@@ -67,7 +67,7 @@ def adds_up(questions, chunks):
     done = {q.chunk_ids[0] for q in questions} | {d.question.chunk_ids[0] for d in questions.dropped}
     done |= {i for q in questions for i in q.chunk_ids}
     rows = dict(questions.summary())
-    count = {label.strip(): int(value.replace(",", "")) for label, value in rows.items() if label != "cost"}
+    count = {label.strip(): int(value.replace(",", "")) for label, value in rows.items() if "$" not in value}
     parts = ["with questions", "with those of other chunks", "without", "failed"]
     assert sum(count.get(part, 0) for part in parts) == count["chunks"] == len(chunks)
     assert not done & questions.failed.keys()
@@ -87,7 +87,7 @@ def test_chunks_become_questions_and_a_dataset(server, tmp_path):
     assert questions[0].model == "claude-sonnet-5-5"
     assert len(questions[0].prompt_version) == 12
     assert questions[0].answer
-    assert {question.style for question in questions} == {"natural", "keyword", "imprecise", "complex"}
+    assert {question.style for question in questions} == {"natural", "keyword", "vague", "complex"}
     data = build_dataset(chunks, questions, seed=0)
     assert len(data.queries) == len(questions)
     adds_up(questions, chunks)
@@ -172,6 +172,9 @@ def test_no_more_than_num_workers_are_under_way(tmp_path):
     ("options", "message"),
     [
         ({"per_chunk": 0}, "per_chunk is 0"),
+        ({"per_chunk": 10**9}, "from 1 to 100"),
+        ({"budget_usd": float("inf")}, "budget_usd is inf"),
+        ({"budget_usd": float("nan")}, "budget_usd is nan"),
         ({"mode": "bulk"}, "mode is 'bulk'"),
         ({"num_workers": 0}, "num_workers is 0"),
         ({"budget_usd": 0}, "budget_usd is 0"),
@@ -437,7 +440,7 @@ def test_sixteen_workers_never_exceed_the_budget(server, tmp_path, budget_usd, c
     questions = generate_questions(chunks, claude(server), output_dir=tmp_path, budget_usd=budget_usd, num_workers=16)
     with Ledger(tmp_path) as ledger:
         assert server.microdollars <= ledger.spent() <= budget_usd * 1e6
-    assert set(questions.failed.values()) == {"not sent: over budget"}
+    assert set(questions.failed.values()) == {f"not sent: over the budget of ${budget_usd:g}"}
     assert num_stored(tmp_path) == 150 - len(questions.failed)
     adds_up(questions, chunks)
 
@@ -569,6 +572,37 @@ def test_ctrl_c_keeps_everything_and_says_how_to_go_on(tmp_path):
         assert num_stored(tmp_path) == len(server.answered) < 200
 
 
+@pytest.mark.skipif(os.name == "nt", reason="needs signals")
+def test_sigterm_keeps_everything_and_ends_the_process(tmp_path):
+    with serving(seconds=0.1) as server:
+        with run_script(server, tmp_path, 200) as process:
+            while len(server.answered) < 20:
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+            _, errors = process.communicate(timeout=20)
+        assert process.returncode == 128 + signal.SIGTERM
+        assert "Run the same again to go on; nothing is paid twice." in errors
+        assert num_stored(tmp_path) == len(server.answered) < 200
+
+
+def test_a_handler_of_ones_own_for_sigterm_stays(server, tmp_path):
+    seen = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: seen.append(number))
+    try:
+        send = AnthropicLLM.send
+
+        def send_and_terminate(llm, body):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return send(llm, body)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(AnthropicLLM, "send", send_and_terminate)
+            assert generate_questions(make_chunks(1), claude(server), output_dir=tmp_path).failed == {}
+        assert seen == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
 def test_ctrl_c_waits_for_the_first_thread_too(server, tmp_path):
     """Whichever thread is being waited for: Python before 3.13 takes one whose join is interrupted for ended."""
     send, lock, sent = AnthropicLLM.send, threading.Lock(), []
@@ -585,8 +619,8 @@ def test_ctrl_c_waits_for_the_first_thread_too(server, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(AnthropicLLM, "send", send_slowly)
-        with pytest.raises(KeyboardInterrupt):
-            generate_questions(make_chunks(2), claude(server), output_dir=tmp_path, num_workers=2)
+        with pytest.raises(KeyboardInterrupt):  # a quarter of the workers start at once
+            generate_questions(make_chunks(2), claude(server), output_dir=tmp_path, num_workers=8)
     assert num_stored(tmp_path) == len(server.answered) == 2
 
 
@@ -726,11 +760,11 @@ def test_a_model_without_a_price_is_said_to_count_no_cost(tmp_path, caplog):
 
 
 def test_a_new_filter_or_parser_costs_nothing(tmp_path, monkeypatch):
-    from embedtune.questions import generation
+    from embedtune.questions import asking
 
     chunks, llm = make_chunks(5), Fake("A: nothing\nHow is it cleaned?")
     generate_questions(chunks, llm, output_dir=tmp_path)
-    monkeypatch.setattr(generation, "broken_rule", lambda question, chunk, language: "bad mood")
+    monkeypatch.setattr(asking, "broken_rule", lambda question, chunk, language: "bad mood")
     questions = generate_questions(chunks, llm, output_dir=tmp_path)
     assert llm.num_sent == 5
     assert {dropped.reason for dropped in questions.dropped} == {"bad mood"}

@@ -2,6 +2,9 @@ import importlib.util
 import json
 import subprocess
 import sys
+import traceback
+from base64 import b64encode
+from urllib.parse import quote
 
 import anthropic
 import openai
@@ -19,6 +22,7 @@ from embedtune.llms.protocol import LLM, Completion, Price, Request
 from embedtune.llms.sdk import call
 from embedtune.questions.generation import generate_questions
 from embedtune.questions.template import SCHEMA
+from embedtune.retrieval.openai import OpenAIEncoder
 
 REQUEST = Request("Write 2 questions.", "<passage>\nThe pump restarts itself after ten seconds.\n</passage>", SCHEMA)
 
@@ -109,6 +113,37 @@ def test_a_wrong_key_stops_the_run(server, tmp_path):
     with pytest.raises(GenerationStoppedError, match=r"HTTP 401.*ANTHROPIC_API_KEY"):
         generate_questions(make_chunks(5), AnthropicLLM("claude-haiku-5-5", client=client), output_dir=tmp_path)
     client.close()
+
+
+SECRET = "Pa55/word+of==MINE"
+
+
+@pytest.mark.parametrize(
+    "form", [str, str.lower, lambda key: quote(key, safe=""), lambda key: b64encode(key.encode()).decode()]
+)
+@pytest.mark.parametrize("provider", ["anthropic", "openai"])
+def test_a_key_that_a_proxy_sends_back_is_in_no_message_and_no_traceback(server, tmp_path, provider, form):
+    server.key = SECRET
+    said = f"the key {form(SECRET)} is not known here"
+    server.queue("messages", Fault(status=401, message=said), times=20)
+    server.queue("chat", Fault(status=401, message=said), times=20)
+    llm = claude(server) if provider == "anthropic" else OpenAILLM("gpt-test", client=server.openai_client())
+    with pytest.raises(GenerationStoppedError, match=r"the key \[key\] is not known here") as caught:
+        generate_questions(make_chunks(3), llm, output_dir=tmp_path)
+    shown = "".join(traceback.format_exception(caught.value)).lower()
+    assert form(SECRET).lower() not in shown
+    assert SECRET.lower() not in shown
+
+
+def test_a_password_in_an_address_is_in_no_message_no_record_and_no_fingerprint(tmp_path):
+    url = "http://me:s3cret-word@127.0.0.1:9/v1?api_key=s3cret-too"
+    llm = OpenAILLM("gpt-test", base_url=url, price=Price(0, 0))
+    encoder = OpenAIEncoder("text-embedding-3-small", base_url=url, cache=tmp_path / "vectors.sqlite", price=0.0)
+    assert encoder.fingerprint.endswith("server=http://127.0.0.1:9/v1)")
+    with pytest.raises(TemporaryError) as caught:
+        llm.send(llm.body(Request("system", "text", {})))
+    shown = "".join(traceback.format_exception(caught.value)) + repr(llm) + repr(encoder) + encoder.fingerprint
+    assert "s3cret" not in shown
 
 
 @pytest.mark.parametrize("package", ["anthropic", "openai"])

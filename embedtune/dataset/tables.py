@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from datasets import Dataset, Features, List, Value
 
 from embedtune.tables import html_table
+from embedtune.types import require_descriptions
 
 if TYPE_CHECKING:
     from embedtune.types import Chunk, ContextPart, Question
@@ -158,6 +159,7 @@ def corpus_table(
     chunks: Sequence[Chunk], *, group_of: Mapping[str, str], duplicates: Sequence[str], context: Sequence[ContextPart]
 ) -> Dataset:
     """Return the corpus: a row for each chunk."""
+    require_descriptions(chunks, context)
     rows = [
         {
             "_id": chunk.id,

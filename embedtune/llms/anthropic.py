@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 from embedtune.llms.errors import BatchMissingError, GenerationStoppedError, RequestError, TemporaryError
 from embedtune.llms.prices import listed_price
 from embedtune.llms.protocol import BatchResult, BatchStatus, Completion, Price, Request
-from embedtune.llms.sdk import call, client_of, require_sdk, without_key
+from embedtune.llms.sdk import call, client_of, redact, require_sdk, without_key
 
 T = TypeVar("T")
 
@@ -70,7 +70,7 @@ class AnthropicLLM:
             "model": self.model,
             "max_tokens": self.max_tokens,
             "system": request.system,
-            "messages": [{"role": "user", "content": request.text}],
+            "messages": [{"role": "user", "content": _content(request)}],
             "output_config": output,
         }
 
@@ -87,6 +87,7 @@ class AnthropicLLM:
         try:
             found = self._client.models.retrieve(self.model)
         except anthropic.NotFoundError as err:
+            redact(err)
             if self.model in err.message:  # otherwise it is a gateway without a list of models
                 raise self._unusable("is unknown to the API") from err
         except anthropic.APIError:
@@ -113,6 +114,8 @@ class AnthropicLLM:
             text="".join(block["text"] for block in reply["content"] if block["type"] == "text"),
             input_tokens=sum(usage.get(name) or 0 for name in read),
             output_tokens=usage["output_tokens"],
+            cache_write_tokens=usage.get("cache_creation_input_tokens") or 0,
+            cache_read_tokens=usage.get("cache_read_input_tokens") or 0,
             problem=_PROBLEMS.get(reply.get("stop_reason") or "", ""),
         )
 
@@ -157,6 +160,14 @@ class AnthropicLLM:
         return GenerationStoppedError(
             f"the model {self.model!r} {what}. Choose one of https://platform.claude.com/docs/en/about-claude/models."
         )
+
+
+def _content(request: Request) -> str | list[dict[str, Any]]:
+    """Return the material, with a mark behind what other requests share, so that it is cached."""
+    if not request.num_shared:
+        return request.text
+    shared = {"type": "text", "text": request.text[: request.num_shared], "cache_control": {"type": "ephemeral"}}
+    return [shared, {"type": "text", "text": request.text[request.num_shared :]}]
 
 
 def _call_about(name: str, function: Callable[[], T]) -> T:

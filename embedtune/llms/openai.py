@@ -37,7 +37,7 @@ class OpenAILLM:
 
     model: str
     _: KW_ONLY
-    base_url: str | None = None
+    base_url: str | None = field(default=None, repr=False)
     client: Any = field(default=None, repr=False)
     max_tokens: int = 4096
     price: Price | None = None
@@ -105,6 +105,7 @@ class OpenAILLM:
             text=choice["message"].get("content") or "",
             input_tokens=usage.get("prompt_tokens") or 0,
             output_tokens=usage.get("completion_tokens") or 0,
+            cache_read_tokens=(usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0,
             problem="refused" if choice["message"].get("refusal") else problem,
         )
 

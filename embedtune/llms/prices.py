@@ -18,6 +18,7 @@ MICRODOLLARS = 1_000_000  # in a dollar
 _FRAMING_TOKENS = 1_000
 # Current Claude models count more tokens for the same text than OpenAI's o200k_base.
 _CLAUDE_TOKENS = 1.35
+_CACHES = '"cache_control"'  # in the body of a request: its start is written into the provider's cache
 # What clouds put around a model's name: "us.anthropic.claude-haiku-4-5-20251001-v1:0".
 _CLOUD_NAME = re.compile(r"^(?:\w+\.)?anthropic\.|-v\d+(?::\d+)?$")
 
@@ -46,7 +47,17 @@ def listed_price(model: str, *sellers: str) -> Price | None:
             found = calc_price(usage, _CLOUD_NAME.sub("", model), **where)
         except LookupError:
             continue
-        return Price(float(found.input_price * 1_000), float(found.output_price * 1_000))
+        write, read = (
+            float(calc_price(usage_of_cache, _CLOUD_NAME.sub("", model), **where).input_price / found.input_price)
+            if found.input_price
+            else 1.0
+            for usage_of_cache in (
+                Usage(input_tokens=1_000, cache_write_tokens=1_000),
+                Usage(input_tokens=1_000, cache_read_tokens=1_000),
+            )
+        )
+        dollars = float(found.input_price * 1_000), float(found.output_price * 1_000)
+        return Price(*dollars, cache_write=write, cache_read=read)
     return None
 
 
@@ -60,14 +71,18 @@ def paid(price: Price | None, completion: Completion, *, in_batch: bool = False)
     if price is None:
         return 0
     # A dollar per million tokens is a micro-dollar per token.
-    amount = completion.input_tokens * price.input + completion.output_tokens * price.output
+    written, read = completion.cache_write_tokens, completion.cache_read_tokens
+    num_read = completion.input_tokens + written * (price.cache_write - 1) + read * (price.cache_read - 1)
+    amount = num_read * price.input + completion.output_tokens * price.output
     return math.ceil(round(amount * (price.batch if in_batch else 1), 6))
 
 
 def at_most(llm: LLM, body: Mapping[str, Any], *, in_batch: bool = False) -> int:
     """Return the most that a request can cost, in micro-dollars: no token is shorter than a byte."""
-    num_bytes = len(json.dumps(body, ensure_ascii=False).encode("utf-8", "replace"))
-    return paid(llm.price, Completion("", num_bytes + _FRAMING_TOKENS, llm.max_tokens), in_batch=in_batch)
+    text = json.dumps(body, ensure_ascii=False)
+    most = len(text.encode("utf-8", "replace")) + _FRAMING_TOKENS
+    cached = most if _CACHES in text else 0
+    return paid(llm.price, Completion("", most, llm.max_tokens, cache_write_tokens=cached), in_batch=in_batch)
 
 
 def approximate_tokens(text: str) -> float:
@@ -94,6 +109,16 @@ class Budget:
         self.spent: int = spent
         self._held = 0
         self._changed = threading.Condition()
+
+    @property
+    def left_usd(self) -> float:
+        """What may still be spent, in dollars."""
+        return math.inf if self.ceiling is None else max(0, self.ceiling - self.spent) / MICRODOLLARS
+
+    @property
+    def refusal(self) -> str:
+        """Why a request is not sent that does not fit."""
+        return f"not sent: over the budget of ${(self.ceiling or 0) / MICRODOLLARS:g}"
 
     def reserve(self, amount: int) -> bool:
         """Reserve an amount, waiting for others to settle if necessary; False if it does not fit even then."""
@@ -124,7 +149,9 @@ def budget_of(llm: LLM, budget_usd: float | None, *, spent: int) -> Budget:
     """
     if budget_usd is None:
         return Budget(None, spent=spent)
-    if not budget_usd > 0:
+    if isinstance(budget_usd, bool) or not isinstance(budget_usd, (int, float)):
+        raise TypeError(f"budget_usd is {budget_usd!r}, a {type(budget_usd).__name__}. Pass a number of dollars.")
+    if not 0 < budget_usd < math.inf:
         raise ValueError(f"budget_usd is {budget_usd} and must be more than 0. Leave it out for no ceiling.")
     if llm.price is None:
         raise ValueError(
@@ -173,13 +200,28 @@ def estimate(llm: LLM, requests: Iterable[Request], *, output_tokens: int) -> Es
         output_tokens: About how many o200k_base tokens it will write for each.
     """
     factor = _CLAUDE_TOKENS if "claude" in llm.name.lower() else 1.0
-    sizes = [approximate_tokens(r.system + r.text + json.dumps(r.schema)) for r in requests]
-    total = Completion("", round(sum(sizes) * factor), round(output_tokens * len(sizes) * factor))
+    num_requests, tokens, written, read = 0, 0.0, 0.0, 0.0
+    seen: set[str] = set()
+    for request in requests:
+        num_requests += 1
+        tokens += approximate_tokens(request.system + request.text + json.dumps(request.schema))
+        if request.num_shared and _CACHES in json.dumps(llm.body(request)):
+            shared = request.text[: request.num_shared]
+            size = approximate_tokens(shared)
+            written, read = (written, read + size) if shared in seen else (written + size, read)
+            seen.add(shared)
+    total = Completion(
+        "",
+        round(tokens * factor),
+        round(output_tokens * num_requests * factor),
+        cache_write_tokens=round(written * factor),
+        cache_read_tokens=round(read * factor),
+    )
     live, batch = (paid(llm.price, total, in_batch=in_batch) / MICRODOLLARS for in_batch in (False, True))
     is_known = llm.price is not None
     return Estimate(
         model=llm.name,
-        num_requests=len(sizes),
+        num_requests=num_requests,
         input_tokens=total.input_tokens,
         output_tokens=total.output_tokens,
         live_usd=live if is_known else None,

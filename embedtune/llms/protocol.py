@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 
@@ -15,11 +15,14 @@ class Request:
         system: The instructions.
         text: The material to work on.
         schema: The JSON schema that the reply should follow.
+        num_shared: How many characters at the start of ``text`` other requests share. A provider that caches prompts
+            reads them once; another model may ignore this.
     """
 
     system: str
     text: str
     schema: Mapping[str, Any]
+    num_shared: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,15 +31,19 @@ class Completion:
 
     Attributes:
         text: The text of the reply.
-        input_tokens: The tokens read, as the provider counted them.
+        input_tokens: The tokens read, as the provider counted them, including cached ones.
         output_tokens: The tokens written, including thinking.
         problem: Why the text is not usable (``"refused"``, ``"cut off"``), or an empty string.
+        cache_write_tokens: How many of the input tokens were written into the provider's cache of prompts.
+        cache_read_tokens: How many of the input tokens were read from that cache.
     """
 
     text: str
     input_tokens: int = 0
     output_tokens: int = 0
     problem: str = ""
+    cache_write_tokens: int = 0
+    cache_read_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,11 +54,15 @@ class Price:
         input: Price of the tokens read.
         output: Price of the tokens written.
         batch: The share of the price that is paid in a batch.
+        cache_write: The share of the input price that is paid for tokens written into a cache of prompts.
+        cache_read: The share of the input price that is paid for tokens read from a cache of prompts.
     """
 
     input: float
     output: float
     batch: float = 0.5
+    cache_write: float = field(default=1.25, repr=False, compare=False)
+    cache_read: float = field(default=1.0, repr=False, compare=False)
 
 
 @runtime_checkable

@@ -10,9 +10,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from embedtune.llms.protocol import Completion
 
-_TAG = re.compile(r"<(?=\s*/?\s*(?:passage|document_title|headings|questions?)\b)", re.IGNORECASE)
-_THINKING = re.compile(r"^\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL)
-_STRING_OR_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.)*")|,(?=\s*[}\]])')
+_TAG = re.compile(
+    r"<(?=\s*(?:/\s*)?(?:passage|document|document_title|headings|questions?|example_questions)\b)", re.IGNORECASE
+)
+_THINKING = re.compile(r"\s*<think(?:ing)?>", re.IGNORECASE)
+_END_OF_THINKING = re.compile(r"</think(?:ing)?>", re.IGNORECASE)
+# A string that is not closed ends with the text, so that the pattern never fails at its far end and takes linear time.
+_STRING_OR_TRAILING_COMMA = re.compile(r'("(?:[^"\\]|\\.|\\\Z)*(?:"|\Z))|,(?=\s*[}\]])', re.DOTALL)
+_STARTS_WITH_JSON = re.compile(r"\s*[{\[]")
 _MAX_OPENINGS = 50  # tried as the start of JSON, so that no reply takes long
 
 
@@ -38,13 +43,18 @@ def schema_of(properties: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def without_thinking(text: str) -> str:
-    """Return a reply without the draft that a reasoning model writes before it.
+    """Return a reply without the draft that a reasoning model writes before it; some begin it in the request.
 
     Example:
-        >>> without_thinking("<think>Perhaps 2?</think>3")
-        '3'
+        >>> without_thinking("<think>Perhaps 2?</think>3"), without_thinking("Perhaps 2?</think>3")
+        ('3', '3')
+        >>> without_thinking("<think>Perhaps 2?")  # no reply yet
+        ''
     """
-    return _THINKING.sub("", text)
+    if _STARTS_WITH_JSON.match(text):
+        return text
+    ends = [end.end() for end in _END_OF_THINKING.finditer(text)]
+    return text[ends[-1] :] if ends else "" if _THINKING.match(text) else text
 
 
 def json_in(text: str) -> Iterator[Any]:
@@ -80,6 +90,6 @@ def whole_number(value: Any) -> int | None:
         return None
     try:
         number = float(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return int(number) if number.is_integer() else None

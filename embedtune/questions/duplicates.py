@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from embedtune.near_duplicates import NEAR_DUPLICATE_JACCARD, shingles
@@ -59,14 +60,37 @@ def merge_duplicates(questions: Sequence[Question]) -> tuple[list[Question], dic
     return [replace(question, chunk_ids=tuple(chunks_of[name])) for name, question in kept.items()], dropped
 
 
+def is_copy(examples: Iterable[str], *, shown: Iterable[str]) -> Callable[[str], bool]:
+    """Return what tells whether a question repeats an example, or nearly repeats one of those that were shown.
+
+    Example:
+        >>> repeats = is_copy(["Who fixes the pump?"], shown=["how do i restart the old pump"])
+        >>> repeats("who fixes the pump"), repeats("How do I restart the old pump then?"), repeats("Where is the pump?")
+        (True, True, False)
+    """
+    keys = {same_question(text) for text in examples}
+    seen = tuple(shown)
+    return lambda text: same_question(text) in keys or any(_nearly_same_text(text, one) for one in seen)
+
+
 def _nearly_same(first: Question, second: Question) -> bool:
+    if not _nearly_same_text(first.text, second.text):
+        return False
     answers = set(words(first.answer)), set(words(second.answer))
+    return not any(answers) or _jaccard(*answers) >= _SAME_ANSWER
+
+
+def _nearly_same_text(first: str, second: str) -> bool:
     return (
-        _jaccard(shingles(first.text), shingles(second.text)) >= NEAR_DUPLICATE_JACCARD
-        and _numbers_and_signs(first.text) == _numbers_and_signs(second.text)
-        and sorted(words(first.text)) != sorted(words(second.text))
-        and (not any(answers) or _jaccard(*answers) >= _SAME_ANSWER)
+        _jaccard(_shingles(first), _shingles(second)) >= NEAR_DUPLICATE_JACCARD
+        and _numbers_and_signs(first) == _numbers_and_signs(second)
+        and sorted(words(first)) != sorted(words(second))
     )
+
+
+@lru_cache(maxsize=256)  # a question is compared with each of its chunk
+def _shingles(text: str) -> frozenset[str]:
+    return shingles(text)
 
 
 def _jaccard(first: frozenset[str] | set[str], second: frozenset[str] | set[str]) -> float:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from embedtune.text import words
+from embedtune.text import plain, words
 
 if TYPE_CHECKING:
     from embedtune.types import Chunk, Question
@@ -69,7 +70,7 @@ def broken_rule(question: Question, chunk: Chunk, *, language: str = "") -> str:
     start = text[:MAX_CHARACTERS]
     checks = (
         (not text, "malformed"),
-        (_width(start) < MIN_WIDTH, "too short"),
+        (len(start) < MIN_WIDTH and _width(start) < MIN_WIDTH, "too short"),
         (len(text) > MAX_CHARACTERS, "too long"),
         (not any(map(str.isalpha, text)), "no words"),
         (any(found[0] not in chunk.text for found in _MARKUP.finditer(start)), "markup"),
@@ -96,8 +97,17 @@ def is_other_script(text: str, passage: str) -> bool:
 def is_grounded(answer: str, chunk: Chunk) -> bool:
     """Return whether at least half of an answer's words are in the chunk, its headings or its title."""
     asked = [word[:_STEM] for word in words(answer)]
-    there = _stems(" ".join((chunk.title, *chunk.headings, chunk.text)))
-    return not asked or sum(word in there for word in asked) >= MIN_ANSWER_SHARE * len(asked)
+    if not asked:
+        return True
+    passage = " ".join((chunk.title, *chunk.headings, chunk.text))
+    return _num_found(asked, passage) >= MIN_ANSWER_SHARE * len(asked)
+
+
+def _num_found(stems: Sequence[str], passage: str) -> int:
+    """Count the stems of words that a passage has. Most stand between spaces, and need no look at all of its words."""
+    spaced = f" {_plain(passage)} "
+    at_once = sum((f" {stem}" if len(stem) == _STEM else f" {stem} ") in spaced for stem in stems)
+    return at_once if at_once >= MIN_ANSWER_SHARE * len(stems) else sum(stem in _stems(passage) for stem in stems)
 
 
 def _speaks_of_passage(text: str, passage: str) -> bool:
@@ -112,6 +122,11 @@ def _width(text: str) -> int:
 
 
 @lru_cache(maxsize=64)  # a chunk is looked at once for each of its questions
+def _plain(text: str) -> str:
+    return plain(text)
+
+
+@lru_cache(maxsize=64)
 def _stems(text: str) -> frozenset[str]:
     return frozenset(word[:_STEM] for word in words(text))
 

@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-import logging
-from collections import Counter
-from collections.abc import Mapping, Sequence
-from functools import partial
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from embedtune.llms.prices import MICRODOLLARS, Estimate, estimate
+from embedtune.llms.prices import Estimate, estimate
 from embedtune.llms.protocol import LLM
-from embedtune.questions.duplicates import merge_duplicates
-from embedtune.questions.filters import broken_rule
-from embedtune.questions.parsing import parse_questions
-from embedtune.questions.records import Dropped, Questions
-from embedtune.questions.requests.dispatch import Mode, answer_requests, key_in
-from embedtune.questions.requests.ledger import Ledger
-from embedtune.questions.template import RequestTemplate, default_instructions
-from embedtune.types import Chunk, Question
+from embedtune.questions.asking import TOKENS_PER_QUESTION, ask_about
+from embedtune.questions.filters import MAX_CHARACTERS
+from embedtune.questions.requests.replies import FOLDER
+from embedtune.questions.template import STYLES, RequestTemplate, default_instructions
+from embedtune.types import Chunk
 
-logger = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from embedtune.questions.records import Questions
+    from embedtune.questions.requests.dispatch import Mode
 
-FOLDER = ".embedtune"
-MALFORMED = "malformed reply"
-CUT_OFF = "cut off"
-SURPLUS = "more than asked for"
-
-_TOKENS_PER_QUESTION = 85  # with its answer and the JSON around them
+_NUM_SHOWN = 5  # examples in a request
+_MAX_OF_STYLE = 20
+_MAX_PER_CHUNK = 100
 
 
 def generate_questions(
     chunks: Sequence[Chunk],
     llm: LLM,
     *,
-    per_chunk: int = 4,
+    per_chunk: int | None = None,
+    styles: Mapping[str, int] | None = None,
+    like: Iterable[Any] = (),
     output_dir: str | Path = FOLDER,
     mode: Mode = "live",
     budget_usd: float | None = None,
@@ -52,15 +49,23 @@ def generate_questions(
     Args:
         chunks: What to ask about. Their texts, titles and headings are sent to the model.
         llm: The model: an `AnthropicLLM`, `OpenAILLM`, `TransformersLLM`, or any object of the protocol `LLM`.
-        per_chunk: How many questions to ask for; 3 to 5 is usual. More documents help more than more questions.
+        per_chunk: How many questions to ask for, by default 4; 3 to 5 is usual. More documents help more than more
+            questions.
+        styles: How many of each style, for instance ``{"natural": 2, "keyword": 1, "vague": 1}``, instead of
+            ``per_chunk`` in a mix: ``"natural"``, ``"keyword"``, ``"vague"``, ``"complex"``, ``"misspelt"`` and
+            ``"claim"``.
+        like: Questions that people asked, as texts or records with a ``text`` (``log.questions()``). A few of them are
+            shown to the model with each chunk, so that it asks as people do. A question that repeats one is dropped.
+            With other examples all chunks are asked about again.
         output_dir: The folder of the ledger. It holds the replies of all models and their cost.
         mode: ``"batch"`` costs half and takes up to a day. The call waits until the batch has ended; it may be
             interrupted and run again.
-        budget_usd: The most that everything in ``output_dir`` may ever cost. Requests beyond it are not sent, and counted.
+        budget_usd: The most that everything in ``output_dir`` may ever cost. Requests beyond it are not sent, and counted;
+            documents take turns, so that each gets some questions. A warning says beforehand if it will not suffice.
         language: The language to write in, for instance ``"German"``; by default that of each chunk.
         instructions: Your own instructions, see `RequestTemplate`; by default those of the package.
-        num_workers: How many requests may run at once.
-        seed: Draws the styles of questions.
+        num_workers: How many requests may run at once. A run starts with a quarter of them.
+        seed: Draws the styles of questions, the examples that are shown, and the order of chunks.
         show_progress_bar: Whether to show progress and dollars; by default only in a terminal.
 
     Raises:
@@ -83,30 +88,32 @@ def generate_questions(
         >>> questions[0].id, questions[0].text
         ('pump.md#0/0', 'How do I restart the pump?')
     """
-    _check(chunks, llm)
-    template = _template(instructions, per_chunk=per_chunk, language=language, seed=seed)
-    with Ledger(output_dir) as ledger:
-        keys = {chunk.id: key_in(ledger, llm, template.version, template.fill(chunk)) for chunk in chunks}
-        first = {keys[chunk.id]: chunk for chunk in reversed(chunks)}  # equal chunks share a request
-        first = {key: first[key] for key in keys.values()}
-        failures = answer_requests(
-            {key: partial(template.fill, chunk) for key, chunk in first.items()},
-            llm,
-            ledger=ledger,
-            mode=mode,
-            num_workers=num_workers,
-            budget_usd=budget_usd,
-            show_progress_bar=show_progress_bar,
-            label="Questions",
-        )
-        questions = _read(chunks, llm, ledger=ledger, keys=keys, failures=failures, template=template)
-    if questions.failed:
-        _log_failed(questions, llm)
-    return questions
+    check_chunks(chunks, llm)
+    examples = _texts(like)
+    template = _template(
+        instructions, per_chunk=per_chunk, styles=styles, examples=_few(examples, seed), language=language, seed=seed
+    )
+    return ask_about(
+        [(chunk,) for chunk in chunks],
+        llm,
+        template,
+        examples=examples,
+        output_dir=output_dir,
+        mode=mode,
+        num_workers=num_workers,
+        budget_usd=budget_usd,
+        show_progress_bar=show_progress_bar,
+    )
 
 
 def estimate_cost(
-    chunks: Sequence[Chunk], llm: LLM, *, per_chunk: int = 4, language: str = "", instructions: str | None = None
+    chunks: Sequence[Chunk],
+    llm: LLM,
+    *,
+    per_chunk: int | None = None,
+    styles: Mapping[str, int] | None = None,
+    language: str = "",
+    instructions: str | None = None,
 ) -> Estimate:
     """Estimate the tokens and dollars that `generate_questions` will take, without sending anything.
 
@@ -118,6 +125,7 @@ def estimate_cost(
         chunks: What to ask about.
         llm: The model.
         per_chunk: How many questions to ask for.
+        styles: How many of each style.
         language: The language to write in.
         instructions: Your own instructions.
 
@@ -127,93 +135,66 @@ def estimate_cost(
         >>> estimate_cost([chunk], AnthropicLLM("claude-sonnet-5-5")).num_requests
         1
     """
-    _check(chunks, llm)
-    template = _template(instructions, per_chunk=per_chunk, language=language, seed=0)
+    check_chunks(chunks, llm)
+    template = _template(instructions, per_chunk=per_chunk, styles=styles, examples=(), language=language, seed=0)
     distinct = {(request.system, request.text): request for request in map(template.fill, chunks)}
-    return estimate(llm, distinct.values(), output_tokens=_TOKENS_PER_QUESTION * per_chunk + 10)
+    return estimate(llm, distinct.values(), output_tokens=TOKENS_PER_QUESTION * template.per_chunk + 10)
 
 
-def _template(instructions: str | None, *, per_chunk: int, language: str, seed: int) -> RequestTemplate:
-    if per_chunk < 1:
-        raise ValueError(f"per_chunk is {per_chunk} and must be at least 1; 3 to 5 is usual.")
+def _template(
+    instructions: str | None,
+    *,
+    per_chunk: int | None,
+    styles: Mapping[str, int] | None,
+    examples: tuple[str, ...],
+    language: str,
+    seed: int,
+) -> RequestTemplate:
     if instructions is not None and not instructions.strip():
         raise ValueError("instructions is empty. Leave it out for the instructions of the package.")
-    return RequestTemplate(instructions or default_instructions(), per_chunk=per_chunk, language=language, seed=seed)
+    quotas = _quotas(styles) if styles is not None else ()
+    number = len(quotas) or 4 if per_chunk is None else per_chunk
+    if isinstance(number, bool) or not isinstance(number, int):
+        raise TypeError(f"per_chunk is {number!r}, a {type(number).__name__}. Pass a whole number.")
+    if not 1 <= number <= _MAX_PER_CHUNK:
+        raise ValueError(f"per_chunk is {number} and must be from 1 to {_MAX_PER_CHUNK}; 3 to 5 is usual.")
+    if quotas and number != len(quotas):
+        raise ValueError(f"per_chunk is {number}, but styles asks for {len(quotas)}. Leave out per_chunk.")
+    return RequestTemplate(instructions or default_instructions(), number, language, seed, quotas, examples)
 
 
-def _read(
-    chunks: Sequence[Chunk],
-    llm: LLM,
-    *,
-    ledger: Ledger,
-    keys: Mapping[str, str],
-    failures: Mapping[str, str],
-    template: RequestTemplate,
-) -> Questions:
-    """Read the stored replies. No request is sent, so new parsers and filters cost nothing."""
-    failed: dict[str, str] = {}
-    written: list[Question] = []
-    reasons: dict[str, str] = {}
-    for chunk in chunks:
-        found = _questions_of(chunk, llm, ledger.reply(keys[chunk.id]), version=template.version)
-        if isinstance(found, str):
-            failed[chunk.id] = failures.get(keys[chunk.id]) or found
-            continue
-        written += found
-        broken = {question.id: broken_rule(question, chunk, language=template.language) for question in found}
-        good = [question.id for question in found if not broken[question.id]]
-        reasons |= {name: reason for name, reason in broken.items() if reason}
-        reasons |= dict.fromkeys(good[template.per_chunk :], SURPLUS)
-    kept, duplicates = merge_duplicates([question for question in written if question.id not in reasons])
-    reasons |= duplicates
-    cost = ledger.paid(keys.values()) / MICRODOLLARS
-    return Questions(
-        kept=tuple(kept),
-        dropped=tuple(Dropped(question, reasons[question.id]) for question in written if question.id in reasons),
-        failed=failed,
-        chunks=tuple(chunks),
-        cost_usd=None if llm.price is None else cost,
-    )
+def _quotas(styles: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the style of each question to ask for."""
+    if unknown := [style for style in styles if style not in STYLES]:
+        raise ValueError(f"styles has {unknown[0]!r}. Choose among {', '.join(map(repr, STYLES))}.")
+    for style, number in styles.items():
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number <= _MAX_OF_STYLE:
+            raise ValueError(f"styles[{style!r}] is {number!r} and must be a whole number from 0 to {_MAX_OF_STYLE}.")
+    if not any(styles.values()):
+        raise ValueError(f"styles={dict(styles)!r} asks for no question. Ask for at least one.")
+    return tuple(style for style, number in styles.items() for _ in range(number))
 
 
-def _questions_of(chunk: Chunk, llm: LLM, reply: Mapping[str, object] | None, *, version: str) -> list[Question] | str:
-    """Return the questions in a reply, or why there are none."""
-    completion = None if reply is None else llm.read(reply)
-    if completion is None or completion.problem:
-        return completion.problem if completion else "no reply"
-    candidates = parse_questions(completion.text)
-    if candidates is None:
-        return MALFORMED
-    return [
-        Question(
-            id=f"{chunk.id}/{position}",
-            text=candidate.text,
-            chunk_ids=(chunk.id,),
-            style=candidate.style,
-            answer=candidate.answer,
-            model=llm.name,
-            prompt_version=version,
-        )
-        for position, candidate in enumerate(candidates)
-    ]
+def _texts(like: Iterable[Any]) -> list[str]:
+    """Return the texts of questions."""
+    if isinstance(like, str):
+        raise TypeError(f"like is the str {like[:60]!r}. Pass a list of questions.")
+    texts = [one if isinstance(one, str) else getattr(one, "text", None) for one in like]
+    for position, text in enumerate(texts):
+        if not isinstance(text, str) or not text.strip():
+            raise TypeError(f"like[{position}] has no text. Pass questions, or records with a text.")
+    return [str(text) for text in texts]
 
 
-def _log_failed(questions: Questions, llm: LLM) -> None:
-    """Say how many chunks have no usable reply, why, and what helps."""
-    counts = Counter(reason[:60] for reason in questions.failed.values())
-    remedy = "Run the same again to send those without a reply once more; stored replies are not paid for again."
-    if CUT_OFF in counts:
-        remedy += f" Those cut off at max_tokens={llm.max_tokens} are sent again, and no others, if you raise it."
-    logger.warning(
-        "%d of %d chunks have no usable reply (%s): see `questions.failed`. %s",
-        len(questions.failed),
-        len(questions.chunks),
-        ", ".join(f"{number} {reason}" for reason, number in counts.most_common()),
-        remedy,
-    )
+def _few(texts: Sequence[str], seed: int) -> tuple[str, ...]:
+    """Choose the examples to show: by a hash, so that few change when a log grows."""
+    short = {" ".join(text.split()) for text in texts if len(text) <= MAX_CHARACTERS}
+    digests = {text: hashlib.sha256(f"{seed}\0{text}".encode("utf-8", "replace")).digest() for text in short}
+    return tuple(sorted(short, key=lambda text: (digests[text], text))[:_NUM_SHOWN])
 
 
-def _check(chunks: Sequence[Chunk], llm: LLM) -> None:
+def check_chunks(chunks: Sequence[Chunk], llm: LLM) -> None:
+    """Raise unless there are chunks with different ids, and a language model."""
     if not isinstance(llm, LLM):
         raise TypeError(
             f"llm is a {type(llm).__name__}. Pass AnthropicLLM(...), OpenAILLM(...), TransformersLLM(...) or an object "

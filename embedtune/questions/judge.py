@@ -12,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from embedtune.llms.protocol import LLM, Completion, Request
 from embedtune.llms.structured import escaped, object_in, schema_of, whole_number
-from embedtune.questions.generation import FOLDER, MALFORMED
-from embedtune.questions.requests.dispatch import Mode, answer_requests, key_in
-from embedtune.questions.requests.ledger import Ledger
+from embedtune.questions.requests.replies import FOLDER, MALFORMED, answered
 
 if TYPE_CHECKING:
     from embedtune.questions.records import Questions
+    from embedtune.questions.requests.dispatch import Mode
     from embedtune.types import Chunk, Question
 
 logger = logging.getLogger(__name__)
+
+_TOKENS_PER_QUESTION = 40
 
 CRITERIA = ("answerable", "understandable", "realistic")
 
@@ -82,29 +83,26 @@ def filter_by_judge(
     asked: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         asked[question.chunk_ids[0]].append(question)
-    requests = {i: _request(instructions, chunks[i], group) for i, group in asked.items()}
-    with Ledger(output_dir) as ledger:
-        keys = {i: key_in(ledger, llm, "judge", request) for i, request in requests.items()}
-        failures = answer_requests(
-            {keys[i]: partial(_request, instructions, chunks[i], group) for i, group in asked.items()},
-            llm,
-            ledger=ledger,
-            mode=mode,
-            num_workers=num_workers,
-            budget_usd=budget_usd,
-            show_progress_bar=show_progress_bar,
-            label="Judging",
-        )
-        replies = {i: ledger.reply(key) for i, key in keys.items()}
     dropped: dict[str, str] = {}
     unjudged: dict[str, str] = {}
-    for i, group in asked.items():
-        reply = replies[i]
-        completion = llm.read(reply) if reply is not None else None
-        verdicts = _verdicts(completion, group) if completion else None
-        if verdicts is None:
-            unjudged[i] = completion.problem or MALFORMED if completion else failures.get(keys[i], "no reply")
-        dropped |= verdicts or {}
+    with answered(
+        {i: partial(_request, instructions, chunks[i], group) for i, group in asked.items()},
+        llm,
+        version="judge",
+        label="Judging",
+        output_tokens=_TOKENS_PER_QUESTION * max(map(len, asked.values()), default=0),
+        output_dir=output_dir,
+        mode=mode,
+        num_workers=num_workers,
+        budget_usd=budget_usd,
+        show_progress_bar=show_progress_bar,
+    ) as replies:
+        for i, group in asked.items():
+            reply = replies.get(i)
+            verdicts = None if isinstance(reply, str) else _verdicts(reply, group)
+            if verdicts is None:
+                unjudged[i] = reply if isinstance(reply, str) else MALFORMED
+            dropped |= verdicts or {}
     if unjudged:
         reasons = ", ".join(f"{number} {reason[:60]}" for reason, number in Counter(unjudged.values()).most_common())
         logger.warning(

@@ -9,6 +9,7 @@ from typing import Any
 
 from embedtune.llms.structured import json_in, without_thinking
 from embedtune.questions.template import STYLES
+from embedtune.text import storable
 
 # The start of a list item: "1.", "1)", "(1)", "1 -", "1、", "**1.**", "a)", "①", "Q1:", "Question 1.", "Pregunta 1:", "-", "•".
 _MARKER = re.compile(
@@ -46,6 +47,7 @@ def parse_questions(text: str) -> list[Candidate] | None:
         >>> [candidate.text for candidate in parse_questions("Sure!\n1) How do I\n   restart?\n**2.** Who repairs it?")]
         ['How do I restart?', 'Who repairs it?']
     """
+    text = storable(text)
     entries = _entries(list(json_in(text)), is_alone=text.strip(_QUOTES + "\r\n").startswith("["))
     if entries is not None:
         return [_candidate(entry) for entry in entries]
@@ -112,12 +114,17 @@ def _styled(candidate: Candidate) -> Candidate:
 
 def _candidate(entry: Any) -> Candidate:
     if isinstance(entry, str):
-        return Candidate(" ".join(entry.split()))
+        return Candidate(_line(entry))
     if not isinstance(entry, dict) or not isinstance(entry.get("question"), str):
         return Candidate("")
     answer, style = entry.get("answer"), entry.get("style")
     return Candidate(
-        " ".join(entry["question"].split()),
-        " ".join(answer.split()) if isinstance(answer, str) else "",
-        style if style in STYLES else "",
+        _line(entry["question"]),
+        _line(answer) if isinstance(answer, str) else "",
+        style if isinstance(style, str) and style in STYLES else "",
     )
+
+
+def _line(text: str) -> str:
+    """Return a text of the JSON on one line, which no half character keeps from being stored."""
+    return " ".join(storable(text).split())

@@ -35,6 +35,7 @@ class Questions(Sequence[Question]):
         failed: Why a chunk has no usable reply, by its id.
         chunks: All chunks that questions were asked about.
         cost_usd: The total cost of the replies, including those of earlier runs; None if the price is unknown.
+        lost_usd: The most that requests of the folder whose replies were lost, or have not arrived yet, can cost besides.
 
     Example:
         >>> chunk = Chunk("a#0", "a", "Press both buttons.", 0, 19)
@@ -57,6 +58,7 @@ class Questions(Sequence[Question]):
     failed: Mapping[str, str]
     chunks: tuple[Chunk, ...]
     cost_usd: float | None = field(default=None)
+    lost_usd: float = 0.0
 
     @overload
     def __getitem__(self, index: int) -> Question: ...
@@ -81,11 +83,13 @@ class Questions(Sequence[Question]):
             *_by_reason(self.failed.values()),
             ("questions", len(self.kept) + len(self.dropped)),
             ("  kept", len(self.kept)),
+            *_by_style(self.kept),
             ("  dropped", len(self.dropped)),
             *_by_reason(one.reason for one in self.dropped),
         ]
         cost = "unknown" if self.cost_usd is None else f"${self.cost_usd:.4f}"
-        return [*((label, f"{number:,}") for label, number in rows), ("cost", cost)]
+        lost = [("  lost, at most", f"${self.lost_usd:.4f}")] if self.lost_usd else []
+        return [*((label, f"{number:,}") for label, number in rows), ("cost", cost), *lost]
 
     def review(self, num_questions: int = 8, *, seed: int = 0) -> Review:
         """Draw a few questions with their chunks, for a person to read."""
@@ -143,3 +147,10 @@ class Review:
 def _by_reason(reasons: Iterable[str]) -> list[tuple[str, int]]:
     counted = Counter(reason[:60] for reason in reasons)
     return [(f"    {reason}", number) for reason, number in sorted(counted.items(), key=lambda r: (-r[1], r[0]))]
+
+
+def _by_style(questions: Sequence[Question]) -> list[tuple[str, int]]:
+    """Count the styles, if there are any."""
+    counted = Counter(question.style for question in questions)
+    rows = sorted(counted.items(), key=lambda r: (-r[1], r[0])) if any(counted) else []
+    return [(f"    {style or 'without a style'}", number) for style, number in rows]

@@ -74,7 +74,7 @@ def filter_by_round_trip(
         return questions
     texts = [chunk.text_with(context) for chunk in chunks]
     rankings = [
-        _ranking(retriever, [question.text for question in checked], texts, min(k, len(texts)))
+        ranking_of(retriever, [question.text for question in checked], texts, min(k, len(texts)))
         for retriever in retrievers
     ]
     verdicts = {
@@ -110,7 +110,7 @@ def _holds_answer(question: Question, chunk: Chunk) -> bool:
     return len(answer) >= _MIN_ANSWER_WORDS and set(answer) <= set(words(chunk.text))
 
 
-def _ranking(retriever: Any, queries: Sequence[str], documents: Sequence[str], k: int) -> NDArray[np.int64]:
+def ranking_of(retriever: Any, queries: Sequence[str], documents: Sequence[str], k: int) -> NDArray[np.int64]:
     """Return the positions of the best ``k`` documents of each query, of shape ``(num_queries, k)``, best first."""
     if isinstance(retriever, Ranker):
         return np.asarray(retriever.rank(queries, documents, k)[0])

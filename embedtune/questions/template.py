@@ -1,4 +1,4 @@
-"""The request for questions: instructions from a file, and one passage with its title and headings in tags."""
+"""The request for questions: instructions from a file, and the passages with their titles and headings in tags."""
 
 from __future__ import annotations
 
@@ -16,7 +16,22 @@ from embedtune.llms.structured import context_tags, escaped, schema_of
 if TYPE_CHECKING:
     from embedtune.types import Chunk
 
-STYLES = ("natural", "keyword", "imprecise", "complex")
+STYLES = {
+    "natural": "a complete question, the way a person asks a colleague.",
+    "keyword": "two to six search words, no complete sentence, no question mark.",
+    "vague": "asked by somebody who does not know the right terms, or describes the problem instead of naming it.",
+    "complex": "a longer question that needs several facts of the passage at once.",
+    "misspelt": "typed in a hurry: a natural or keyword question with one or two spelling mistakes.",
+    "claim": "a statement that the passage confirms, as somebody types it who wants to check it; no question mark.",
+}
+"""How questions are asked."""
+
+DEFAULT_STYLES = ("natural", "keyword", "vague", "complex")
+
+_EXAMPLES = (
+    "The questions in <example_questions> were asked here before. Take their tone, length, spelling and way of asking, "
+    "never what they ask about. Do not repeat any of them."
+)
 
 _QUESTION = {
     "style": {"type": "string", "enum": list(STYLES)},
@@ -27,21 +42,23 @@ SCHEMA: Mapping[str, Any] = schema_of({"questions": {"type": "array", "items": s
 
 
 @cache
-def default_instructions() -> str:
-    """Return the instructions that come with the package."""
-    return files("embedtune.questions").joinpath("instructions.txt").read_text("utf-8")
+def default_instructions(name: str = "instructions") -> str:
+    """Return the instructions that come with the package: for one passage, or for ``"several"``."""
+    return files("embedtune.questions").joinpath(f"{name}.txt").read_text("utf-8")
 
 
 @dataclass(frozen=True, slots=True)
 class RequestTemplate:
-    r"""How to ask for questions about a chunk.
+    r"""How to ask for questions about a chunk, or about several together.
 
     Attributes:
-        instructions: The system prompt. ``{num_questions}``, ``{language}`` and ``{styles}`` are filled in; other braces
-            are left as they are.
+        instructions: The system prompt. ``{num_questions}``, ``{language}``, ``{styles}`` (their names, in order) and
+            ``{style_guide}`` (a line about each) are filled in; other braces are left as they are.
         per_chunk: How many questions to ask for.
         language: The language to write in, or an empty string for the passage's own.
         seed: Draws the styles.
+        styles: The style of each question; by default a mix that is drawn for each chunk.
+        examples: Questions of people, which show how to ask.
 
     Example:
         >>> from embedtune.types import Chunk
@@ -59,27 +76,38 @@ class RequestTemplate:
     per_chunk: int
     language: str = ""
     seed: int = 0
+    styles: tuple[str, ...] = ()
+    examples: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
         """A short hash of the instructions and the schema."""
         return hashlib.sha256(f"{self.instructions}\0{SCHEMA}".encode("utf-8", "replace")).hexdigest()[:12]
 
-    def fill(self, chunk: Chunk) -> Request:
-        """Return the request about one chunk."""
+    def fill(self, *chunks: Chunk) -> Request:
+        """Return the request about one chunk, or about several together."""
         language = f"Write in {self.language}." if self.language else "Write in the language of the passage."
+        styles = self.styles or self._drawn(chunks[0])
         system = self.instructions
         for name, value in (
             ("num_questions", str(self.per_chunk)),
             ("language", language),
-            ("styles", ", ".join(self._styles(chunk)) + "."),
+            ("styles", ", ".join(styles) + "."),
+            ("style_guide", "\n".join(f"- {style}: {STYLES[style]}" for style in STYLES if style in styles)),
         ):
             system = system.replace(f"{{{name}}}", value)
-        parts = [*context_tags(chunk.title, chunk.headings), f"<passage>\n{escaped(chunk.text)}\n</passage>"]
+        parts = []
+        if self.examples:
+            system = f"{system}\n\n{_EXAMPLES}"
+            shown = "\n".join(f"- {escaped(' '.join(text.split()))}" for text in self.examples)
+            parts.append(f"<example_questions>\n{shown}\n</example_questions>")
+        for number, chunk in enumerate(chunks, start=1):
+            tag = f'<passage number="{number}">' if len(chunks) > 1 else "<passage>"
+            parts += [*context_tags(chunk.title, chunk.headings), f"{tag}\n{escaped(chunk.text)}\n</passage>"]
         return Request(system, "\n".join(parts), SCHEMA)
 
-    def _styles(self, chunk: Chunk) -> list[str]:
+    def _drawn(self, chunk: Chunk) -> tuple[str, ...]:
         """Draw a style for each question from the chunk's text, so that a chunk that moves gets the same request."""
         draw = random.Random(f"{self.seed}\0{chunk.text}".encode("utf-8", "surrogatepass"))
-        order = draw.sample(STYLES, k=len(STYLES))
-        return [order[i % len(order)] for i in range(self.per_chunk)]
+        order = draw.sample(DEFAULT_STYLES, k=len(DEFAULT_STYLES))
+        return tuple(order[i % len(order)] for i in range(self.per_chunk))

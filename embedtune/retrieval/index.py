@@ -22,6 +22,7 @@ from embedtune.retrieval.faiss import Graph
 from embedtune.retrieval.fingerprint import corpus_fingerprint, model_fingerprint
 from embedtune.retrieval.words import WordIndex
 from embedtune.storage import read_folder, reading, replaced_folder
+from embedtune.types import require_descriptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -276,8 +277,9 @@ def table_of_chunks(chunks: Sequence[Chunk], context: Sequence[ContextPart]) -> 
     """Return the rows of some chunks, sorted by id.
 
     Raises:
-        ValueError: If an id occurs twice, or a text is empty.
+        ValueError: If an id occurs twice, a text is empty, or the context has descriptions and no chunk has.
     """
+    require_descriptions(chunks, context)
     rows = [
         {
             "_id": chunk.id,

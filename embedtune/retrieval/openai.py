@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from embedtune.llms.errors import RequestError, TemporaryError
 from embedtune.llms.prices import approximate_tokens, listed_price
 from embedtune.llms.retries import retrying
-from embedtune.llms.sdk import call, openai_client, require_sdk
+from embedtune.llms.sdk import call, openai_client, require_sdk, without_password
 from embedtune.retrieval.vector_cache import VectorCache, vector_key
 
 if TYPE_CHECKING:
@@ -92,7 +92,7 @@ class OpenAIEncoder:
 
     model: str
     dimensions: int | None = None
-    base_url: str | None = None
+    base_url: str | None = field(default=None, repr=False)
     client: Any = field(default=None, repr=False)
     query_prompt: str = ""
     document_prompt: str = ""
@@ -119,8 +119,8 @@ class OpenAIEncoder:
     @property
     def _space(self) -> str:
         """Everything except the text that a vector depends on."""
-        server = self.base_url or getattr(self.client, "base_url", None) or "https://api.openai.com/v1/"
-        return f"openai({self.model}, dimensions={self.dimensions}, server={server})"
+        server = str(self.base_url or getattr(self.client, "base_url", None) or "https://api.openai.com/v1/")
+        return f"openai({self.model}, dimensions={self.dimensions}, server={without_password(server)})"
 
     def quote(self, texts: Sequence[str]) -> Quote:
         """Estimate what encoding texts costs, without sending anything."""

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from tqdm.auto import tqdm
 
 from embedtune.bounds import whole
 from embedtune.llms.retries import ask
 from embedtune.llms.structured import object_in, schema_of
+from embedtune.questions.requests.replies import FOLDER, answered
 from embedtune.serving.passages import instructions, passages_in, request_with_passages
 
 if TYPE_CHECKING:
-    from embedtune.llms.protocol import LLM
+    from embedtune.llms.protocol import LLM, Completion, Request
+    from embedtune.questions.requests.dispatch import Mode
     from embedtune.retrieval.retriever import Hit, Retriever
     from embedtune.serving.feedback import FeedbackLog
 
 logger = logging.getLogger(__name__)
+
+_TOKENS = 20  # of a reply
 
 SCHEMA = schema_of({"passages": {"type": "array", "items": {"type": "integer"}}})
 
@@ -93,42 +98,84 @@ def suggest_chunk(question: str, retriever: Retriever, *, llm: LLM | None = None
           [a#0] Press both buttons.
     """
     found = retriever.search(question, k=whole("k", k))
-    if llm is None:
-        return Suggestion(question, tuple(found))
-    completion = ask(llm, request_with_passages(instructions("judge"), question, found, schema=SCHEMA))
-    named = passages_in(object_in(completion) or {}, found)
-    if named is None or named[1]:
-        problem = f"names passage {named[1][0]}, which was not shown" if named else completion.problem or "malformed"
-        return Suggestion(question, tuple(found), None, llm.name, problem)
-    return Suggestion(question, tuple(found), named[0], llm.name)
+    return (
+        Suggestion(question, tuple(found))
+        if llm is None
+        else _judged(question, found, ask(llm, _request(question, found)), llm)
+    )
 
 
 def label_misses(
-    feedback: FeedbackLog, retriever: Retriever, *, llm: LLM, k: int = 20, show_progress_bar: bool | None = None
+    feedback: FeedbackLog,
+    retriever: Retriever,
+    *,
+    llm: LLM,
+    k: int = 20,
+    output_dir: str | Path = FOLDER,
+    mode: Mode = "live",
+    budget_usd: float | None = None,
+    num_workers: int = 16,
+    show_progress_bar: bool | None = None,
 ) -> int:
     """Let a language model name the relevant chunks of every miss that has none, and return how many it found one for.
 
-    Its judgement is recorded under its name, also if no chunk answers the question. Equal questions are judged once.
+    Its judgement is recorded under its name, also if no chunk answers the question. Equal questions are judged once. Each
+    reply is stored in the ledger of `generate_questions` before it is read, so that none is paid for twice.
 
     Args:
         feedback: The log.
         retriever: The retriever to search.
         llm: The judge.
         k: The number of candidates.
+        output_dir: The folder of the ledger. It quotes no question, but its replies name chunks.
+        mode: ``"live"`` or ``"batch"``.
+        budget_usd: The most that everything in ``output_dir`` may ever cost.
+        num_workers: How many requests may run at once.
         show_progress_bar: Whether to show the progress; by default in a terminal only.
+
+    Raises:
+        GenerationStoppedError: If no request can succeed.
     """
     open_misses = [miss for miss in feedback.misses() if miss.named is None]
-    chosen: dict[str, Suggestion] = {}
-    hidden = None if show_progress_bar is None else not show_progress_bar
-    for miss in tqdm(open_misses, desc="Judging", unit="question", disable=hidden):
-        if miss.text not in chosen:
-            chosen[miss.text] = suggest_chunk(miss.text, retriever, llm=llm, k=k)
+    if not open_misses:
+        return 0
+    texts = list(dict.fromkeys(miss.text for miss in open_misses))
+    found = dict(zip(texts, retriever.search_batch(texts, k=k), strict=True))
+    with answered(
+        {text: partial(_request, text, found[text]) for text in texts},
+        llm,
+        version="judge of misses",
+        label="Judging",
+        output_tokens=_TOKENS,
+        output_dir=output_dir,
+        mode=mode,
+        num_workers=num_workers,
+        budget_usd=budget_usd,
+        show_progress_bar=show_progress_bar,
+    ) as replies:
+        chosen = {text: _judged(text, found[text], replies.get(text), llm) for text in texts}
+    for miss in open_misses:
         named = chosen[miss.text].chosen
         if named is not None:
             feedback.name_chunks(miss.number, named, by=llm.name)
-    if problems := Counter(found.problem for found in chosen.values() if found.chunk_ids is None):
+    if problems := Counter(one.problem for one in chosen.values() if one.chunk_ids is None):
         reasons = ", ".join(f"{number} {problem}" for problem, number in problems.most_common())
         logger.warning(
             "The judge gave no usable reply for %d of %d questions: %s.", problems.total(), len(chosen), reasons
         )
     return sum(1 for miss in open_misses if chosen[miss.text].chunk_ids)
+
+
+def _request(question: str, found: Sequence[Hit]) -> Request:
+    return request_with_passages(instructions("judge"), question, found, schema=SCHEMA)
+
+
+def _judged(question: str, found: Sequence[Hit], reply: Completion | str, llm: LLM) -> Suggestion:
+    """Read which passages a reply names, or why it is not usable."""
+    if isinstance(reply, str) or reply.problem:
+        return Suggestion(question, tuple(found), None, llm.name, reply if isinstance(reply, str) else reply.problem)
+    named = passages_in(object_in(reply) or {}, found)
+    if named is None or named[1]:
+        problem = f"names passage {named[1][0]}, which was not shown" if named else "malformed"
+        return Suggestion(question, tuple(found), None, llm.name, problem)
+    return Suggestion(question, tuple(found), named[0], llm.name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -13,10 +13,10 @@ from embedtune.llms.errors import BatchMissingError, GenerationStoppedError, Req
 from embedtune.llms.prices import Budget, at_most, paid
 from embedtune.llms.retries import retrying
 from embedtune.questions.requests.ledger import Ledger, StoredBatch, StoredReply
-from embedtune.questions.requests.live import OVER_BUDGET, Requests
 
 if TYPE_CHECKING:
     from embedtune.llms.protocol import BatchLLM, BatchStatus
+    from embedtune.questions.requests.live import Requests
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ def send_batches(
         show: Called regularly with how many requests are done, and what was spent in micro-dollars.
 
     Raises:
-        GenerationStoppedError: If no request can work, or an open batch is gone.
+        GenerationStoppedError: If no request can work, or, once all others are answered, a batch with some of them is gone.
         KeyboardInterrupt: On Ctrl-C. Batches continue at the provider, and another run collects them.
     """
     run = _BatchRun(requests, llm, ledger=ledger, budget=budget, show=show)
@@ -64,8 +64,9 @@ def send_batches(
         if not run.collect():
             break
         num_fruitless += len(run.pending()) == num_pending
+    run.require_none_gone()
     over_budget = budget.ceiling is not None and any(run.pending())
-    return run.failures | dict.fromkeys(run.pending(), OVER_BUDGET if over_budget else "expired")
+    return run.failures | dict.fromkeys(run.pending(), budget.refusal if over_budget else "expired")
 
 
 @dataclass
@@ -77,10 +78,11 @@ class _BatchRun:
     show: Callable[[int, int], None]
     failures: dict[str, str] = field(default_factory=dict)
     foreign: set[tuple[int, str]] = field(default_factory=set)
+    gone: dict[str, Exception] = field(default_factory=dict)  # by the name of the batch
 
     def pending(self) -> list[str]:
-        """Return the keys without a reply, a failure or an open batch."""
-        waiting = {key for batch in self._open() for key in batch.keys}
+        """Return the keys without a reply, a failure or a batch."""
+        waiting = {key for batch in self.ledger.open_batches() for key in batch.keys}
         known = self.ledger.stored(self.requests) | waiting | self.failures.keys()
         return [key for key in self.requests if key not in known]
 
@@ -122,14 +124,22 @@ class _BatchRun:
             if status.is_ended:
                 self._take(batch, name)
         except (BatchMissingError, RequestError) as err:
-            raise GenerationStoppedError(
-                f"{err}. If another key created it, use that key. Otherwise give it up, which sends its {len(batch.keys)} "
-                f"requests again: Ledger({str(self.ledger.path.parent)!r}).give_up_batch({name!r}), with "
-                f"from embedtune.questions.requests.ledger import Ledger."
-            ) from err
+            self.gone[name] = err
+            logger.warning("%s. The others go on.", err)
+
+    def require_none_gone(self) -> None:
+        """Raise if a batch with some of the requests can never be collected."""
+        for batch in self.ledger.open_batches():
+            err = self.gone.get(batch.name or "")
+            if err and self.requests.keys() & set(batch.keys):
+                raise GenerationStoppedError(
+                    f"{err}. If another key created it, use that key. Otherwise give it up, which sends its "
+                    f"{len(batch.keys)} requests again: Ledger({str(self.ledger.path.parent)!r}).give_up_batch("
+                    f"{batch.name!r}), with from embedtune.questions.requests.ledger import Ledger."
+                ) from err
 
     def _open(self) -> list[StoredBatch]:
-        return [batch for batch in self.ledger.open_batches() if batch.model == self.llm.name]
+        return [b for b in self.ledger.open_batches() if b.model == self.llm.name and b.name not in self.gone]
 
     def _affordable(self) -> tuple[dict[str, dict[str, Any]], int]:
         """Return the bodies to send in the next batch, and the most that they can cost."""
@@ -139,9 +149,10 @@ class _BatchRun:
         for key in self.pending():
             body = self.llm.body(self.requests[key]())
             most = at_most(self.llm, body, in_batch=True)
+            if room is not None and total + most > room:
+                continue  # a smaller one may still fit
             num_bytes += len(json.dumps(body).encode()) + 200
-            is_full = len(chosen) >= MAX_REQUESTS or (num_bytes > MAX_BYTES and chosen)
-            if is_full or (room is not None and total + most > room):
+            if len(chosen) >= MAX_REQUESTS or (num_bytes > MAX_BYTES and chosen):
                 break
             chosen[key] = body
             total += most
@@ -185,16 +196,21 @@ class _BatchRun:
                     continue
                 num_ours += 1
                 if result.reply is not None:
-                    cost = paid(self.llm.price, self.llm.read(result.reply), in_batch=True)
-                    replies.append(StoredReply(result.key, self.llm.name, cost, result.reply))
+                    replies.append(StoredReply(result.key, self.llm.name, 0, result.reply))
                 elif result.problem != "expired":
                     self.failures[result.key] = result.problem
                 if len(replies) >= _NUM_TOGETHER:
-                    self.ledger.put(*replies)
-                    replies.clear()
+                    self._store(replies)
+                    replies = []
         finally:
-            self.ledger.put(*replies)
+            self._store(replies)
         return num_ours, num_results
+
+    def _store(self, replies: Sequence[StoredReply]) -> None:
+        """Store replies before they are read: what they cost is known only then, and reading may fail."""
+        self.ledger.put(*replies)
+        price, read = self.llm.price, self.llm.read
+        self.ledger.charge({one.key: paid(price, read(one.body), in_batch=True) for one in replies})
 
     def _show(self, status: BatchStatus) -> None:
         num_stored = len(self.ledger.stored(self.requests))

@@ -5,21 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Literal, Protocol, get_args, runtime_checkable
 
 from tqdm.auto import tqdm
 
-from embedtune.llms.prices import MICRODOLLARS, Budget, budget_of
-from embedtune.llms.protocol import LLM, BatchLLM, Request
+from embedtune.llms.prices import MICRODOLLARS, Budget, budget_of, estimate
+from embedtune.llms.protocol import LLM, BatchLLM
 from embedtune.questions.requests.batches import send_batches
 from embedtune.questions.requests.ledger import Ledger, StoredReply
-from embedtune.questions.requests.live import OVER_BUDGET, Requests, send_live
+from embedtune.questions.requests.live import Requests, send_live
 
 logger = logging.getLogger(__name__)
 
 Mode = Literal["live", "batch"]
+
+MAX_WORKERS = 1_000  # each is a thread with a connection
 
 _LIMITS = {"max_tokens", "max_completion_tokens"}
 _DIGEST = 48  # of 64 characters: a provider takes at most 64 for a digest and a limit
@@ -33,26 +39,6 @@ class GroupLLM(LLM, Protocol):
 
     def send_all(self, bodies: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """Answer several requests."""
-
-
-def key_in(ledger: Ledger, llm: LLM, version: str, request: Request) -> str:
-    """Return the key of a request: that of a usable reply in the ledger, or else of the request as it would be sent.
-
-    A reply that was not cut off is usable whatever the limit of tokens was, so raising it sends only what was cut off.
-
-    Args:
-        ledger: The ledger.
-        llm: The model.
-        version: The version of the instructions.
-        request: The request.
-    """
-    digest = request_digest(version, llm.body(request))
-    key = f"{digest}-{llm.max_tokens}"
-    for known in sorted(ledger.keys_of(digest), key=lambda known: known != key):
-        reply = ledger.reply(known)
-        if reply is not None and llm.read(reply).problem != "cut off":
-            return known
-    return key
 
 
 def request_digest(version: str, body: Mapping[str, Any]) -> str:
@@ -77,6 +63,7 @@ def answer_requests(
     budget_usd: float | None,
     show_progress_bar: bool | None,
     label: str,
+    output_tokens: int,
 ) -> dict[str, str]:
     """Get a reply to every request into the ledger; return why not for those that have none, by key.
 
@@ -84,6 +71,7 @@ def answer_requests(
         ValueError: If an argument is out of its range.
         GenerationStoppedError: If no request can work.
         KeyboardInterrupt: On Ctrl-C, once the replies under way are stored.
+        SystemExit: On SIGTERM, in the same way, unless the program has a handler of its own.
     """
     _check(llm, mode=mode, num_workers=num_workers)
     budget = budget_of(llm, budget_usd, spent=ledger.spent())
@@ -97,29 +85,53 @@ def answer_requests(
         )
     if mode == "live":
         _require_no_batch(missing, ledger)
+    if budget_usd is not None:
+        _warn_if_short(missing, llm, budget=budget, in_batch=mode == "batch", output_tokens=output_tokens)
     llm.prepare()
-    before = budget.spent
+    before, in_doubt = budget.spent, ledger.in_doubt()
     hidden = None if show_progress_bar is None else not show_progress_bar
-    with tqdm(total=len(requests), initial=len(stored), desc=label, unit="chunk", disable=hidden) as bar:
+    with tqdm(total=len(requests), initial=len(stored), desc=label, unit="request", disable=hidden) as bar:
 
         def show(num_done: int, spent: int) -> None:
             bar.set_postfix_str(f"${(spent - before) / MICRODOLLARS:.4f}", refresh=False)
             bar.update(max(0, len(stored) + num_done - bar.n))
 
         try:
-            failures = _send(missing, llm, ledger=ledger, budget=budget, mode=mode, num_workers=num_workers, show=show)
+            with _sigterm_raises():
+                failures = _send(
+                    missing, llm, ledger=ledger, budget=budget, mode=mode, num_workers=num_workers, show=show
+                )
             show(len(missing), ledger.spent())
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             logger.warning(
-                "Stopped: %d of %d chunks are done and stored in %s. Run the same again to go on; nothing is paid twice.",
+                "Stopped: %d of %d requests are answered and stored in %s. Run the same again to go on; nothing is paid twice.",
                 len(ledger.stored(requests)),
                 len(requests),
                 ledger.path,
             )
             raise
-    logger.info("Spent $%.4f in this run.", (ledger.spent() - before) / MICRODOLLARS)
+    doubt = (ledger.in_doubt() - in_doubt) / MICRODOLLARS
+    logger.info(
+        "Paid $%.4f for the replies of this run, and at most $%.4f more for requests whose replies were lost.",
+        (ledger.spent() - before) / MICRODOLLARS - doubt,
+        doubt,
+    )
     answered = ledger.stored(missing)
-    return {key: failures.get(key, OVER_BUDGET) for key in missing if key not in answered}
+    return {key: failures.get(key, "not sent") for key in missing if key not in answered}
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Let SIGTERM raise SystemExit within the block, so that replies under way are stored; the user's own handler stays."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, lambda number, _frame: sys.exit(128 + number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _send(
@@ -157,8 +169,25 @@ def _check(llm: LLM, *, mode: str, num_workers: int) -> None:
         raise ValueError(f"mode is {mode!r}. Choose 'live' or 'batch'.")
     if mode == "batch" and not isinstance(llm, BatchLLM):
         raise ValueError(f"{type(llm).__name__} takes no batches. Leave out mode='batch', or use AnthropicLLM.")
-    if num_workers < 1:
-        raise ValueError(f"num_workers is {num_workers} and must be at least 1.")
+    if isinstance(num_workers, bool) or not isinstance(num_workers, int):
+        raise TypeError(f"num_workers is {num_workers!r}, a {type(num_workers).__name__}. Pass a whole number.")
+    if not 1 <= num_workers <= MAX_WORKERS:
+        raise ValueError(f"num_workers is {num_workers} and must be from 1 to {MAX_WORKERS}; 16 is usual.")
+
+
+def _warn_if_short(requests: Requests, llm: LLM, *, budget: Budget, in_batch: bool, output_tokens: int) -> None:
+    """Say before anything is sent that a budget will not suffice."""
+    quote = estimate(llm, (build() for build in requests.values()), output_tokens=output_tokens)
+    needed, left = (quote.batch_usd if in_batch else quote.live_usd) or 0.0, budget.left_usd
+    if needed > left:
+        logger.warning(
+            "The %d requests will cost about $%.2f, and the budget leaves $%.2f: about %d of them will be sent, spread "
+            "evenly over the documents. Raise budget_usd to send all.",
+            len(requests),
+            needed,
+            left,
+            len(requests) * left / needed,
+        )
 
 
 def _require_no_batch(missing: Mapping[str, Any], ledger: Ledger) -> None:
@@ -167,5 +196,5 @@ def _require_no_batch(missing: Mapping[str, Any], ledger: Ledger) -> None:
     if under_way:
         raise ValueError(
             f"{len(under_way)} of the chunks are in a batch that has not been collected. Collect it with mode='batch', "
-            f"or use another folder."
+            f"which also says what to do if it is gone, or use another folder."
         )

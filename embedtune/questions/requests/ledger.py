@@ -129,7 +129,7 @@ class Ledger:
 
     def stored(self, keys: Iterable[str]) -> set[str]:
         """Return the keys that have a reply."""
-        return set(keys) & {key for (key,) in self._select("SELECT key FROM request WHERE reply IS NOT NULL")}
+        return set(keys).intersection(self.all_keys())
 
     def reply(self, key: str) -> dict[str, Any] | None:
         """Return the reply of a key, or None."""
@@ -137,10 +137,9 @@ class Ledger:
         reply: dict[str, Any] | None = json.loads(rows[0][0]) if rows else None
         return reply
 
-    def keys_of(self, digest: str) -> list[str]:
-        """Return the keys of the replies to one request, with any limit of tokens."""
-        sql = "SELECT key FROM request WHERE key > ? AND key < ? AND reply IS NOT NULL ORDER BY key"
-        return [key for (key,) in self._select(sql, (f"{digest}-", f"{digest}."))]
+    def all_keys(self) -> list[str]:
+        """Return the keys of all replies."""
+        return [key for (key,) in self._select("SELECT key FROM request WHERE reply IS NOT NULL")]
 
     def paid(self, keys: Iterable[str]) -> int:
         """Return the cost of the replies of some keys, in micro-dollars, including those that were cut off before."""
@@ -149,15 +148,22 @@ class Ledger:
         return sum(paid for key, paid in rows if key.partition("-")[0] in wanted)
 
     def spent(self) -> int:
-        """Return what everything in this folder may have cost so far, in micro-dollars.
+        """Return the most that everything in this folder can have cost so far, in micro-dollars.
 
         Requests without a reply and batches that were not collected count with the most that they can cost.
         """
-        rows: list[tuple[int]] = self._select(
+        return self._number(
             "SELECT (SELECT COALESCE(SUM(paid + lost + reserved), 0) FROM request)"
             " + (SELECT COALESCE(SUM(reserved), 0) FROM batch WHERE is_done != 1)"
         )
-        return rows[0][0]
+
+    def in_doubt(self) -> int:
+        """Return the part of `spent` that is not known to have been paid: the most that lost requests can have cost."""
+        return self.spent() - self._number("SELECT COALESCE(SUM(paid), 0) FROM request")
+
+    def num_in_doubt(self) -> int:
+        """Return the number of requests that were sent and have no reply, because a run ended before it arrived."""
+        return self._number("SELECT COUNT(*) FROM request WHERE reserved > 0")
 
     def reserve(self, key: str, microdollars: int) -> None:
         """Record that a request is about to be sent, and the most that it can cost."""
@@ -171,13 +177,13 @@ class Ledger:
         """Store replies, in place of what was reserved for them. The first reply to a key is kept."""
         self._write(*((_PUT, _row(reply)) for reply in replies))
 
-    def charge(self, key: str, microdollars: int) -> None:
-        """Record what a stored reply cost."""
-        self._write(("UPDATE request SET paid = ? WHERE key = ?", (microdollars, key)))
+    def charge(self, costs: Mapping[str, int]) -> None:
+        """Record what stored replies cost, in micro-dollars, by their keys."""
+        self._write(*(("UPDATE request SET paid = ? WHERE key = ?", (cost, key)) for key, cost in costs.items()))
 
     def intend_batch(self, keys: Sequence[str], *, model: str, microdollars: int) -> StoredBatch:
         """Record that a batch is about to be created."""
-        highest = self._select("SELECT COALESCE(MAX(id), 0) FROM batch")[0][0]
+        highest = self._number("SELECT COALESCE(MAX(id), 0) FROM batch")
         batch = StoredBatch(highest + 1, None, time.time(), model, tuple(keys))
         row = (batch.id, batch.created, model, microdollars, json.dumps(batch.keys))
         insert = "INSERT INTO batch (id, created, model, reserved, keys) VALUES (?, ?, ?, ?, ?)"
@@ -216,6 +222,9 @@ class Ledger:
     def batch_names(self) -> set[str]:
         """Return the names of all batches in this ledger."""
         return {name for (name,) in self._select("SELECT name FROM batch WHERE name IS NOT NULL")}
+
+    def _number(self, sql: str) -> int:
+        return int(self._select(sql)[0][0])
 
     def _select(self, sql: str, values: tuple[Any, ...] = ()) -> list[Any]:
         with self._lock:

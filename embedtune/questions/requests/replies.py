@@ -1,0 +1,123 @@
+"""Replies to requests, by the caller's own names: equal requests are sent once, and stored replies not at all."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from embedtune.llms.prices import MICRODOLLARS
+from embedtune.questions.requests.dispatch import Mode, answer_requests, request_digest
+from embedtune.questions.requests.ledger import Ledger
+
+if TYPE_CHECKING:
+    from embedtune.llms.protocol import LLM, Completion, Request
+
+FOLDER = ".embedtune"
+"""Where the ledger is by default."""
+
+MALFORMED = "malformed reply"
+CUT_OFF = "cut off"
+
+
+@dataclass(frozen=True)
+class Replies:
+    """What a language model replied, read from the ledger when it is asked for.
+
+    Attributes:
+        cost_usd: What the replies cost, in this run and earlier ones; None if the price is unknown.
+        lost_usd: The most that requests of the folder whose replies were lost can have cost besides.
+    """
+
+    cost_usd: float | None
+    lost_usd: float
+    _llm: LLM
+    _ledger: Ledger
+    _keys: Mapping[str, str]
+    _failures: Mapping[str, str]
+
+    def get(self, name: str) -> Completion | str:
+        """Return a usable reply, or why there is none."""
+        key = self._keys[name]
+        reply = self._ledger.reply(key)
+        if reply is None:
+            return self._failures.get(key, "no reply")
+        completion = self._llm.read(reply)
+        return completion.problem or completion
+
+
+@contextmanager
+def answered(
+    requests: Mapping[str, Callable[[], Request]],
+    llm: LLM,
+    *,
+    version: str,
+    label: str,
+    output_tokens: int,
+    output_dir: str | Path,
+    mode: Mode = "live",
+    num_workers: int = 16,
+    budget_usd: float | None = None,
+    show_progress_bar: bool | None = None,
+) -> Iterator[Replies]:
+    """Get requests answered, and yield their replies while the ledger is open.
+
+    Args:
+        requests: What builds each request, by a name. They are sent in this order.
+        llm: The model.
+        version: The version of the instructions.
+        label: What the progress bar says.
+        output_tokens: About how many tokens a reply has, to warn of a budget that will not suffice.
+        output_dir: The folder of the ledger.
+        mode: ``"live"`` or ``"batch"``.
+        num_workers: How many requests may run at once.
+        budget_usd: The most that everything in ``output_dir`` may ever cost.
+        show_progress_bar: Whether to show progress; by default only in a terminal.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+        GenerationStoppedError: If no request can work.
+        RuntimeError: If another run uses the folder.
+        OSError: If the ledger cannot be written.
+    """
+    with Ledger(output_dir) as ledger:
+        keys = _keys(ledger, llm, version, requests)
+        first = {keys[name]: build for name, build in reversed(list(requests.items()))}  # the first of equal requests
+        failures = answer_requests(
+            {key: first[key] for key in dict.fromkeys(keys.values())},
+            llm,
+            ledger=ledger,
+            mode=mode,
+            num_workers=num_workers,
+            budget_usd=budget_usd,
+            show_progress_bar=show_progress_bar,
+            label=label,
+            output_tokens=output_tokens,
+        )
+        cost = None if llm.price is None else ledger.paid(keys.values()) / MICRODOLLARS
+        yield Replies(cost, ledger.in_doubt() / MICRODOLLARS, llm, ledger, keys, failures)
+
+
+def _keys(ledger: Ledger, llm: LLM, version: str, requests: Mapping[str, Callable[[], Request]]) -> dict[str, str]:
+    """Return the key of each request: that of a usable reply in the ledger, or else of the request as it would be sent.
+
+    A reply that was not cut off is usable whatever the limit of tokens was, so raising it sends only what was cut off.
+    """
+    known: dict[str, list[str]] = defaultdict(list)
+    for stored in ledger.all_keys():
+        known[stored.partition("-")[0]].append(stored)
+    keys = {}
+    for name, build in requests.items():
+        digest = request_digest(version, llm.body(build()))
+        key = f"{digest}-{llm.max_tokens}"
+        others = sorted(one for one in known.get(digest, ()) if one != key)
+        usable = (one for one in (key, *others) if others and _is_usable(llm, ledger.reply(one)))
+        keys[name] = next(usable, key)
+    return keys
+
+
+def _is_usable(llm: LLM, reply: Mapping[str, object] | None) -> bool:
+    return reply is not None and llm.read(reply).problem != CUT_OFF
