@@ -13,7 +13,7 @@ import embedtune as et
 ASK = "approval limit spare parts"
 
 
-def main(output: str = "out/quickstart", *, documents: int | None = None, epochs: float = 6.0) -> None:
+def main(output: str = "out/quickstart", *, documents: int | None = None, folds: int = 3, epochs: float = 4.0) -> None:
     # 1. Documents to chunks, counted in the tokens of the model that will read them
     model = et.load_model("minilm")
     sample = et.load_sample(num_documents=documents)
@@ -22,10 +22,10 @@ def main(output: str = "out/quickstart", *, documents: int | None = None, epochs
     # 2. Chunks and questions to a dataset
     data = et.build_dataset(chunks, sample.questions_for(chunks))
 
-    # 3. Tune the model and the words. Five folds say how good that is: each question is judged by a retriever that never saw
-    #    its document. Then one retriever is trained on all questions
+    # 3. Tune the model and the words. Folds say how good that is: each question is judged by a retriever that never saw its
+    #    document. Then one retriever is trained on all questions. (Fewer folds and epochs than by default: it is a demo)
     args = et.TuningArguments(output, num_train_epochs=epochs, logging_strategy="epoch")
-    run = et.tune(model, data, output_dir=output, args=args)
+    run = et.tune(model, data, output_dir=output, args=args, num_folds=folds)
     run.verdict.plot(f"{output}/accuracy.svg")
 
     # 4. Ask it: each score is what the vectors and what the words contribute
@@ -40,5 +40,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output", default="out/quickstart", help="the folder for checkpoints, retriever and report")
     parser.add_argument("--documents", type=int, help="use only the first documents of the sample")
-    parser.add_argument("--epochs", type=float, default=6.0, help="how often to go through the training questions")
+    parser.add_argument("--folds", type=int, default=3, help="how many folds judge")
+    parser.add_argument("--epochs", type=float, default=4.0, help="how often to go through the training questions")
     main(**vars(parser.parse_args()))
