@@ -32,11 +32,11 @@ def test_a_folder_that_is_not_there():
 
 
 def test_a_folder_with_nothing_to_read(tmp_path):
-    (tmp_path / "a.docx").write_bytes(b"PK")
-    with pytest.raises(ValueError, match=r"no readable file. Supported are .txt.*1 with .docx. Convert those"):
+    (tmp_path / "a.odt").write_bytes(b"PK")
+    with pytest.raises(ValueError, match=r"no readable file. Supported are .txt.*1 with .odt. Convert those"):
         et.read_documents(tmp_path)
-    with pytest.raises(ValueError, match=r"a.docx cannot be read: the supported extensions .* Convert it"):
-        et.read_documents(tmp_path / "a.docx")
+    with pytest.raises(ValueError, match=r"a.odt cannot be read: the supported extensions .* Convert it"):
+        et.read_documents(tmp_path / "a.odt")
 
 
 @pytest.mark.parametrize("options", [{"max_tokens": "400"}, {"overlap": 0.1}])
