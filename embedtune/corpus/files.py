@@ -50,6 +50,7 @@ def names_in(folder: Path, extensions: Sequence[str], problems: Problems) -> lis
     """
     names: list[str] = []
     ignored: Counter[str] = Counter()
+    old: Counter[str] = Counter()
     for parent, subfolders, files in os.walk(folder, onerror=_raise_unreadable):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         for link in (path for name in subfolders if (path := Path(parent, name)).is_symlink()):
@@ -64,9 +65,11 @@ def names_in(folder: Path, extensions: Sequence[str], problems: Problems) -> lis
             elif extension in _OLD:
                 remedy = "Save it as .docx, .pptx, .xlsx or .pdf."
                 problems.leave_out("in a format that is not read", f"{one_line(file)}: {remedy}")
+                old[extension] += 1
             else:
                 ignored[one_line(extension) or "no extension"] += 1
-    others = ", ".join(f"{count} with {extension}" for extension, count in sorted(ignored.items())) or "none"
+    found = sorted((ignored + old).items())
+    others = ", ".join(f"{count} with {extension}" for extension, count in found) or "none"
     if not names:
         raise ValueError(
             f"{one_line(folder)} has no readable file. Supported are {', '.join(extensions)}; other files: {others}. "
