@@ -25,6 +25,7 @@ def results(num, *, num_queries, num_per_chunk, rng, gains=None):
             SimpleNamespace(
                 metrics={"ndcg@10": float(values.mean())},
                 per_query_metrics={"ndcg@10": values},
+                per_seed_metrics={"ndcg@10": values[None]},
                 primary_metric="ndcg@10",
                 clusters=clusters,
                 documents=None,
