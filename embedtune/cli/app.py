@@ -14,7 +14,6 @@ app = typer.Typer(
     name="embedtune",
     cls=shell.Commands,
     add_completion=False,
-    no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 80},
@@ -73,7 +72,7 @@ def _embedtune(
 @app.command(epilog=_CODES)
 def tune(
     documents: Annotated[
-        list[Path] | None, typer.Argument(metavar="[DOCUMENTS]...", exists=True, help="Folders and files to search.")
+        list[Path] | None, typer.Argument(metavar="DOCUMENTS", exists=True, help="Folders and files to search.")
     ] = None,
     sample: Annotated[bool, typer.Option("--sample", help="Take the handbook of the package.")] = False,
     data: Annotated[
@@ -174,7 +173,7 @@ def evaluate(
     data: Annotated[Path, typer.Argument(metavar="DATA", exists=True, help="The folder of a saved dataset.")],
     before: Annotated[str, typer.Argument(metavar="BEFORE", help="What you have now.")],
     after: Annotated[str, typer.Argument(metavar="AFTER", help="What you would use instead.")],
-    others: Annotated[list[str] | None, typer.Argument(metavar="[OTHERS]...", help="For comparison.")] = None,
+    others: Annotated[list[str] | None, typer.Argument(metavar="OTHERS", help="For comparison.")] = None,
     split: Annotated[str, typer.Option(metavar="NAME", help="Whose questions are asked.")] = "test",
     report: Annotated[Path | None, typer.Option(metavar="FILE", help="Also write a report in HTML.")] = None,
     as_json: Json = False,
@@ -191,20 +190,14 @@ def evaluate(
       embedtune evaluate data/ minilm out/ bm25
       embedtune evaluate data/ out/ BAAI/bge-base-en-v1.5 --report report.html
     """
-    from dataclasses import replace
-
-    import embedtune as et
     from embedtune.cli import folder
     from embedtune.dataset import RetrievalDataset
-    from embedtune.evaluation.leaks import known_questions
 
     names = [before, after, *(others or ())]
     if len(set(names)) < len(names):
         raise typer.BadParameter(f"{max(names, key=names.count)!r} is named twice.")
     loaded = RetrievalDataset.load_from_disk(data)
-    verdict = et.evaluate_all(loaded, {name: folder.ranker(name) for name in names}, split=split)
-    trained = [text for name in (before, after) for text in folder.trained_on(Path(name))]
-    verdict = replace(verdict, known=tuple(dict.fromkeys([*verdict.known, *known_questions(verdict.after, trained)])))
+    verdict = folder.judged(loaded, names, split=split)
     facts = folder.verdict_facts(verdict)
     if report is not None:
         verdict.to_html(report, data=loaded)
@@ -264,12 +257,14 @@ def improve(
 ) -> None:
     """Train on what people missed, and switch if it helps.
 
-    The dataset needs a split `test` that was not trained on: tune with `--test-split test`. The new retriever replaces that
-    in FOLDER if it misses fewer questions of the log, is not worse on the locked test, and has not forgotten what it knew.
+    The new retriever replaces that in FOLDER if it misses fewer questions of the log, is not worse on the locked test, and has not forgotten what it knew.
     Otherwise the old one stays, and the exit code is 3. Rounds are kept in FOLDER/rounds.
 
+    The locked test is the split `test` of the dataset, which must not have been trained on.
+
     \b
-    Example:
+    Examples:
+      embedtune tune docs/ --llm anthropic:claude-haiku-4-5 --test-split test
       embedtune improve out/ --feedback feedback.sqlite
     """
     from embedtune.cli import folder

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import embedtune as et
 from embedtune.dataset import RetrievalDataset
+from embedtune.evaluation.leaks import known_questions, leak_warnings
 from embedtune.evaluation.record import Forgetting
 from embedtune.evaluation.result import Evaluation
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.retrieval.retriever import Retriever
+from embedtune.retrieval.retriever_files import SETTINGS
 from embedtune.storage import replace_file
 from embedtune.training.tune import RETRIEVER
 
@@ -125,12 +128,21 @@ def verdict_facts(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def ranker(name: str) -> Any:
+def judged(data: RetrievalDataset, names: Sequence[str], *, split: str) -> Verdict:
+    """Compare retrievers by their names on the command line. What is known to have taught the first two counts as known."""
+    k = [one for one in (1, 3, 5, 10) if one <= len(data.corpus)] or [1]
+    verdict = et.evaluate_all(data, {name: _ranker(name) for name in names}, split=split, k=k)
+    trained = [text for name in names[:2] for text in trained_on(Path(name))]
+    known = tuple(dict.fromkeys([*verdict.known, *known_questions(verdict.after, trained)]))
+    return replace(verdict, known=known, warnings=leak_warnings(verdict.before, verdict.after, known))
+
+
+def _ranker(name: str) -> Any:
     """Return what a name on the command line means: ``bm25``, the folder of a retriever, or a model."""
     path = Path(name)
     if name.lower() == "bm25":
         return "bm25"
-    if (path / RETRIEVER).is_dir() or (path / "retriever.json").exists():
+    if (path / RETRIEVER).is_dir() or (path / SETTINGS).exists():
         return load_retriever(path)
     return et.load_model(name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from textwrap import fill, wrap
@@ -72,13 +73,11 @@ def rows_text(rows: Mapping[str, str]) -> str:
 
 def agree(question: str) -> None:
     """Ask for a yes on the terminal, and stop without one."""
-    try:
-        agreed = typer.confirm(question, err=True)
-    except typer.Abort as err:
-        say("\nNobody answered. Pass --yes to agree beforehand. Nothing was sent, and nothing written.")
-        raise typer.Exit(FAILED) from err
-    if not agreed:
-        say("Nothing was sent, and nothing written.")
+    typer.echo(f"{question} [y/N] ", nl=False, err=True)  # typer.confirm would write to standard output, too
+    answer = sys.stdin.readline()
+    if answer.strip().lower() not in ("y", "yes"):
+        unanswered = "" if answer else "\nNobody answered; pass --yes to agree beforehand. "
+        say(f"{unanswered}Nothing was sent, and nothing written.")
         raise typer.Exit(FAILED)
 
 
