@@ -48,7 +48,9 @@ class PaidLLM(ScriptedLLM):
 
 
 def run(*arguments, **options):
-    return CliRunner().invoke(app, [str(one) for one in arguments], prog_name="embedtune", **options)
+    return CliRunner().invoke(
+        app, [str(one) for one in arguments], prog_name="embedtune", env={"COLUMNS": "80"}, **options
+    )
 
 
 def write_documents(path):
@@ -180,6 +182,7 @@ def test_the_same_command_again_sends_nothing_asks_nothing_and_says_the_same(fin
     again = run(*arguments, input="")
     assert again.exit_code == result.exit_code
     assert len(scripted.requests) == num_sent == 8
+    assert "which are there already: nothing is sent or paid" in again.stderr.replace("\n           ", " ")
     assert again.stdout.splitlines()[0].lower().startswith(json.loads(result.stdout)["headline"])
     assert again.stdout.rstrip().endswith(f"Report    {out / 'report.html'}")
     assert max(len(line) for line in again.stdout.splitlines() if str(out) not in line) <= 80

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from textwrap import indent
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -152,14 +152,13 @@ def tune(
         output=output,
     )
     tuning.check(order)
-    material = tuning.read(order)
-    paid = tuning.is_paid(material)
+    material = tuning.resumed(tuning.read(order))
     quote = shell.rows_text(tuning.quote_rows(material))
     if dry_run:
         shell.show(quote, tuning.quote_facts(material), as_json=as_json)
         return
     shell.say(f"{quote}\n")
-    if not paid and not yes:
+    if material.data is None and not yes:
         shell.agree("Let the language model write the questions?")
     run = tuning.run(material)
     folder.save_verdict(output, run.verdict)
@@ -267,15 +266,14 @@ def improve(
       embedtune tune docs/ --llm anthropic:claude-haiku-4-5 --test-split test
       embedtune improve out/ --feedback feedback.sqlite
     """
+    from dataclasses import asdict
+
     from embedtune.cli import folder
 
     round_ = folder.improved(path, feedback, data or path / folder.DATA, epochs=epochs, seed=seed)
-    facts = {"round": round_.number, "status": round_.status, "counts": dict(round_.counts), "folder": str(round_.path)}
-    facts["checks"] = [
-        {"candidate": one.name, "name": check.name, "passed": check.passed, "detail": check.detail}
-        for one in round_.candidates
-        for check in one.checks
-    ]
+    checks = [{"candidate": one.name} | asdict(check) for one in round_.candidates for check in one.checks]
+    facts: dict[str, Any] = {"round": round_.number, "status": round_.status, "folder": str(round_.path)}
+    facts |= {"counts": dict(round_.counts), "checks": checks}
     shell.show(str(round_), facts, as_json=as_json)
     raise typer.Exit(shell.DONE if round_.accepted else shell.KEEP)
 

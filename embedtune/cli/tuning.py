@@ -6,7 +6,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -58,7 +58,7 @@ class Material:
     Attributes:
         order: The order.
         model: The model to tune.
-        chunks: The chunks, or none where a dataset has them.
+        chunks: The chunks of the documents; none where a dataset was given.
         data: The dataset, where no questions have to be generated.
         llm: The language model, where they have to be.
         estimate: What it will take.
@@ -75,11 +75,9 @@ class Material:
     def plan(self) -> dict[str, Any]:
         """What the result depends on, to notice that a folder holds another run."""
         order = self.order
-        texts = (
-            [[one.id, one.text] for one in self.chunks]
-            if self.data is None
-            else [self.data.corpus_texts, self.data.query_texts]
-        )
+        texts: Any = [[one.id, one.text] for one in self.chunks]
+        if self.data is not None and not self.chunks:
+            texts = [self.data.corpus_texts, self.data.query_texts]
         return {
             "model": order.model,
             "documents": hashlib.sha256(json.dumps(texts).encode()).hexdigest(),
@@ -184,22 +182,22 @@ def quote_facts(material: Material) -> dict[str, Any]:
     return facts | {"budget_usd": order.budget, "output": str(order.output)}
 
 
-def is_paid(material: Material) -> bool:
-    """Whether the questions of this run are there already, or were in an earlier call; a folder with another run is refused.
+def resumed(material: Material) -> Material:
+    """Return the material with the questions that an earlier call stored, if there was one.
 
     Raises:
         ValueError: If the folder holds a run with other options.
     """
     folder = material.order.output
-    if (folder / COMMAND).exists():
-        known = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
-        if other := [name.replace("_", "-") for name, value in material.plan.items() if known.get(name) != value]:
-            raise ValueError(
-                f"{folder} holds a run with other {', '.join(other)}. Choose another --output. To start again in this one, delete "
-                f"everything in it but {folder / QUESTIONS}, which holds the replies that were paid for."
-            )
-        return True
-    return material.data is not None
+    if not (folder / COMMAND).exists():
+        return material
+    known = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
+    if other := [name.replace("_", "-") for name, value in material.plan.items() if known.get(name) != value]:
+        raise ValueError(
+            f"{folder} holds a run with other {', '.join(other)}. Choose another --output. To start again in this one, delete "
+            f"everything in it but {folder / QUESTIONS}, which holds the replies that were paid for."
+        )
+    return replace(material, data=RetrievalDataset.load_from_disk(folder / DATA), llm=None, estimate=None)
 
 
 def run(material: Material) -> TuningRun:
@@ -217,8 +215,6 @@ def run(material: Material) -> TuningRun:
 def _questions(material: Material) -> RetrievalDataset:
     """Return the dataset with its questions, which is stored in the folder of the run before training begins."""
     order, data = material.order, material.data
-    if (order.output / COMMAND).exists():
-        return RetrievalDataset.load_from_disk(order.output / DATA)
     if data is None and material.llm is not None:
         questions = et.generate_questions(
             material.chunks,
@@ -233,8 +229,9 @@ def _questions(material: Material) -> RetrievalDataset:
         data = _dataset(order, material.chunks, questions)
     if data is None:
         raise ValueError("There are no questions, and no language model to write them.")
-    data.save_to_disk(order.output / DATA)
-    replace_file(order.output / COMMAND, json.dumps(material.plan, indent=2) + "\n")
+    if not (order.output / COMMAND).exists():
+        data.save_to_disk(order.output / DATA)
+        replace_file(order.output / COMMAND, json.dumps(material.plan, indent=2) + "\n")
     return data
 
 
