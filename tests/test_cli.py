@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from embedtune.improvement.rounds import Candidate, Check, Round
 from embedtune.llms.errors import GenerationStoppedError
 from embedtune.llms.protocol import Price
 
+PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"
 COMMANDS = ["tune", "evaluate", "search", "improve", "push"]
 QUICK = ["--epochs", "1", "--folds", "2", "--max-tokens", "40", "--per-chunk", "2"]
 
@@ -492,3 +494,27 @@ def test_every_exit_code_is_one_of_its_own():
 def test_an_order_is_not_changed_by_where_it_goes():
     order = tuning.Order((), True, None, "m", None, None, 4, 250, "", False, 5, None, None, 0, Path("a"))
     assert "output" not in tuning.Material(replace(order), None, ()).plan
+
+
+def test_the_help_on_the_page_is_what_the_commands_print():
+    blocks = re.findall(r"```\n\$ embedtune ([^\n]*--help)\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    assert [arguments for arguments, _ in blocks] == ["--help", "tune --help"]
+    for arguments, shown in blocks:
+        assert run(*arguments.split()).stdout == shown
+
+
+def test_the_page_fits_80_columns_where_it_shows_a_terminal():
+    lines = [
+        line
+        for block in re.findall(r"```\n(\$.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+        for line in block.splitlines()
+    ]
+    assert max(map(len, lines)) <= 82  # the dollar sign
+
+
+def test_what_the_page_shows_can_be_typed():
+    shown = re.findall(r"^\$ embedtune (\w+)([^\n]*)", PAGE.read_text(encoding="utf-8"), re.MULTILINE)
+    assert {command for command, _ in shown} == set(COMMANDS)
+    for command, rest in shown:
+        options = set(re.findall(r"--[a-z-]+", rest))
+        assert options <= set(re.findall(r"--[a-z-]+", run(command, "--help").stdout)), rest
