@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+from dataclasses import replace
 
 import pytest
 
@@ -32,6 +33,12 @@ def test_a_split_that_is_no_name_of_a_file_is_refused(split):
 def test_other_names_of_splits_are_taken(tmp_path, split):
     dataset(split).save_to_disk(tmp_path / "data")
     assert et.RetrievalDataset.load_from_disk(tmp_path / "data").splits == ["dev", split]
+
+
+def test_what_the_questions_cost_is_kept(tmp_path):
+    data = replace(dataset(), cost_usd=1.25)
+    data.save_to_disk(tmp_path / "data")
+    assert et.RetrievalDataset.load_from_disk(tmp_path / "data").cost_usd == 1.25
 
 
 def test_splits_outside_of_the_folder_are_not_read(tmp_path):

@@ -47,7 +47,7 @@ def _load(folder: Path) -> dict[str, Any]:
         )
     with reading(folder / SETTINGS, remedy=_REMEDY):
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
-        settings = {name: settings[name] for name in ("splits", "split_by", "context")}
+        settings = {name: settings[name] for name in ("splits", "split_by", "context", "cost_usd")}
         check_split_names(settings["splits"])  # before a file is opened that could be anywhere
     return {
         "corpus": _read(folder / "corpus.parquet"),
@@ -55,7 +55,7 @@ def _load(folder: Path) -> dict[str, Any]:
         "qrels": {split: _read(folder / "qrels" / f"{split}.parquet") for split in settings["splits"]},
         "split_by": settings["split_by"],
         "context": tuple(settings["context"]),
-        "cost_usd": settings.get("cost_usd"),
+        "cost_usd": settings["cost_usd"],
     }
 
 
