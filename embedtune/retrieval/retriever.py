@@ -534,7 +534,9 @@ class Retriever:
             batch_size=self.batch_size,
             show_progress_bar=self.encoder.show_progress_bar,
         )
-        return Ranking(*(np.take_along_axis(part, order[:, :k], axis=1) for part in first)), scores[:, :k]
+        kept = order[:, :k]
+        positions, own = np.take_along_axis(first.positions, kept, 1), np.take_along_axis(first.scores, kept, 1)
+        return Ranking(positions, own), scores[:, :k]
 
     def _vectors(self, questions: Sequence[str]) -> NDArray[np.float32]:
         self._require_same_model()

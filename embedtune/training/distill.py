@@ -55,7 +55,6 @@ def score_candidates(
     path: str | Path,
     split: str = "train",
     num_candidates: int = 8,
-    batch_size: int = 32,
     seed: int = 0,
     show_progress_bar: bool | None = None,
     **options: Unpack[MiningOptions],
@@ -77,10 +76,9 @@ def score_candidates(
         path: The folder of the scores.
         split: The split whose questions are used.
         num_candidates: How many candidates, the relevant chunk among them.
-        batch_size: How many texts go through the teacher at once.
         seed: Seed of candidates that are drawn at random, where the corpus has too few.
         show_progress_bar: By default only in a terminal.
-        **options: As in `mine_hard_negatives`.
+        **options: As in `mine_hard_negatives`; ``batch_size`` is the teacher's as well.
 
     Returns:
         Rows of ``anchor``, ``positive``, ``negative`` (or ``negative_1``, ...) and ``label``: the ids of the known answers, and the scores.
@@ -108,7 +106,9 @@ def score_candidates(
     columns = {name: mined[name][:] for name in mined.column_names}
     ids = [label[:-num_negatives] for label in columns.pop("label")]
     asked: list[_Asked] = [(row[0], row[1:]) for row in zip(*columns.values(), strict=True)]
-    scores = _scored(teacher, asked, Path(path), batch_size=batch_size, show_progress_bar=show_progress_bar)
+    scores = _scored(
+        teacher, asked, Path(path), batch_size=options.get("batch_size", 32), show_progress_bar=show_progress_bar
+    )
     names = {content: number for number, content in enumerate(dict.fromkeys(one for row in ids for one in row))}
     if len(names) > _MAX_IDS:
         raise ValueError(
@@ -197,7 +197,8 @@ class DistillationLoss(RetrievalLoss):
 
 
 def _scaled(questions: Tensor, chunks: Tensor, *, scale: float) -> Tensor:
-    return scale * pairwise_cos_sim(questions, chunks)
+    scores: Tensor = scale * pairwise_cos_sim(questions, chunks)
+    return scores
 
 
 def _scored(
