@@ -145,3 +145,33 @@ def _shared_tiny_model(tiny_model_folder):
 def tiny_model(_shared_tiny_model):
     """A private copy of the tiny model."""
     return copy.deepcopy(_shared_tiny_model)
+
+
+@pytest.fixture(scope="session")
+def _shared_cross_encoder(tmp_path_factory):
+    import torch
+    from sentence_transformers import CrossEncoder
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(1)
+    folder = tmp_path_factory.mktemp("cross-encoder")
+    tokenizer = build_tokenizer()
+    config = BertConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=128,
+        num_labels=1,
+        initializer_range=0.4,  # so that scores differ
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return CrossEncoder(str(folder), device="cpu", max_length=64)
+
+
+@pytest.fixture
+def cross_encoder(_shared_cross_encoder):
+    """A private copy of a tiny cross-encoder of random weights."""
+    return copy.deepcopy(_shared_cross_encoder)

@@ -58,6 +58,7 @@ def world(folder, *, bert):
         publish(hub, "Alibaba-NLP/gte-Qwen2-1.5B-instruct", folder / "tiny" / "gte")
         publish(hub, "jinaai/jina-embeddings-v3", folder / "tiny" / "jina")
         publish(hub, "BAAI/bge-base-en-v1.5", bert)
+        publish(hub, "cross-encoder/ms-marco-MiniLM-L6-v2", bert)
         yield {
             **os.environ,
             "ANTHROPIC_BASE_URL": models.url,

@@ -68,6 +68,17 @@ def test_compare_recipes_runs_every_recipe(folder, tiny_model_folder, tmp_path, 
 
 
 @pytest.mark.slow
+def test_a_half_of_a_model_learns_from_pairs_and_from_the_whole(
+    folder, tiny_model_folder, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    load("distill").main(
+        str(folder), model_name=str(tiny_model_folder), epochs=1, num_candidates=3, output=str(tmp_path / "out")
+    )
+    assert "\ndistilled " in capsys.readouterr().out
+
+
+@pytest.mark.slow
 def test_which_loss_compares_losses_and_draws_the_curve(folder, tiny_model_folder, monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "examples")
     options = {"model_name": str(tiny_model_folder), "epochs": 1, "test_split": "test_unseen_doc"}

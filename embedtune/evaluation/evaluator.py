@@ -133,7 +133,7 @@ class TopKEvaluator(BaseEvaluator):
             "retrieved": [chunks[: self.k[-1]] for chunks in found],
             "scores": self._of_found(scores, positions),
         }
-        if isinstance(retriever, Retriever):
+        if isinstance(retriever, Retriever) and retriever.reranker is None:  # a reranker's score is not a sum
             words = retriever.word_scores(columns["query"], list(self._corpus.values()), positions)
             columns["word_scores"] = self._of_found(words, positions)
         return Evaluation(

@@ -101,6 +101,8 @@ class Gate:
             context=self._data.context,
             approximate=like.approximate,
             batch_size=like.batch_size,
+            reranker=like.reranker,
+            rerank_depth=like.rerank_depth,
         )
 
     def evaluate(self, retriever: Retriever, name: str) -> Results:

@@ -223,7 +223,13 @@ def _same_scores(retriever: Retriever, folder: str, uploaded: SentenceTransforme
     texts = index.texts(rows)
     chunks = [Chunk(index.ids[row], "", text, 0, len(text)) for row, text in zip(rows, texts, strict=True)]
     here = Retriever.from_chunks(
-        retriever.model, chunks, words=retriever.words, word_weight=retriever.word_weight, context=retriever.context
+        retriever.model,
+        chunks,
+        words=retriever.words,
+        word_weight=retriever.word_weight,
+        context=retriever.context,
+        reranker=retriever.reranker,
+        rerank_depth=retriever.rerank_depth,
     )
     try:
         there = Retriever.load(folder, uploaded, chunks=chunks)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from sentence_transformers import SentenceTransformer
+from sentence_transformers import CrossEncoder, SentenceTransformer
 
 from embedtune.models.packing.pack import can_pack, encode_packed
 from embedtune.models.prompts import prompt_of
@@ -138,13 +138,13 @@ def _encodes_as_usual(model: SentenceTransformer) -> bool:
     return usual and getattr(model, "_distributed_inference", None) is None
 
 
-def model_name(model: SentenceTransformer) -> str:
+def model_name(model: SentenceTransformer | CrossEncoder) -> str:
     """Return what to call a model in a table: its name, the Hub's id, or the last part of the folder it came from."""
     card = model.model_card_data
     name = card.model_name or card.model_id or card.base_model or _path_of(model)
     return Path(name).name if Path(name).is_absolute() else str(name)
 
 
-def _path_of(model: SentenceTransformer) -> str:
+def _path_of(model: SentenceTransformer | CrossEncoder) -> str:
     config = getattr(model.transformers_model, "config", None)
     return getattr(config, "_name_or_path", "") or type(model).__name__

@@ -15,6 +15,7 @@ from embedtune.models.lora import has_adapters, merged_copy
 from embedtune.models.prompts import prompt_of
 
 if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
     from torch import nn
 
     from embedtune.types import Role
@@ -22,7 +23,15 @@ if TYPE_CHECKING:
 Side = Literal["both", "document"]
 
 # What saving and loading a model changes in its configuration, and the vectors do not depend on.
-_NOT_IN_VECTORS = ("architectures", "auto_map", "dtype", "torch_dtype", "transformers_version", "use_cache")
+_NOT_IN_VECTORS = (
+    "architectures",
+    "auto_map",
+    "dtype",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+    "sentence_transformers",
+)
 
 
 def model_fingerprint(model: SentenceTransformer, *, side: Side = "both") -> str:
@@ -46,9 +55,22 @@ def model_fingerprint(model: SentenceTransformer, *, side: Side = "both") -> str
         (False, True)
     """
     merged = merged_copy(model) if has_adapters(model) else model
-    settings = vector_settings(merged, side=side)
+    return _digest(vector_settings(merged, side=side), _modules(merged, side))
+
+
+def reranker_fingerprint(reranker: CrossEncoder) -> str:
+    """Return the SHA-256 of a cross-encoder's weights and of all settings that its scores depend on."""
+    settings = {
+        "prompts": [reranker.prompts, reranker.default_prompt_name],
+        "activation": type(reranker.activation_fn).__qualname__,
+        "modules": [_module_settings(module) for module in reranker.children()],
+    }
+    return _digest(settings, list(reranker.children()))
+
+
+def _digest(settings: dict[str, Any], modules: list[nn.Module]) -> str:
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
-    for module in _modules(merged, side):
+    for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)

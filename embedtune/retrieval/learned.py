@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sentence_transformers import CrossEncoder
+
     from embedtune.retrieval.word_weight import LearnedWords
     from embedtune.types import ContextPart
 
@@ -18,3 +20,5 @@ class Saved:
     word_weight: float
     context: tuple[ContextPart, ...]
     model_fingerprint: str
+    reranker: CrossEncoder | None = None
+    rerank_depth: int = 50

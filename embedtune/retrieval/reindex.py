@@ -143,6 +143,8 @@ def _moved(
         context=retriever.context,
         approximate=retriever.approximate,
         batch_size=retriever.batch_size,
+        reranker=(saved or retriever).reranker,
+        rerank_depth=(saved or retriever).rerank_depth,
     )
 
 

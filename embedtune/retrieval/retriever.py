@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -16,11 +17,13 @@ from embedtune.bounds import whole
 from embedtune.models.load import load_model
 from embedtune.retrieval import retriever_files
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions, model_name
-from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.retrieval.fingerprint import model_fingerprint, reranker_fingerprint
 from embedtune.retrieval.fusion import Fusion, check_ranking, similarities
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
 from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.parts import IndexParts
+from embedtune.retrieval.rerank import check_reranker, reranked
+from embedtune.retrieval.search import Ranking
 from embedtune.retrieval.word_weight import MIN_CHUNKS_OF_SPREAD, NUM_SAMPLES, LearnedWords, spread_of
 from embedtune.retrieval.words import WordIndex
 from embedtune.tables import Listing, Row, excerpt
@@ -28,10 +31,9 @@ from embedtune.tables import Listing, Row, excerpt
 if TYPE_CHECKING:
     import pyarrow
     from numpy.typing import NDArray
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
-    from embedtune.retrieval.search import Ranking
     from embedtune.types import Chunk, ContextPart
 
 
@@ -41,7 +43,7 @@ class Hit:
 
     Attributes:
         id: The chunk's id.
-        score: ``similarity + words``.
+        score: ``similarity + words``, or the reranker's score if it has read the chunk.
         text: The text that was embedded.
         document_id: The document it is from.
         title: The document's title, or an empty string.
@@ -85,6 +87,8 @@ class Retriever:
     A few new chunks are kept beside the others until they are many, so the next question costs as little as the one before;
     what is found is what an index of all chunks, made anew, would find.
 
+    With a reranker, a cross-encoder reads the first chunks of this ranking together with the question, and its score orders them.
+
     Args:
         model: The model, or its name or folder, as `load_model` takes it.
         index: The chunks, encoded by the same model.
@@ -95,12 +99,15 @@ class Retriever:
         approximate: Look for candidates in a graph of the vectors (FAISS, ``pip install 'embedtune[faiss]'``) instead of
             comparing with all of them; for a few hundred thousand chunks and more. The graph is built for the first question.
         batch_size: How many texts go through the model at once.
+        reranker: A ``CrossEncoder`` of sentence-transformers with one score for each pair of texts.
+        rerank_depth: How many chunks it reads for each question. Those below follow in their order, with their own scores.
 
     Attributes:
         word_weight: How much the words count in the score.
         encoder: Encodes questions.
 
     Raises:
+        TypeError: If the reranker is not a ``CrossEncoder``.
         ValueError: If another model made the index.
 
     Example:
@@ -124,8 +131,11 @@ class Retriever:
         context: Sequence[ContextPart] = (),
         approximate: bool = False,
         batch_size: int = 32,
+        reranker: CrossEncoder | None = None,
+        rerank_depth: int = 50,
     ) -> None:
         _check_index(index)
+        check_reranker(reranker)
         self.model: SentenceTransformer = load_model(model) if isinstance(model, (str, Path)) else model
         self.index = index
         self.words: LearnedWords = words or LearnedWords()
@@ -135,6 +145,8 @@ class Retriever:
         self.context: tuple[ContextPart, ...] = tuple(context)
         self.approximate = approximate
         self.batch_size = whole("batch_size", batch_size)
+        self.reranker = reranker
+        self.rerank_depth = whole("rerank_depth", rerank_depth)
         self.encoder: ModelEncoder = ModelEncoder(self.model, batch_size)
         self._changing = threading.RLock()
         self._state: list[tuple[int, int]] = []
@@ -152,6 +164,8 @@ class Retriever:
         context: Sequence[ContextPart] = (),
         approximate: bool = False,
         batch_size: int = 32,
+        reranker: CrossEncoder | None = None,
+        rerank_depth: int = 50,
         devices: Sequence[str] = (),
         show_progress_bar: bool | None = None,
     ) -> Retriever:
@@ -165,6 +179,8 @@ class Retriever:
             context: What to put before a chunk's text, as in `build_dataset`.
             approximate: See `Retriever`.
             batch_size: How many texts go through the model at once.
+            reranker: See `Retriever`.
+            rerank_depth: See `Retriever`.
             devices: Encode in one process for each, for instance ``["cuda:0", "cuda:1"]`` or ``["cpu"] * 4``.
             show_progress_bar: Show the progress of encoding; by default only in a terminal, after two seconds.
         """
@@ -178,6 +194,8 @@ class Retriever:
             context=context,
             approximate=approximate,
             batch_size=batch_size,
+            reranker=reranker,
+            rerank_depth=rerank_depth,
         )
 
     @classmethod
@@ -190,6 +208,8 @@ class Retriever:
         word_weight: float | None = None,
         approximate: bool = False,
         batch_size: int = 32,
+        reranker: CrossEncoder | None = None,
+        rerank_depth: int = 50,
         devices: Sequence[str] = (),
         show_progress_bar: bool | None = None,
     ) -> Retriever:
@@ -202,6 +222,8 @@ class Retriever:
             word_weight: See `Retriever`.
             approximate: See `Retriever`.
             batch_size: How many texts go through the model at once.
+            reranker: See `Retriever`.
+            rerank_depth: See `Retriever`.
             devices: As in `from_chunks`.
             show_progress_bar: Show the progress of encoding; by default only in a terminal, after two seconds.
         """
@@ -215,6 +237,8 @@ class Retriever:
             context=data.context,
             approximate=approximate,
             batch_size=batch_size,
+            reranker=reranker,
+            rerank_depth=rerank_depth,
         )
 
     @classmethod
@@ -262,12 +286,14 @@ class Retriever:
             context=saved.context,
             approximate=approximate,
             batch_size=batch_size,
+            reranker=saved.reranker,
+            rerank_depth=saved.rerank_depth,
         )
         retriever_files.probe(retriever.model, index, batch_size)
         return retriever
 
     def save(self, path: str | Path) -> None:
-        """Write everything to a folder: the model, what was learned about words, and the chunks with their vectors.
+        """Write everything to a folder: the model, the reranker, what was learned about words, and the chunks with their vectors.
 
         The folder is a plain SentenceTransformer at the same time: ``SentenceTransformer(path)`` loads it, without embedtune.
         A model that the folder holds already is not written again.
@@ -291,7 +317,8 @@ class Retriever:
 
     def __repr__(self) -> str:
         how = {"vectors": "vectors", "words": "words"}.get(self.fusion.kind, f"vectors + {self.word_weight:.2f} words")
-        return f"Retriever: {len(self):,} chunks, by {how} of {model_name(self.model)}"
+        reader = f", reranked by {model_name(self.reranker)}" if self.reranker is not None else ""
+        return f"Retriever: {len(self):,} chunks, by {how} of {model_name(self.model)}{reader}"
 
     @property
     def word_weight(self) -> float:
@@ -302,14 +329,17 @@ class Retriever:
     def learned(self) -> Saved:
         """What is saved beside the model and the chunks."""
         self._require_same_model()
-        return Saved(self.words, self.word_weight, self.context, self._whole_fingerprint())
+        fingerprint = self._whole_fingerprint()
+        return Saved(self.words, self.word_weight, self.context, fingerprint, self.reranker, self.rerank_depth)
 
     @property
     def fingerprint(self) -> str:
-        """A SHA-256 of all that a ranking depends on beside the corpus: the model, the word weights, and how much they count."""
+        """A SHA-256 of all that a ranking depends on beside the corpus: the model, the words and how much they count, the reranker."""
         self._require_same_model()
         words = retriever_files.words_fingerprint(self.fusion.weights)
         content = f"{self._whole_fingerprint()} {self.word_weight!r} {self.approximate} {words}"
+        if self.reranker is not None:
+            content += f" {reranker_fingerprint(self.reranker)} {self.rerank_depth}"
         return f"sha256:{hashlib.sha256(content.encode()).hexdigest()}"
 
     def with_word_weight(self, word_weight: float) -> Retriever:
@@ -322,8 +352,23 @@ class Retriever:
             context=self.context,
             approximate=self.approximate,
             batch_size=self.batch_size,
+            reranker=self.reranker,
+            rerank_depth=self.rerank_depth,
         )
         other.encoder = self.encoder
+        return other
+
+    def with_reranker(self, reranker: CrossEncoder | None, *, rerank_depth: int = 50) -> Retriever:
+        """Return a retriever of the same chunks with another second stage; None for none.
+
+        Raises:
+            TypeError: If the reranker is not a ``CrossEncoder``.
+            ValueError: If it returns several scores for each pair, or ``rerank_depth`` is less than 1.
+        """
+        check_reranker(reranker)
+        other = copy.copy(self)
+        other.reranker, other.rerank_depth = reranker, whole("rerank_depth", rerank_depth)
+        other._changing = threading.RLock()
         return other
 
     def search(self, question: str, *, k: int = 10) -> list[Hit]:
@@ -354,8 +399,9 @@ class Retriever:
         if not len(parts) or not len(questions):
             return [Hits() for _ in questions]
         vectors = self._vectors(questions)
-        ranking = fusion.rank_parts(parts, questions, vectors, min(k, len(parts)), approximate=self.approximate)
-        return _hits(parts, ranking, similarities(parts, vectors, ranking.positions), alone=fusion.kind)
+        first = fusion.rank_parts(parts, questions, vectors, self._depth(k, len(parts)), approximate=self.approximate)
+        ranking, scores = self._read(first, questions, parts, k)
+        return _hits(parts, ranking, similarities(parts, vectors, ranking.positions), scores, alone=fusion.kind)
 
     def rank(
         self, queries: Sequence[str], documents: Sequence[str], k: int
@@ -374,7 +420,10 @@ class Retriever:
         index = self.index
         if list(documents) != index.texts():
             index = build_index(ModelEncoder(self.model, self.batch_size), table_of_texts(documents))
-        return self.fusion.rank(index, queries, self._vectors(queries), k, approximate=self.approximate)
+        depth = self._depth(k, len(index))
+        first = self.fusion.rank(index, queries, self._vectors(queries), depth, approximate=self.approximate)
+        ranking, scores = self._read(first, queries, IndexParts.of(index), k)
+        return ranking.positions, scores
 
     def word_scores(
         self, queries: Sequence[str], documents: Sequence[str], positions: NDArray[np.int64]
@@ -467,6 +516,28 @@ class Retriever:
             self._is_weight_provisional = len(parts) < NUM_SAMPLES
         self._parts = parts
 
+    def _depth(self, k: int, num_chunks: int) -> int:
+        return min(k if self.reranker is None else max(k, self.rerank_depth), num_chunks)
+
+    def _read(
+        self, first: Ranking, questions: Sequence[str], parts: IndexParts, k: int
+    ) -> tuple[Ranking, NDArray[np.float32]]:
+        """Return the ``k`` best of a ranking in the order of the reranker, with the scores of the ranking and the final ones."""
+        if self.reranker is None:
+            return first, first.scores
+        order, scores = reranked(
+            self.reranker,
+            first,
+            questions,
+            parts,
+            depth=self.rerank_depth,
+            batch_size=self.batch_size,
+            show_progress_bar=self.encoder.show_progress_bar,
+        )
+        kept = order[:, :k]
+        positions, own = np.take_along_axis(first.positions, kept, 1), np.take_along_axis(first.scores, kept, 1)
+        return Ranking(positions, own), scores[:, :k]
+
     def _vectors(self, questions: Sequence[str]) -> NDArray[np.float32]:
         self._require_same_model()
         return encode_questions(self.encoder, questions)
@@ -503,13 +574,15 @@ def _encoder(
     return ModelEncoder(loaded, whole("batch_size", batch_size), show_progress_bar, tuple(devices))
 
 
-def _hits(index: IndexParts, ranking: Ranking, found: NDArray[np.float32], *, alone: str) -> list[list[Hit]]:
-    """Return the chunks of a ranking; positions of -1 are left out."""
+def _hits(
+    index: IndexParts, ranking: Ranking, found: NDArray[np.float32], scores: NDArray[np.float32], *, alone: str
+) -> list[list[Hit]]:
+    """Return the chunks of a ranking with their similarities and final scores; positions of -1 are left out."""
     wanted = ranking.positions[ranking.positions >= 0]
     rows = dict(zip(wanted.tolist(), index.rows(wanted).to_pylist(), strict=True))
     by_vectors = np.zeros_like(ranking.scores) if alone == "words" else found
     by_words = np.zeros_like(ranking.scores) if alone == "vectors" else ranking.scores - by_vectors
-    columns = ranking.positions.tolist(), ranking.scores.tolist(), by_vectors.tolist(), by_words.tolist()
+    columns = ranking.positions.tolist(), scores.tolist(), by_vectors.tolist(), by_words.tolist()
     return [
         Hits(
             Hit(

@@ -36,6 +36,7 @@ def retriever_section(name: str, saved: Saved, *, has_chunks: bool) -> str:
         ),
         "### The score",
         _score(saved.word_weight),
+        *_reranker(saved),
         _formula(),
         "### What the words say about the questions",
         _privacy(saved),
@@ -76,6 +77,15 @@ def _score(word_weight: float) -> str:
     if math.isinf(word_weight):
         return "`score = words`: the words alone count, as was best for the training questions."
     return f"`score = similarity + {word_weight:.6g} * words`"
+
+
+def _reranker(saved: Saved) -> list[str]:
+    if saved.reranker is None:
+        return []
+    return [
+        f"The first {saved.rerank_depth} chunks by this score are then read by a cross-encoder together with the question, and its "
+        "score orders them. It is in the folder `reranker`, and loads by itself with `CrossEncoder`."
+    ]
 
 
 def _formula() -> str:

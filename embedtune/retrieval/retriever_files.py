@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
+from sentence_transformers import CrossEncoder
 
+from embedtune.bounds import whole
 from embedtune.models.load import load_model
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
-from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.retrieval.fingerprint import model_fingerprint, reranker_fingerprint
 from embedtune.retrieval.index import ChunkIndex
 from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.retriever_card import retriever_section, with_section
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 
 
 SETTINGS, WORDS, INDEX, CARD = "retriever.json", "retriever_words.safetensors", "index", "README.md"
+RERANKER = "reranker"
 
 _REMEDY = "Copy the whole folder again, or make the retriever again."
 
@@ -47,7 +51,7 @@ def write(path: str | Path, model: SentenceTransformer, index: ChunkIndex, saved
         )
     is_there = known == saved.model_fingerprint
     card = (target / CARD).read_text(encoding="utf-8") if is_there and (target / CARD).exists() else ""
-    with merged_folder(target, without=(INDEX, WORDS)) if is_there else replaced_folder(target) as folder:
+    with merged_folder(target, without=(INDEX, WORDS, RERANKER)) if is_there else replaced_folder(target) as folder:
         if not is_there:
             model.save_pretrained(str(folder))
         (folder / INDEX).mkdir()
@@ -63,6 +67,8 @@ def write_learned(folder: Path, saved: Saved) -> None:
     weights = saved.words.weights
     if weights is not None:
         save_file({"hashes": weights.hashes, "counts": weights.counts}, folder / WORDS)
+    if saved.reranker is not None:  # without its card, which may quote training data
+        saved.reranker.save_pretrained(str(folder / RERANKER), create_model_card=False)
     settings = {
         "model_fingerprint": saved.model_fingerprint,
         "words_fingerprint": words_fingerprint(weights),
@@ -70,6 +76,8 @@ def write_learned(folder: Path, saved: Saved) -> None:
         "word_weight": _number(saved.word_weight),
         "multiple": _number(saved.words.multiple),
         "context": list(saved.context),
+        "reranker_fingerprint": reranker_fingerprint(saved.reranker) if saved.reranker is not None else "",
+        "rerank_depth": saved.rerank_depth,
     }
     replace_file(folder / SETTINGS, json.dumps(settings, indent=2) + "\n")
     if weights is None:
@@ -112,6 +120,8 @@ def read_parts(
         saved = read(place)
         loaded = read_model(place) if model is None else model
         check_model(saved, loaded, place)
+        if saved.reranker is not None:
+            saved.reranker.to(loaded.device)
         return saved, loaded, read_index(place) if with_index else None
 
     return read_folder(folder, read_all)
@@ -127,6 +137,7 @@ def read(folder: Path) -> Saved:
         settings = json.loads((folder / SETTINGS).read_text(encoding="utf-8"))
         fingerprints = str(settings["model_fingerprint"]), str(settings["words_fingerprint"])
         num_questions, context = int(settings["num_questions"]), tuple(settings["context"])
+        reranker, depth = str(settings["reranker_fingerprint"]), whole("rerank_depth", settings["rerank_depth"])
         multiple, word_weight = float(settings["multiple"]), float(settings["word_weight"])
         if not (multiple >= 0 and word_weight >= 0 and set(context) <= set(CONTEXT_PARTS)):
             raise ValueError(f"multiple={multiple}, word_weight={word_weight}, context={context}")
@@ -137,7 +148,22 @@ def read(folder: Path) -> Saved:
             weights = WordWeights(arrays["hashes"], arrays["counts"], num_questions)
     if words_fingerprint(weights) != fingerprints[1]:
         raise ValueError(f"{folder / WORDS} is of another retriever than {SETTINGS}. {_REMEDY}")
-    return Saved(LearnedWords(weights, multiple), word_weight, context, fingerprints[0])
+    words = LearnedWords(weights, multiple)
+    return Saved(words, word_weight, context, fingerprints[0], _read_reranker(folder, reranker), depth)
+
+
+def _read_reranker(folder: Path, fingerprint: str) -> CrossEncoder | None:
+    if not fingerprint:
+        return None
+    if not (folder / RERANKER).is_dir():
+        raise FileNotFoundError(f"{folder} was saved with a reranker, and {RERANKER} is missing. {_REMEDY}")
+    try:
+        reranker = CrossEncoder(str(folder / RERANKER), trust_remote_code=False, local_files_only=True)
+    except (OSError, ValueError, KeyError, SafetensorError) as err:
+        raise ValueError(f"The reranker in {folder / RERANKER} is damaged or incomplete ({err}). {_REMEDY}") from err
+    if reranker_fingerprint(reranker) != fingerprint:
+        raise ValueError(f"{folder / RERANKER} is of another retriever than {SETTINGS}. {_REMEDY}")
+    return reranker
 
 
 def read_index(folder: Path) -> ChunkIndex:

@@ -38,7 +38,8 @@ def fit(before: Retriever, data: RetrievalDataset, args: TuningArguments) -> Ret
     """
     words = learn_from_index(data, before.index, before.encoder, seed=args.seed)
     tuned = _trained(before.model, data, args)
-    return Retriever.from_dataset(tuned, data, words=words, show_progress_bar=False if args.disable_tqdm else None)
+    after = Retriever.from_dataset(tuned, data, words=words, show_progress_bar=False if args.disable_tqdm else None)
+    return after.with_reranker(before.reranker, rerank_depth=before.rerank_depth)
 
 
 def evaluations(before: Retriever, retriever: Retriever, evaluator: TopKEvaluator) -> list[Evaluation]:
