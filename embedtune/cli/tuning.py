@@ -205,7 +205,9 @@ def run(material: Material) -> TuningRun:
     """Generate what is missing, and tune; the same call goes on where an earlier one stopped."""
     order = material.order
     data = _questions(material)
-    logging.getLogger("embedtune.training.resilience.interruption").setLevel(logging.ERROR)  # says how to resume a trainer
+    logging.getLogger("embedtune.training.resilience.interruption").setLevel(
+        logging.ERROR
+    )  # says how to resume a trainer
     args = et.TuningArguments(str(order.output), seed=order.seed, disable_tqdm=not sys.stderr.isatty())
     if order.epochs is not None:
         args.num_train_epochs = order.epochs
