@@ -25,6 +25,11 @@ def test_no_group_more_or_less_brings_the_sum_nearer(sizes, share):
     assert abs(total - wanted) <= min((abs(other - wanted) for other in others), default=math.inf) + 1e-6
 
 
+def test_small_groups_that_were_taken_first_are_given_back_for_a_huge_one():
+    assert fill([1, 1, 40], 31.5, max_groups=3) == [2]
+    assert fill([1] * 40 + [20, 20], 45.4, max_groups=42) == [*range(25), 40]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=8), st.floats(0, 1))
 def test_of_few_groups_the_best_sum_is_found(sizes, share):

@@ -42,7 +42,7 @@ def make_data(**options):
         chunks.append(Chunk(f"{thing}#0", thing, text, 0, len(text)))
         for j, asked in enumerate(("how to open the", "what to press for the", "where to check the")):
             questions.append(Question(f"{thing}#0/{j}", f"{asked} {thing}", (f"{thing}#0",)))
-    options = {"test_size": 0.2, "dev_size": 0.3, "seed": 3} | options
+    options = {"test_size": 0.17, "dev_size": 0.42, "seed": 3} | options
     return build_dataset(chunks, questions, **options)
 
 

@@ -39,7 +39,23 @@ def fill(sizes: Sequence[int], wanted: float, *, max_groups: int) -> list[int]:
     chosen = _nearest_sum(
         [sizes[position] for position in rest], left, max_groups=max_groups - len(taken), may_be_none=bool(taken)
     )
-    return sorted([*taken, *(rest[position] for position in chosen)])
+    return _improved(sizes, {*taken, *(rest[position] for position in chosen)}, wanted, max_groups=max_groups)
+
+
+def _improved(sizes: Sequence[int], chosen: set[int], wanted: float, *, max_groups: int) -> list[int]:
+    """Add or drop one group after the other as long as that brings the sum nearer: groups that were taken as they came may be too many."""
+    while True:
+        missing = wanted - sum(sizes[position] for position in chosen)
+        changes = [(abs(missing + sizes[one]), one) for one in chosen if len(chosen) > 1]
+        changes += [
+            (abs(missing - size), one)
+            for one, size in enumerate(sizes)
+            if one not in chosen and len(chosen) < max_groups
+        ]
+        distance, best = min(changes, default=(abs(missing), -1))
+        if distance >= abs(missing):
+            return sorted(chosen)
+        chosen ^= {best}
 
 
 def _nearest_sum(sizes: Sequence[int], wanted: float, *, max_groups: int, may_be_none: bool) -> list[int]:
