@@ -91,6 +91,9 @@ def test_metrics_over_seeds_are_means_and_the_interval_covers_the_seed(tiny_mode
     assert not three.verdict.baselines[0].repeats
     shown = ", ".join(f"{mean:.3f}" for mean in by_seed.mean(axis=1))
     assert f"means of 3 trainings (ndcg@10 of each: {shown})" in str(of_three)
+    assert f"tuned retriever, {three.verdict.after.spread}." in " ".join(three.verdict.notes)
+    assert three.verdict.after.spread in three.verdict.to_html(tmp_path / "report.html").read_text()
+    assert "of each:" not in " ".join(one.verdict.notes)
     of_three.save(tmp_path / "after.json")
     saved = Evaluation.load(tmp_path / "after.json")
     np.testing.assert_array_equal(saved.per_seed_metrics["ndcg@10"], by_seed)

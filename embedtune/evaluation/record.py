@@ -199,6 +199,11 @@ class VerdictRecord:
                 f"The intervals and p-values against the {len(self.baselines)} other retrievers are adjusted for their number and "
                 f"hold together at {percent(self.confidence_level)}; those against {self.before.name} are not adjusted."
             )
+        if self.after.repeats:
+            notes.append(
+                f"Means of {1 + len(self.after.repeats)} trainings with different seeds, which the intervals cover; "
+                f"{self.after.name}, {self.after.spread}."
+            )
         if approximate := [run.name for run in (self.before, self.after, *self.baselines) if run.approximate]:
             notes.append(f"The search was approximate and may have overlooked chunks: {', '.join(approximate)}.")
         if self.num_queries < _FEW_QUERIES:
