@@ -28,7 +28,7 @@ from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, _leaders, build_round_data, hash_of_test
 from embedtune.improvement.rounds import Check, Rounds
 from embedtune.models.query_side import freeze_index
-from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.encoders import ModelEncoder, RememberingEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Hit
 from embedtune.retrieval.retriever_files import read
@@ -241,15 +241,15 @@ def test_the_best_merge_is_tried_before_a_round_is_rejected(tiny_model, log, tmp
 
 def test_each_model_encodes_the_corpus_once(tiny_model, log, tmp_path, args, monkeypatch):
     encoded = []
-    encode = ModelEncoder.encode_documents
+    encode = ModelEncoder._encode_distinct
 
-    def counted(encoder, texts):
-        if isinstance(encoder, gate.RememberingEncoder):  # the trainer's own evaluations are not
+    def counted(encoder, texts, role):
+        if isinstance(encoder, RememberingEncoder) and role == "document":  # the trainer's own evaluations are not
             encoded.append(model_fingerprint(encoder.model))
-        return encode(encoder, texts)
+        return encode(encoder, texts, role)
 
     monkeypatch.setattr(gate, "forgetting_check", lambda old, new, general: Check("forgetting", False, "gone"))
-    monkeypatch.setattr(ModelEncoder, "encode_documents", counted)
+    monkeypatch.setattr(ModelEncoder, "_encode_distinct", counted)
     fill(log)
     round_ = improve(tiny_model, log, tmp_path / "rounds", quick(args), max_loss=2.0)
     assert round_.status == "rejected"

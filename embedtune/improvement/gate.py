@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,38 +11,21 @@ from embedtune.evaluation.forgetting import check_forgetting, general_data
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.improvement.round_data import HELD_OUT, LOCKED
 from embedtune.improvement.rounds import Candidate, Check
-from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.index import build_index, table_of_corpus
 from embedtune.retrieval.reindex import scaled_word_weight
 from embedtune.retrieval.retriever import Retriever
 from embedtune.text import words as words_of
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.result import Evaluation
+    from embedtune.retrieval.encoders import RememberingEncoder
     from embedtune.retrieval.word_weight import LearnedWords
     from embedtune.types import Encoder
 
 _ENGLISH = {"the", "and", "with", "that", "this", "from", "which", "are", "to", "you"}
 
 Results = dict[str, "Evaluation"]
-
-
-@dataclass(frozen=True)
-class RememberingEncoder(ModelEncoder):
-    """A `ModelEncoder` that encodes the same documents only once."""
-
-    _known: dict[tuple[str, ...], NDArray[np.float32]] = field(default_factory=dict, repr=False)
-
-    def encode_documents(self, texts: Sequence[str]) -> NDArray[np.float32]:
-        """Return one vector a document, of shape ``(num_texts, dim)``."""
-        key = tuple(texts)
-        if key not in self._known:
-            self._known[key] = super().encode_documents(texts)
-        return self._known[key]
 
 
 class Gate:

@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.improvement.gate import Gate, RememberingEncoder
+from embedtune.improvement.gate import Gate
 from embedtune.improvement.labels import check_labels
 from embedtune.improvement.round_data import HELD_OUT, LOCKED, RoundData, build_round_data, hash_of_test
 from embedtune.improvement.rounds import POINTER, Candidate, Round, Rounds
 from embedtune.models.query_side import freeze_index, is_index_frozen
+from embedtune.retrieval.encoders import RememberingEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Retriever
 from embedtune.retrieval.retriever_files import read, words_fingerprint, write_learned
