@@ -102,8 +102,28 @@ def test_metrics_over_seeds_are_means_and_the_interval_covers_the_seed(tiny_mode
 
 
 def test_seeds_below_one_are_refused(tiny_model, data, tmp_path):
-    with pytest.raises(ValueError, match="num_seeds=0 must be 1 or more"):
+    with pytest.raises(ValueError, match="num_seeds=0 must be at least 1"):
         cross_validate(tiny_model, data, output_dir=tmp_path, num_seeds=0)
+
+
+def test_folds_in_processes_of_their_own_give_the_same_results(tiny_model, data, tmp_path, monkeypatch):
+    monkeypatch.setattr(cross_validation, "cpu_count", lambda: 2)  # one thread each, as here: more add in another order
+    found = [
+        cross_validate(
+            tiny_model,
+            data,
+            output_dir=tmp_path / str(num_processes),
+            args=arguments(max_steps=2, learning_rate=0.05),
+            num_folds=3,
+            num_processes=num_processes,
+        )
+        for num_processes in (1, 2)
+    ]
+    for one, other in zip(
+        *((each.verdict.before, each.verdict.after, *each.verdict.baselines) for each in found), strict=True
+    ):
+        assert one.model == other.model
+        assert one.per_query.to_dict() == other.per_query.to_dict()
 
 
 def test_the_base_model_and_bm25_are_judged_as_on_one_split(tiny_model, data, tmp_path):

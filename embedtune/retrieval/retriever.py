@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -368,8 +368,13 @@ class Retriever:
         check_reranker(reranker)
         other = copy.copy(self)
         other.reranker, other.rerank_depth = reranker, whole("rerank_depth", rerank_depth)
-        other._changing = threading.RLock()
         return other
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_changing"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _changing=threading.RLock())  # a copy is changed on its own
 
     def search(self, question: str, *, k: int = 10) -> list[Hit]:
         """Return the ``k`` best chunks for a question, best first; fewer where there are fewer.

@@ -12,6 +12,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedtune.bounds import whole
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.forgetting import check_forgetting
 from embedtune.evaluation.verdict import Verdict, compare
@@ -78,6 +79,7 @@ def tune(
     num_folds: int = 5,
     test_split: str | None = None,
     k: Sequence[int] = (1, 3, 5, 10),
+    num_processes: int = 1,
 ) -> TuningRun:
     """Train a model and word weights on a dataset, with evidence of how much better the retriever is that they make.
 
@@ -97,6 +99,7 @@ def tune(
         num_folds: How many folds; each costs about one training.
         test_split: A split whose questions judge, instead of folds. No split whose name begins with ``test`` is trained on then.
         k: The cut-offs of the evaluation.
+        num_processes: How many folds are trained at once, see `cross_validate`.
 
     Raises:
         ValueError: If there is nothing to train on or to judge by, or ``output_dir`` holds another run.
@@ -116,6 +119,7 @@ def tune(
     locked = []
     if test_split is None:
         check_num_folds(num_folds)
+        whole("num_processes", num_processes)
     else:
         locked = [test_split, *(name for name in data.splits if name.startswith("test"))]
     training = with_all_in_train(data, locked=locked)
@@ -127,7 +131,14 @@ def tune(
     found, seconds = None, 0.0
     if test_split is None:
         found = cross_validate(
-            before, data, output_dir=folder / FOLDS, args=settings, num_folds=num_folds, k=k, seed=settings.seed
+            before,
+            data,
+            output_dir=folder / FOLDS,
+            args=settings,
+            num_folds=num_folds,
+            k=k,
+            seed=settings.seed,
+            num_processes=num_processes,
         )
     start = time.perf_counter()
     retriever = fit(before, training, settings)
