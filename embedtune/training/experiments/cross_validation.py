@@ -258,7 +258,8 @@ def _fold(
     _check_plan(place, plan)  # before training: it continues at a checkpoint that it finds
     if (place / _RESULTS).exists():
         return _finished(place)
-    settings = replace(args, output_dir=str(place / "checkpoints"))  # made anew: it sets up the devices of its process
+    settings = replace(args)  # made anew: it sets up the devices of its process
+    settings.output_dir = str(place / "checkpoints")
     logger.info("Fold %d of %d: %d questions to train on.", fold + 1, len(set(fold_of.values())), (~held_out).sum())
     start = time.perf_counter()
     found = evaluations(before, fit(before, replace(part, qrels={"train": split["train"]}), settings), evaluator)
