@@ -19,7 +19,8 @@ from test_import import imported_by
 from typer.testing import CliRunner
 
 import embedtune as et
-from embedtune.cli import folder, shell, tuning
+from embedtune import folder
+from embedtune.cli import shell, tuning
 from embedtune.cli.app import app
 from embedtune.dataset import RetrievalDataset
 from embedtune.evaluation.headline import advise

@@ -36,6 +36,19 @@ Config = Annotated[
     ),
 ]  # fmt: skip
 Yes = Annotated[bool, typer.Option("--yes", "-y", help="Agree beforehand, and do not ask.")]
+Epochs = Annotated[float | None, typer.Option(metavar="N", help="How often to go through the questions.")]
+Seed = Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything random.")]
+LanguageModel = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Who asks about the documents: anthropic:MODEL, openai:MODEL or local:MODEL."),
+]
+Language = Annotated[
+    str, typer.Option(metavar="NAME", help="The language of the questions; by default that of each chunk.")
+]
+TestSplit = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Let a split judge instead, usually `test`; it is not trained on."),
+]
 Run = Annotated[
     Path, typer.Argument(metavar="FOLDER", exists=True, help="The folder of `embedtune tune`, or a saved retriever.")
 ]
@@ -71,6 +84,7 @@ def _embedtune(
 
 @app.command(epilog=_CODES)
 def tune(
+    ctx: typer.Context,
     documents: Annotated[
         list[Path] | None, typer.Argument(metavar="DOCUMENTS", exists=True, help="Folders and files to search.")
     ] = None,
@@ -80,26 +94,16 @@ def tune(
         typer.Option(metavar="FOLDER", exists=True, help="Take a dataset that was saved with its questions."),
     ] = None,
     model: Annotated[str, typer.Option(metavar="NAME", help="A name on the Hub, a folder, or minilm.")] = "minilm",
-    llm: Annotated[
-        str | None,
-        typer.Option(
-            metavar="NAME", help="Who asks about the documents: anthropic:MODEL, openai:MODEL or local:MODEL."
-        ),
-    ] = None,
+    llm: LanguageModel = None,
     budget: Annotated[float | None, typer.Option(metavar="USD", help="The most that the questions may cost.")] = None,
     per_chunk: Annotated[int, typer.Option(min=1, metavar="N", help="How many questions to ask for.")] = 4,
     max_tokens: Annotated[int, typer.Option(min=1, metavar="N", help="The largest length of a chunk.")] = 250,
-    language: Annotated[
-        str, typer.Option(metavar="NAME", help="The language of the questions; by default that of each chunk.")
-    ] = "",
+    language: Language = "",
     batch: Annotated[bool, typer.Option("--batch", help="Ask in batches: half the price, up to a day.")] = False,
     folds: Annotated[int, typer.Option(min=2, metavar="N", help="How many folds judge; each costs a training.")] = 5,
-    test_split: Annotated[
-        str | None,
-        typer.Option(metavar="NAME", help="Let a split judge instead, usually `test`; it is not trained on."),
-    ] = None,
-    epochs: Annotated[float | None, typer.Option(metavar="N", help="How often to go through the questions.")] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything random.")] = 0,
+    test_split: TestSplit = None,
+    epochs: Epochs = None,
+    seed: Seed = 0,
     output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Where everything goes.")] = Path(
         "out"
     ),
@@ -132,25 +136,10 @@ def tune(
       questions    the replies of the language model: keep them
     The files hold texts of your documents.
     """
-    from embedtune.cli import folder, tuning
+    from embedtune import folder
+    from embedtune.cli import tuning
 
-    order = tuning.Order(
-        documents=tuple(documents or ()),
-        sample=sample,
-        data=data,
-        model=model,
-        llm=llm,
-        budget=budget,
-        per_chunk=per_chunk,
-        max_tokens=max_tokens,
-        language=language,
-        batch=batch,
-        folds=folds,
-        test_split=test_split,
-        epochs=epochs,
-        seed=seed,
-        output=output,
-    )
+    order = tuning.order_of(ctx.params)
     tuning.check(order)
     material = tuning.resumed(tuning.read(order))
     quote = shell.rows_text(tuning.quote_rows(material))
@@ -189,7 +178,7 @@ def evaluate(
       embedtune evaluate data/ minilm out/ bm25
       embedtune evaluate data/ out/ BAAI/bge-base-en-v1.5 --report report.html
     """
-    from embedtune.cli import folder
+    from embedtune import folder
     from embedtune.dataset import RetrievalDataset
 
     names = [before, after, *(others or ())]
@@ -225,7 +214,7 @@ def search(
     """
     from dataclasses import asdict
 
-    from embedtune.cli import folder
+    from embedtune import folder
 
     hits = folder.load_retriever(path).search(question, k=k)
     lines = []
@@ -248,8 +237,8 @@ def improve(
             metavar="DATA", exists=True, help="Questions to repeat and the locked test; by default FOLDER/data."
         ),
     ] = None,
-    epochs: Annotated[float | None, typer.Option(metavar="N", help="How often to go through the questions.")] = None,
-    seed: Annotated[int, typer.Option(min=0, metavar="N", help="Seed of everything random.")] = 0,
+    epochs: Epochs = None,
+    seed: Seed = 0,
     as_json: Json = False,
     config: Config = None,
     debug: Debug = False,
@@ -268,13 +257,18 @@ def improve(
     """
     from dataclasses import asdict
 
-    from embedtune.cli import folder
+    from embedtune import folder
 
     round_ = folder.improved(path, feedback, data or path / folder.DATA, epochs=epochs, seed=seed)
     checks = [{"candidate": one.name} | asdict(check) for one in round_.candidates for check in one.checks]
-    facts: dict[str, Any] = {"round": round_.number, "status": round_.status, "folder": str(round_.path)}
+    facts: dict[str, Any] = {
+        "headline": folder.round_headline(round_),
+        "round": round_.number,
+        "status": round_.status,
+        "folder": str(round_.path),
+    }
     facts |= {"counts": dict(round_.counts), "checks": checks}
-    shell.show(str(round_), facts, as_json=as_json)
+    shell.show(f"{folder.round_headline(round_)}\n\n{round_}", facts, as_json=as_json)
     raise typer.Exit(shell.DONE if round_.accepted else shell.KEEP)
 
 
@@ -303,7 +297,7 @@ def push(
     from dataclasses import asdict
 
     import embedtune as et
-    from embedtune.cli import folder
+    from embedtune import folder
     from embedtune.dataset import RetrievalDataset
 
     verdict = folder.load_verdict(path)
@@ -319,3 +313,46 @@ def push(
         dry_run=dry_run,
     )
     shell.show(str(publication), asdict(publication), as_json=as_json)
+
+
+@app.command("app", epilog=_CODES)
+def page(
+    path: Run,
+    base: Annotated[
+        str | None,
+        typer.Option(metavar="NAME", help="The model to compare with; by default the one that `tune` was given."),
+    ] = None,
+    feedback: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", dir_okay=False, help="The feedback log; by default FOLDER/feedback.sqlite."),
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(metavar="DATA", exists=True, help="The dataset to improve with; by default FOLDER/data."),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where to listen; by default only this machine can open the page.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, metavar="N", help="The port; 0 for any.")] = 7860,
+    config: Config = None,
+    debug: Debug = False,
+) -> None:
+    """Try a retriever on a page, and collect feedback.
+
+    Shows what it finds beside what the model found before it was tuned. What people say about it goes into the feedback log, misses can be labelled, and the retriever improved with them. Needs embedtune[app]. Ctrl-C ends it.
+
+    With another --host, everyone who reaches the address can read the documents and train.
+
+    \b
+    Examples:
+      embedtune app out/
+      embedtune app out/retriever --base minilm --feedback feedback.sqlite
+    """
+    from embedtune.app import server
+    from embedtune.app.desk import Desk
+
+    server.require_gradio()
+    if host not in server.LOOPBACK:
+        shell.say(f"Everyone who reaches {host} can read the documents on this page.")
+    desk = Desk(path, base=base, feedback=feedback, data=data)
+    server.serve(desk, host=host, port=port, ready=lambda address: shell.say(f"The page is at {address}"))

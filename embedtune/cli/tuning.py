@@ -6,17 +6,17 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
 import embedtune as et
-from embedtune.cli.folder import COMMAND, DATA, QUESTIONS
 from embedtune.cli.shell import say
 from embedtune.dataset import RetrievalDataset
+from embedtune.folder import COMMAND, DATA, QUESTIONS
 from embedtune.llms.prices import budget_of
 from embedtune.storage import replace_file
 
@@ -105,6 +105,12 @@ def language_model(name: str) -> LLM:
         )
     llm: LLM = getattr(et, _PROVIDERS[provider])(model)
     return llm
+
+
+def order_of(params: Mapping[str, Any]) -> Order:
+    """Return the order that the options of a command make, by their names."""
+    given = {one.name: params[one.name] for one in fields(Order)}
+    return Order(**given | {"documents": tuple(params["documents"] or ())})
 
 
 def check(order: Order) -> None:

@@ -116,11 +116,7 @@ def improve(
             or seems to be wrong.
         RuntimeError: If another round finished in the meantime.
     """
-    if not isinstance(retriever, Retriever):
-        raise TypeError(
-            f"retriever is a {type(retriever).__name__}. Give the retriever that serves, or make one: "
-            "Retriever.from_dataset(model, data)."
-        )
+    _require_retriever(retriever)
     rounds = Rounds(output_dir)
     parent = _parent(rounds, retriever, data)
     prepared = build_round_data(
@@ -162,6 +158,14 @@ def improve(
     if finished.accepted:
         _switch(rounds, parent, finished)
     return finished
+
+
+def _require_retriever(retriever: object) -> None:
+    if not isinstance(retriever, Retriever):
+        raise TypeError(
+            f"retriever is a {type(retriever).__name__}. Give the retriever that serves, or make one: "
+            "Retriever.from_dataset(model, data)."
+        )
 
 
 def _parent(rounds: Rounds, retriever: Retriever, data: RetrievalDataset) -> Round:

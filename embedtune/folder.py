@@ -65,6 +65,11 @@ def save_verdict(folder: Path, verdict: Verdict) -> None:
     replace_file(evidence / _VERDICT, json.dumps(content, indent=2) + "\n")
 
 
+def has_verdict(folder: Path) -> bool:
+    """Return whether a folder holds a finished run of ``embedtune tune``."""
+    return (folder / EVIDENCE / _VERDICT).exists()
+
+
 def load_verdict(folder: Path) -> Verdict:
     """Read what `save_verdict` wrote.
 
@@ -72,7 +77,7 @@ def load_verdict(folder: Path) -> Verdict:
         FileNotFoundError: If the folder has no verdict.
     """
     evidence = folder / EVIDENCE
-    if not (evidence / _VERDICT).exists():
+    if not has_verdict(folder):
         raise FileNotFoundError(
             f"{folder} has no finished run of `embedtune tune`. Run the same `embedtune tune` again to finish it, or pass the "
             "folder that it printed."
@@ -168,3 +173,12 @@ def improved(path: Path, feedback: Path, data: Path, *, epochs: float | None, se
     if round_.accepted:
         et.reindex(retriever, round_.model_path, path=place)
     return round_
+
+
+def round_headline(round_: Round) -> str:
+    """Return what to do after a round of improvement, in the words of the headline of a verdict, and why."""
+    if round_.accepted:
+        return "Ship it: the new retriever passed every check, and serves now."
+    failed = [check.name for check in round_.candidates[-1].checks if not check.passed] if round_.candidates else []
+    reason = f"the new retriever did not pass: {', '.join(failed)}" if failed else "there is no new retriever"
+    return f"Keep what you have: {reason}."
