@@ -210,7 +210,7 @@ def test_a_reranker_is_trained_at_last_on_all_questions_and_saved_with_the_retri
     assert asked == [(set(data.relevant("train")) | set(data.relevant("dev")), {"test"})]
     trained = reranker_fingerprint(run.retriever.reranker)
     assert trained != reranker_fingerprint(cross_encoder)
-    saved = et.Retriever.load(tmp_path / "retriever", device="cpu")
+    saved = et.Retriever.load(tmp_path / "retriever")
     assert reranker_fingerprint(saved.reranker) == trained
     assert "tuned without the reranker" in [one.name for one in run.verdict.baselines]
     again = tune(tiny_model, data, output_dir=tmp_path, **options)
