@@ -25,6 +25,7 @@ import torch
 import embedtune as et
 from embedtune.evaluation.verdict import Verdict
 from embedtune.improvement.round_data import HELD_OUT
+from embedtune.retrieval.retriever import Hit
 
 SHOWN = 5
 
@@ -73,7 +74,7 @@ def ask_everything(data: et.RetrievalDataset, model, log: et.FeedbackLog, *, poi
         outcome = "answered" if found else "not in the documents"
         number = log.record(text, hits, model=retriever.fingerprint, outcome=outcome, cited=sorted(found))
         if not found:
-            log.name_chunks(number, said, by="oracle")
+            log.name_chunks(number, [Hit(chunk, 0.0, data.corpus_texts[chunk]) for chunk in said], by="oracle")
 
 
 def without_the_log(data: et.RetrievalDataset) -> et.RetrievalDataset:

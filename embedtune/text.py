@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 
@@ -85,6 +86,16 @@ def same_question(text: str) -> str:
     text = (_SIMPLE_PUNCTUATION if is_simple else _PUNCTUATION).sub(" ", text)
     last = _END.search(text)
     return " ".join((_SIMPLE_SIGNS if is_simple else _WORDS_AND_SIGNS).findall(text[: last.end()] if last else ""))
+
+
+def text_hash(text: str) -> str:
+    """Return a short hash by which a text is recognised: the first 16 digits of its SHA-256.
+
+    Example:
+        >>> text_hash("Press both.")
+        'c5fb9896853c947b'
+    """
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def storage_problem(text: str) -> str:

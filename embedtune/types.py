@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
@@ -115,6 +115,8 @@ class Question:
         answer: A short answer, or an empty string.
         model: The language model that wrote it, or an empty string.
         prompt_version: A short hash of the prompt that it was written with, or an empty string.
+        chunk_hashes: The `text_hash` of each of ``chunk_ids``, of the text that it was named for: `build_dataset` finds the
+            text again where ids have moved. Empty, or with empty strings, where it is not known.
     """
 
     id: str
@@ -125,6 +127,17 @@ class Question:
     answer: str = ""
     model: str = ""
     prompt_version: str = ""
+    chunk_hashes: tuple[str, ...] = ()
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """The hash of the text of each relevant chunk, by id; an empty string where it is not known."""
+        return dict(zip(self.chunk_ids, self.chunk_hashes or ("",) * len(self.chunk_ids), strict=True))
+
+    def with_labels(self, labels: Mapping[str, str]) -> Question:
+        """Return the question with other `labels`."""
+        hashes = tuple(labels.values())
+        return replace(self, chunk_ids=tuple(labels), chunk_hashes=hashes if any(hashes) else ())
 
 
 @runtime_checkable

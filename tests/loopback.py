@@ -36,7 +36,7 @@ retriever.save("out/handbook/retriever")
 log = et.FeedbackLog("feedback.sqlite")
 for asked in [q for q in answerable if q not in questions]:
     found = retriever.search(asked.text)
-    log.name_chunks(log.record(asked.text, found), asked.chunk_ids[:1], by="Ada")
+    log.name_chunks(log.record(asked.text, found), [next(c for c in chunks if c.id == asked.chunk_ids[0])], by="Ada")
 """
 """What a page takes for granted that goes on where the first steps end, with a smaller model."""
 

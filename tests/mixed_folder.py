@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import re
 import zipfile
 
 from embedtune.sample import load_sample
@@ -232,3 +233,22 @@ def make(folder, *, num_files=200):
         os.mkfifo(folder / "pipe.txt")
     (folder / "outside.md").symlink_to("/etc/passwd")
     return expected
+
+
+COMMON = {"and", "are", "for", "the", "this", "that", "with", "has", "have", "not", "from", "who", "what", "was"}
+
+
+def written(request):
+    """Two questions in words of the passage, as JSON in prose; now and then a reply that is none."""
+    passage = re.sub(r"<[^<>]*>", " ", request)
+    words = [word for word in re.findall(r"[A-Za-z]{4,}", passage) if word.lower() not in COMMON]
+    if len(words) < 6 or len(passage) % 17 == 0:
+        return "I am sorry, there is nothing to ask about this."
+    at = len(passage) % max(1, len(words) - 6)
+    some = " ".join(words[at : at + 4])
+    return {
+        "questions": [
+            {"style": "natural", "question": f"What do I have to know about {some}?", "answer": " ".join(words[at : at + 6])},
+            {"style": "keyword", "question": some.lower(), "answer": " ".join(words[at : at + 6])},
+        ]
+    }  # fmt: skip

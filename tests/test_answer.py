@@ -32,6 +32,17 @@ def test_an_answer_names_the_chunks_it_rests_on(retriever):
     assert reply.cited == (shown[1], shown[0])
 
 
+def test_citations_say_where_to_look():
+    hits = (
+        Hit("m#4", 1.0, "Press both.", document_id="manual.pdf", headings=("Restart",), page=3),
+        Hit("p#0", 0.9, "Turn it.", document_id="pump.md", headings=("Pump", "Start")),
+        Hit("n#0", 0.8, "Wait.", document_id="n.txt"),
+    )
+    llm = ScriptedLLM(lambda _: ANSWERED | {"passages": [3, 1, 2]})
+    reply = ask_llm(build_request("how", hits), llm, question="how", hits=hits)
+    assert reply.citations == ("n.txt", "manual.pdf, page 3", "pump.md, Start")
+
+
 def test_not_in_the_documents_is_an_outcome_of_its_own(retriever):
     llm = ScriptedLLM(lambda _: {"outcome": "not in the documents", "answer": "", "passages": []})
     reply = et.answer("who is the king", retriever, llm=llm)

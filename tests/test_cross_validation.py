@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -12,6 +13,7 @@ import embedtune as et
 from embedtune.dataset.folds import assign_folds, document_of_questions
 from embedtune.evaluation.result import Evaluation
 from embedtune.evaluation.verdict import compare
+from embedtune.retrieval.fingerprint import reranker_fingerprint
 from embedtune.training.experiments import cross_validation
 from embedtune.training.experiments.cross_validation import cross_validate
 
@@ -294,3 +296,44 @@ def test_copies_of_a_chunk_are_in_one_fold_also_where_no_documents_are_known(dat
     document_of = document_of_questions(data, relevant)
     assert len({document_of[query] for query, chunks in relevant.items() if chunks[0] in copies}) == 1
     assert len(set(document_of.values())) == len(corpus) - 2
+
+
+# A second stage
+
+
+def test_a_reranker_is_trained_in_each_fold_on_what_the_fold_trains_on(
+    tiny_model, cross_encoder, data, tmp_path, monkeypatch
+):
+    trained = []
+
+    def train(model, data, *, retriever, **options):
+        trained.append((set(data.relevant("train")), retriever))
+        other = copy.deepcopy(model)
+        torch.nn.init.normal_(
+            other[0].auto_model.classifier.weight, generator=torch.Generator().manual_seed(len(trained))
+        )
+        return other
+
+    monkeypatch.setattr("embedtune.training.reranker.train_reranker", train)
+    before = reranker_fingerprint(cross_encoder)
+    options = {"args": arguments(max_steps=1), "num_folds": 3}
+    found = cross_validate(tiny_model, data, output_dir=tmp_path, reranker=cross_encoder, **options)
+    assert reranker_fingerprint(cross_encoder) == before
+    for fold, (asked, retriever) in enumerate(trained):
+        assert asked == {query for query, place in found.fold_of.items() if place != fold}
+        assert retriever.reranker is None
+    names = [one.name for one in found.verdict.baselines]
+    assert names == ["BM25", "tuned without the reranker", "tuned model alone", "tuned words alone"]
+    plain = cross_validate(tiny_model, data, output_dir=tmp_path / "plain", **options)
+    rows = {one.name: one for one in found.verdict.baselines}
+    for name, one in (
+        ("tuned without the reranker", plain.verdict.after),
+        ("tuned model alone", plain.verdict.baselines[1]),
+    ):
+        assert list(rows[name].per_query) == list(one.per_query)
+    assert list(found.verdict.after.per_query) != list(plain.verdict.after.per_query)
+    again = cross_validate(tiny_model, data, output_dir=tmp_path, reranker=cross_encoder, **options)
+    assert len(trained) == 3
+    assert str(again) == str(found)
+    with pytest.raises(ValueError, match="holds a fold of another run"):
+        cross_validate(tiny_model, data, output_dir=tmp_path, **options)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from datasets import Dataset
@@ -331,7 +332,7 @@ def test_the_saved_folder_is_a_hub_dataset_in_beir_layout(data, tmp_path):
     corpus = load_dataset(str(tmp_path / "data"), "corpus", split="corpus", cache_dir=cache)
     judgements = load_dataset(str(tmp_path / "data"), split="test", cache_dir=cache)
     assert corpus["_id"] == data.corpus["_id"]
-    assert judgements.column_names == ["query-id", "corpus-id", "score"]
+    assert judgements.column_names == ["query-id", "corpus-id", "score", "chunk_hash"]
     assert len(judgements) == len(data.qrels["test"])
 
 
@@ -429,3 +430,72 @@ def test_a_file_that_is_no_llama_index_dataset_is_refused_by_name(tmp_path, cont
     path.write_text(content)
     with pytest.raises(ValueError, match=r"other\.json"):
         RetrievalDataset.from_llama_index(path)
+
+
+# Documents that are read again
+
+
+def read_again(chunks, *, notice):
+    """The chunks of each document, moved down by a chunk with a notice at its top."""
+    size = len(notice)
+    found = []
+    for document in dict.fromkeys(chunk.document_id for chunk in chunks):
+        own = [chunk for chunk in chunks if chunk.document_id == document]
+        found.append(Chunk(f"{document}#0", document, f"{notice} {document}", 0, size + 1 + len(document)))
+        found += [
+            replace(chunk, id=f"{document}#{i}", start=chunk.start + 1000, end=chunk.end + 1000)
+            for i, chunk in enumerate(own, start=1)
+        ]
+    return found
+
+
+@pytest.mark.parametrize("context", [(), ("title", "headings")])
+def test_labels_of_a_dataset_follow_their_texts_when_documents_are_read_again(chunks, questions, context, caplog):
+    data = build_dataset(chunks, questions, context=context)
+    moved = read_again(chunks, notice="This edition replaces all earlier ones.")
+    again = build_dataset(moved, data.to_questions(), split_by="given", context=context)
+    assert again.splits == data.splits
+    for split in data.splits:
+        before, after = data.relevant(split), again.relevant(split)
+        assert before.keys() == after.keys()
+        for query in before:
+            texts = [[one.corpus_texts[chunk] for chunk in of[query]] for one, of in ((data, before), (again, after))]
+            assert texts[0] == texts[1]
+    assert f"{len(questions)} of {len(questions)} questions were moved" in caplog.text
+    assert Counter(again.queries["style"][:]) == Counter(data.queries["style"][:])
+
+
+def test_questions_whose_text_is_gone_are_set_aside_and_counted(chunks, questions, caplog):
+    asked = build_dataset(chunks, questions).to_questions()
+    edited = [replace(chunks[0], text=chunks[0].text.upper()), *chunks[1:]]
+    data = build_dataset(edited, asked, split_by="given")
+    lost = [question for question in asked if chunks[0].id in question.chunk_ids]
+    assert 0 < len(lost) == len(asked) - len(data.queries)
+    assert f"{len(lost)} were set aside" in caplog.text
+
+
+def test_a_corpus_that_changed_under_its_labels_is_refused(data):
+    rows = [row | {"text": row["text"] + " and more"} for row in data.corpus.to_list()]
+    with pytest.raises(ValueError, match=r"for a text that it no longer has .* data.to_questions\(\)"):
+        replace(data, corpus=Dataset.from_list(rows, data.corpus.features))
+
+
+def test_hashes_that_do_not_fit_the_chunks_are_refused(chunks, questions):
+    odd = replace(questions[0], chunk_hashes=("a", "b", "c"))
+    with pytest.raises(ValueError, match="has 3 chunk_hashes for 1 chunk_ids"):
+        build_dataset(chunks, [odd, *questions[1:]])
+
+
+# The mix of styles
+
+
+def test_a_dataset_shows_the_mix_of_its_questions(chunks, questions):
+    styled = [replace(one, style="keyword" if i % 3 else "vague") for i, one in enumerate(questions)]
+    data = build_dataset(chunks, styled)
+    num_vague = len(styled[::3])
+    assert data.styles_of(data.query_texts) == {"keyword": len(styled) - num_vague, "vague": num_vague}
+    assert repr(data).endswith(f"\n  styles: {len(styled) - num_vague} keyword, {num_vague} vague")
+    assert f"{num_vague} vague</p>" in data._repr_html_()
+    plain = build_dataset(chunks, [replace(one, style="") for one in questions])
+    assert plain.styles_of(plain.query_texts) == {}
+    assert "style" not in repr(plain)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 
 import numpy as np
 import pytest
 import torch
+from scripted_llm import ScriptedLLM
 from test_mining import entangled_data
 from test_trainer import make_data
 
+from embedtune.llms.protocol import Price
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.distill import DistillationLoss, score_candidates
 from embedtune.training.encode_once.collator import UniqueTextCollator
 from embedtune.training.encode_once.embedded_loss import takes_embeddings
+from embedtune.training.llm_teacher import LLMTeacher
 from embedtune.training.losses import InBatchNegativesLoss
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -138,6 +142,45 @@ def test_two_teachers_in_one_folder_keep_their_own_scores(tiny_model, data, tmp_
     assert (
         score_candidates(length, data, model=tiny_model, path=tmp_path, num_candidates=3).to_dict() == first.to_dict()
     )
+
+
+def graded(text):
+    """A language model that answers as an expert would: by the length of each passage."""
+    passages = re.findall(r'<passage number="(\d+)">\n(.*?)\n</passage>', text, re.DOTALL)
+    return {"grades": [{"number": int(number), "grade": len(said) % 4} for number, said in passages]}
+
+
+def test_a_language_model_grades_the_candidates_once_and_in_their_own_order(tiny_model, data, tmp_path):
+    llm = ScriptedLLM(graded)
+    teacher = LLMTeacher(llm, output_dir=tmp_path / "ledger")
+    rows = score_candidates(teacher, data, model=tiny_model, path=tmp_path / "a", num_candidates=3)
+    for row in rows:
+        assert row["label"][-3:] == [float(len(text) % 4) for text in candidates(row)]
+    assert len(llm.requests) == len(rows)
+    places = [text.index(f">\n{row['positive']}\n<") for row in rows for text in [one["text"] for one in llm.requests if f"<question>\n{row['anchor']}\n" in one["text"]]]  # fmt: skip
+    assert min(places) < 30 < max(places), "the relevant chunk is not always the first"
+    score_candidates(teacher, data, model=tiny_model, path=tmp_path / "a", num_candidates=3)
+    again = score_candidates(teacher, data, model=tiny_model, path=tmp_path / "b", num_candidates=3)
+    assert len(llm.requests) == len(rows), "the scores are there, and where they are not, the replies are"
+    assert again.to_dict() == rows.to_dict()
+
+
+def test_questions_that_a_language_model_did_not_grade_are_left_out_and_counted(tiny_model, data, tmp_path, caplog):
+    def some(text):
+        said = graded(text)
+        return {"grades": said["grades"][1:]} if len(text) % 2 else said
+
+    teacher = LLMTeacher(ScriptedLLM(some), output_dir=tmp_path / "ledger")
+    rows = score_candidates(teacher, data, model=tiny_model, path=tmp_path / "a", num_candidates=3)
+    num_asked = len(score_candidates(length, data, model=tiny_model, path=tmp_path / "a", num_candidates=3))
+    assert 0 < len(rows) < num_asked
+    assert f"no usable grades for {num_asked - len(rows)} of {num_asked} questions: " in caplog.text
+    dear = ScriptedLLM(graded)
+    dear.price = Price(1_000_000, 1_000_000)
+    teacher = LLMTeacher(dear, output_dir=tmp_path / "dear", budget_usd=0.01)
+    with pytest.raises(ValueError, match=r"scored none of .* raise budget_usd"):
+        score_candidates(teacher, data, model=tiny_model, path=tmp_path / "b", num_candidates=3)
+    assert not dear.requests
 
 
 def test_a_damaged_file_and_a_teacher_that_returns_other_than_scores_are_errors(tiny_model, data, tmp_path):

@@ -17,11 +17,12 @@ from test_retriever import QUESTIONS, TEXTS, chunks_of
 
 import embedtune as et
 from embedtune.retrieval.retriever import Hit, Retriever
-from embedtune.serving.feedback import FeedbackLog, LoggedQuestion, digest_of, distinct_questions
+from embedtune.serving.feedback import FeedbackLog, LoggedQuestion, distinct_questions
+from embedtune.text import text_hash
 
 torch.set_num_threads(1)
 
-FOUND = [(f"c{i}", 1 - i / 20) for i in range(12)]
+FOUND = [Hit(f"c{i}", 1 - i / 20, f"text {i}") for i in range(12)]
 
 
 @pytest.fixture
@@ -33,7 +34,7 @@ def test_what_was_recorded_is_read_back(log):
     number = log.record("where is it", FOUND[:2], model="abc", outcome="answered", cited=["c1"])
     (question,) = log.questions()
     assert question.number == number
-    assert (question.text, question.retrieved, question.model) == ("where is it", tuple(FOUND[:2]), "abc")
+    assert (question.text, question.retrieved, question.model) == ("where is it", (("c0", 1.0), ("c1", 0.95)), "abc")
     assert (question.outcome, question.cited, question.chunk_ids) == ("answered", ("c1",), ("c1",))
     assert (question.thumbs_up, question.named, question.named_by) == (None, None, "")
     assert len(log) == 1
@@ -148,9 +149,9 @@ def test_texts_are_recognised_by_their_hash_and_not_stored(log):
     log.name_chunks(log.record("where is it", hits), [Hit("c7", 0.1, "turn left")], by="Ada")
     (question,) = log.questions()
     assert question.digests == {
-        "c0": digest_of("press both"),
-        "c1": digest_of("turn left"),
-        "c7": digest_of("turn left"),
+        "c0": text_hash("press both"),
+        "c1": text_hash("turn left"),
+        "c7": text_hash("turn left"),
     }
     assert not question.is_miss(2)
     assert question.is_miss(1)
@@ -314,28 +315,42 @@ def test_what_threads_write_at_once_is_one_transaction_and_a_refused_row_is_one_
 # Labels and texts
 
 
-def test_labels_follow_their_text_to_another_id_and_those_without_it_are_counted(log, caplog):
-    before = {"a#0": "press both", "a#1": "turn left", "a#2": "pull it", "a#3": "wait"}
-    hits = [Hit(chunk, 0.5, text) for chunk, text in before.items()]
+def cut(*texts):
+    return [et.Chunk(f"a#{i}", "a", text, 40 * i, 40 * i + len(text)) for i, text in enumerate(texts)]
+
+
+def test_labels_follow_their_text_when_documents_are_read_again_and_the_others_are_counted(log, caplog):
+    before = cut("press both", "turn left", "pull it", "wait")
+    hits = [Hit(chunk.id, 0.5, chunk.text) for chunk in before]
     log.name_chunks(log.record("how to turn it", hits), ["a#1"], by="Ada")  # its text is known from the hits
     log.name_chunks(log.record("how to pull it", hits[:1]), [hits[2]], by="Ada")
+    log.name_chunks(log.record("how to press it", []), [before[0]], by="Ada")
     log.name_chunks(log.record("how to wait", hits), ["a#3"], by="Ada")
-    log.name_chunks(log.record("who knows", [("a#0", 0.5)]), ["a#0"], by="Ada")  # by its id alone
-    now = {"a#0": "a notice", "a#1": "press both", "a#2": "turn left", "a#3": "pull it"}
-    assert {q.text: q.chunk_ids for q in log.to_questions(now)} == {
-        "how to turn it": ("a#2",),
-        "how to pull it": ("a#3",),
+    assert not caplog.text
+    log.name_chunks(log.record("who knows", [("a#0", 0.5)]), ["a#0"], by="Ada")
+    assert "question 5 was named by its id alone" in caplog.text
+    questions = log.to_questions()
+    assert "1 of 5 labelled questions were left out" in caplog.text
+    assert {q.chunk_ids for q in questions} == {("a#0",), ("a#1",), ("a#2",), ("a#3",)}
+    now = cut("a notice", "press both", "turn left", "pull it")
+    data = et.build_dataset(now, questions, test_size=0, dev_size=0)
+    assert {data.query_texts[query]: chunks for query, chunks in data.relevant("train").items()} == {
+        "how to press it": ["a#1"],
+        "how to turn it": ["a#2"],
+        "how to pull it": ["a#3"],
     }
-    assert "2 of 4 labelled questions were left out" in caplog.text
-    assert {q.chunk_ids for q in log.to_questions(before)} == {("a#1",), ("a#2",), ("a#3",)}
-    assert len(log.to_questions()) == 4
+    assert "3 of 4 questions were moved to the chunk that has their text now, and 1 were set aside" in caplog.text
 
 
 def test_a_label_of_a_text_that_two_chunks_have_stays_where_it_is(log):
     log.name_chunks(log.record("how to turn it", []), [Hit("a#1", 0.5, "turn left")], by="Ada")
-    for texts in ({"a#0": "turn left", "a#1": "turn left"}, {"a#1": "turn left", "a#2": "turn left"}):
-        assert [q.chunk_ids for q in log.to_questions(texts)] == [("a#1",)]
-    assert [q.chunk_ids for q in log.to_questions({"b#0": "turn left", "c#0": "turn left"})] == [("b#0",)]
+    for texts, place in (
+        (("turn left", "turn left"), "a#1"),
+        (("pull", "turn left", "turn left"), "a#1"),
+        (("turn left", "wait", "turn left"), "a#0"),
+    ):
+        data = et.build_dataset(cut(*texts), log.to_questions(), test_size=0, dev_size=0)
+        assert list(data.relevant("train").values()) == [[place]]
 
 
 WRITER = """

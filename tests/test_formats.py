@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import io
 import logging
 import subprocess
 import sys
 import threading
+import zipfile
+import zlib
 
 import pandas
 import pytest
@@ -266,9 +269,85 @@ def test_a_name_in_latin_1_is_read_and_named(tmp_path, caplog):
 # What is hostile
 
 
+def unzipped(data):
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+def bomb(kind):
+    """A small PDF with a page of 200 MB, packed twice, or with forms that show forms, ten times each."""
+    objects = ["<< /Type /Catalog /Pages 2 0 R >>", "<< /Type /Pages /Count 1 /Kids [3 0 R] >>"]
+    fonts = "/Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >>"
+    page = f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents 4 0 R /Resources << {fonts} /XObject << /X 5 0 R >> >> >>"
+    shown = b"BT /F1 9 Tf 1 0 0 1 40 700 Tm (ab) Tj ET\n"
+    if kind == "content":
+        streams = [("/Filter [/FlateDecode /FlateDecode]", zlib.compress(zlib.compress(shown * 5_000_000)))]
+    else:
+        streams = [("", b"/X Do")]
+        for i in range(6, 16):
+            form = (
+                f"/Type /XObject /Subtype /Form /BBox [0 0 595 842] /Resources << {fonts} /XObject << /X {i} 0 R >> >>"
+            )
+            streams.append((form, shown if i == 15 else b"/X Do " * 10))
+    bodies = [*(one.encode() for one in [*objects, page])]
+    bodies += [
+        b"<< %s /Length %d >>\nstream\n%s\nendstream" % (head.encode(), len(data), data) for head, data in streams
+    ]
+    return (
+        b"%PDF-1.4\n"
+        + b"".join(b"%d 0 obj\n%s\nendobj\n" % one for one in enumerate(bodies, 1))
+        + b"trailer << /Root 1 0 R >>"
+    )
+
+
 def test_an_archive_that_unpacks_to_too_much_is_refused_before_it_is_read(tmp_path):
     with pytest.raises(ValueError, match=r"a\.docx unpacks to 1 files and 200 MB"):
         read_one(tmp_path, "a.docx", zipped({"word/document.xml": bytes(200 * 2**20)}))
+
+
+def test_text_in_an_archive_is_counted_whatever_its_name_is(tmp_path):
+    (tmp_path / "a.docx").write_bytes(zipped({"word/document.png": b"<a>" + bytes(129 * 2**20)}))
+    with pytest.raises(ValueError, match=r"a.docx unpacks to 1 files and 129 MB, 129 MB of them text"):
+        et.read_documents(tmp_path, on_error="raise")
+    (tmp_path / "a.docx").write_bytes(zipped({"word/media/picture.png": b"\x89PNG" + bytes(129 * 2**20)}))
+    with pytest.raises(ValueError, match=r"a.docx cannot be read"):  # nothing but a picture, and not too large
+        et.read_documents(tmp_path, on_error="raise")
+
+
+def test_a_long_text_that_a_million_cells_share_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(office, "MAX_CHARACTERS", 100_000)
+    (tmp_path / "a.xlsx").write_bytes(xlsx({"Sheet": [["x" * 1_000] * 10] * 11}))
+    with pytest.raises(ValueError, match=r"a.xlsx has more than 5,000,000 cells or 100,000 characters"):
+        et.read_documents(tmp_path, on_error="raise")
+
+
+def test_a_chapter_that_is_listed_a_thousand_times_is_read_once(tmp_path):
+    files = unzipped(epub("Book", [("One", "First."), ("Two", "Second.")]))
+    files["OEBPS/book.opf"] = files["OEBPS/book.opf"].replace(b"<spine>", b"<spine>" + b'<itemref idref="c0"/>' * 1_000)
+    (tmp_path / "a.epub").write_bytes(zipped(files))
+    (document,) = et.read_documents(tmp_path)
+    assert document.text == "# One\n\nFirst.\n\n# Two\n\nSecond."
+
+
+@pytest.mark.parametrize("kind", ["content", "forms"])
+def test_a_pdf_that_unpacks_to_too_much_is_refused_in_time_and_the_others_are_read(tmp_path, monkeypatch, caplog, kind):
+    monkeypatch.setattr(office, "PDF_SECONDS", 3)
+    (tmp_path / "bomb.pdf").write_bytes(bomb(kind))
+    (tmp_path / "good.pdf").write_bytes(pdf([["Press both buttons."]]))
+    assert (tmp_path / "bomb.pdf").stat().st_size < 400_000
+    assert [document.id for document in et.read_documents(tmp_path)] == ["good.pdf"]
+    assert "bomb.pdf was not read in 3 seconds" in caplog.text or "bomb.pdf unpacks to too much" in caplog.text
+
+
+def test_a_crash_of_the_program_that_reads_pdfs_costs_one_file(tmp_path, monkeypatch, caplog):
+    crashing = tmp_path / "crash.py"
+    crashing.write_text("import os; os.abort()")
+    monkeypatch.setattr(office.pdf_pages, "__file__", str(crashing))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder/a.pdf").write_bytes(pdf([["Press both buttons."]]))
+    (tmp_path / "folder/b.md").write_text("Turn the key.")
+    assert [document.id for document in et.read_documents(tmp_path / "folder")] == ["b.md"]
+    assert "a.pdf cannot be read (crash)" in caplog.text
 
 
 def test_an_archive_that_lies_about_its_size_is_broken_and_costs_no_memory(tmp_path):

@@ -72,6 +72,16 @@ def problem(*, split_by="given"):
     return replace(et.build_dataset(chunks, questions, split_by="given"), split_by=split_by)
 
 
+def unhashed(data):
+    """The judgements without the texts that they were given for, so that a test may change these."""
+    return {split: table.remove_columns("chunk_hash") for split, table in data.qrels.items()}
+
+
+def labelled(thing):
+    """What a person names: the chunk as it was found."""
+    return Hit(f"{thing}#0", 0.5, f"check the {thing}")
+
+
 def fill(log, *, wrong=0.0, seed=0, ways=WAYS):
     """Log what people asked under names that the documents do not use."""
     rng = random.Random(seed)
@@ -79,7 +89,7 @@ def fill(log, *, wrong=0.0, seed=0, ways=WAYS):
         for way in ways:
             right = rng.choice(THINGS + TESTED + ASKED) if rng.random() < wrong else thing
             number = log.record(f"{way} the {alias}", [("nothing", 0.1)], outcome="not in the documents")
-            log.name_chunks(number, [f"{right}#0"], by="Ada")
+            log.name_chunks(number, [labelled(right)], by="Ada")
 
 
 @pytest.fixture
@@ -205,7 +215,7 @@ def test_a_log_whose_labels_look_random_is_refused_before_anything_is_trained(ti
     for way in WAYS:
         for thing in ASKED:
             number = log.record(f"{way} the {thing} please", [], outcome="not in the documents")
-            log.name_chunks(number, [f"{rng.choice(THINGS)}#0"], by="nobody")
+            log.name_chunks(number, [labelled(rng.choice(THINGS))], by="nobody")
     with pytest.raises(ValueError, match=r"The labels of the log seem to be wrong: .* name_chunks\(\)"):
         improve(tiny_model, log, tmp_path / "rounds", args, max_wrong=0.1)
     assert [round_.number for round_ in Rounds(tmp_path / "rounds").all()] == [0]
@@ -382,7 +392,7 @@ def test_no_question_is_trained_on_and_measured_with(log):
 def test_test_questions_in_the_log_are_never_used(log):
     fill(log)
     for text in ("Where is the  ISLAND?", "where is the island"):
-        log.name_chunks(log.record(text, []), ["island#0"], by="Ada")
+        log.name_chunks(log.record(text, []), [labelled("island")], by="Ada")
     prepared = rounded(log)
     assert prepared.counts["asked in the locked test"] == 1
     assert "where is the island" not in texts_of(prepared.data, "train", "dev", HELD_OUT)
@@ -395,8 +405,8 @@ def test_a_test_question_in_other_words_is_not_used_either(log):
     queries = {"_id": [*data.queries["_id"][:], "long"], "text": [*data.queries["text"][:], long]}
     rows = [*data.qrels["test"].to_list(), {"query-id": "long", "corpus-id": "crane#0", "score": 1}]
     data = replace(data, queries=Dataset.from_dict(queries), qrels={**data.qrels, "test": Dataset.from_list(rows)})
-    log.name_chunks(log.record(long + " again", []), ["crane#0"], by="Ada")
-    log.name_chunks(log.record(long + " today", []), ["stone#0"], by="Ada")  # another chunk: another question
+    log.name_chunks(log.record(long + " again", []), [labelled("crane")], by="Ada")
+    log.name_chunks(log.record(long + " today", []), [labelled("stone")], by="Ada")  # another chunk: another question
     prepared = rounded(log, data)
     assert prepared.counts["asked in the locked test"] == 1
     assert same_question(long + " today") in texts_of(prepared.data, "train", "dev", HELD_OUT)
@@ -404,7 +414,7 @@ def test_a_test_question_in_other_words_is_not_used_either(log):
 
 def test_nothing_is_learned_about_the_documents_of_a_test_by_document(log):
     fill(log)
-    log.name_chunks(log.record("what about the isle", []), ["island#0"], by="Ada")
+    log.name_chunks(log.record("what about the isle", []), [labelled("island")], by="Ada")
     assert rounded(log).counts["about a document of the locked test"] == 0
     prepared = rounded(log, problem(split_by="document"))
     assert prepared.counts["about a document of the locked test"] == 1
@@ -416,7 +426,7 @@ def test_nothing_is_learned_about_a_copy_of_a_tested_chunk_in_another_document(l
     rows = [
         row | {"duplicate_group": {"stone#0": "island#0"}.get(row["_id"], row["_id"])} for row in data.corpus.to_list()
     ]
-    log.name_chunks(log.record("what about the stone", []), ["stone#0"], by="Ada")
+    log.name_chunks(log.record("what about the stone", []), [labelled("stone")], by="Ada")
     assert rounded(log, data).counts["about a document of the locked test"] == 0
     copied = replace(data, corpus=Dataset.from_list(rows, data.corpus.features))
     assert rounded(log, copied).counts["about a document of the locked test"] == 1
@@ -433,13 +443,13 @@ def test_a_thousand_near_repeats_about_one_chunk_are_on_the_side_of_the_first():
 
 def test_questions_about_chunks_that_are_gone_are_left_out_and_counted(log):
     fill(log)
-    log.name_chunks(log.record("what about the moon", []), ["moon#0"], by="Ada")
-    assert rounded(log).counts["about unknown chunks"] == 1
+    log.name_chunks(log.record("what about the moon", []), [labelled("moon")], by="Ada")
+    assert rounded(log).counts["about texts that are gone"] == 1
 
 
 def test_a_confirmed_label_is_trained_on_whatever_a_later_answer_cites(log):
     number = log.record("how do I open it", [("lamp#0", 0.9)], outcome="answered", cited=["lamp#0"])
-    log.name_chunks(number, ["stone#0"], by="Ada")
+    log.name_chunks(number, [labelled("stone")], by="Ada")
     log.record("How do I open it?", [("lamp#0", 0.9)], outcome="answered", cited=["lamp#0"])
     prepared = rounded(log, held_out_size=0.0, dev_size=0.0)
     assert [prepared.data.relevant("train")[query] for query in prepared.new] == [["stone#0"]]
@@ -452,14 +462,35 @@ def test_a_label_follows_its_text_when_ids_move(log):
     prepared = rounded(log, held_out_size=0.0, dev_size=0.0)
     labels = {prepared.data.query_texts[query]: prepared.data.relevant("train")[query] for query in prepared.new}
     assert labels == {"what about pump#0": ["stone#0"], "what about lamp#0": ["lamp#0"]}
-    assert prepared.counts["about unknown chunks"] == 1
+    assert prepared.counts["about texts that are gone"] == 1
+
+
+def test_labels_of_texts_that_were_never_logged_are_set_aside_and_counted(log):
+    log.name_chunks(log.record("what about the lamp", []), ["lamp#0"], by="Ada")
+    log.record("what about the pump", [("pump#0", 0.9)], outcome="answered", cited=["pump#0"])
+    prepared = rounded(log, held_out_size=0.0, dev_size=0.0)
+    assert not prepared.new
+    assert prepared.counts["labelled by ids alone"] == 2
+
+
+def test_a_label_of_a_bare_chunk_is_found_in_a_corpus_with_context(log):
+    text = "check the stone"
+    chunk = et.Chunk("stone#7", "stone", text, 0, len(text), title="Stones")
+    log.name_chunks(log.record("what about it", []), [chunk], by="Ada")
+    data = problem()
+    texts = [f"{row['document_id']}\n{row['text']}" for row in data.corpus.to_list()]
+    corpus = data.corpus.remove_columns("text").add_column("text", texts)
+    prepared = rounded(log, replace(data, corpus=corpus, qrels=unhashed(data)), held_out_size=0.0, dev_size=0.0)
+    assert [prepared.data.relevant("train")[query] for query in prepared.new] == [["stone#0"]]
 
 
 def test_the_lock_is_made_of_the_texts_that_answer_the_test():
     data = problem()
     corpus = data.corpus.to_list()
     other = [row | {"text": row["text"].replace("island", "moon")} for row in corpus]
-    assert hash_of_test(data) != hash_of_test(replace(data, corpus=Dataset.from_list(other, data.corpus.features)))
+    assert hash_of_test(data) != hash_of_test(
+        replace(data, corpus=Dataset.from_list(other, data.corpus.features), qrels=unhashed(data))
+    )
 
 
 def test_a_question_keeps_its_side_when_others_come(log):
@@ -483,7 +514,7 @@ def test_what_was_trained_on_is_never_held_out_again(log):
 def test_a_question_of_the_dev_split_that_is_asked_is_trained_on_and_leaves_dev(log):
     fill(log)
     dev = next(iter(texts_of(problem(), "dev")))
-    log.name_chunks(log.record(dev, []), ["pump#0"], by="Ada")
+    log.name_chunks(log.record(dev, []), [labelled("pump")], by="Ada")
     data = rounded(log, trained_before=texts_of(problem(), "train", "dev")).data
     assert dev in texts_of(data, "train")
     assert dev not in texts_of(data, "dev", HELD_OUT)
@@ -493,7 +524,7 @@ def test_questions_that_nearly_repeat_each_other_are_on_one_side(log):
     fill(log)
     base = "how to replace the old red filter of the harbour crane when the ship is in the river"
     for i in range(12):
-        log.name_chunks(log.record(f"{base} {WAYS[i]}", []), ["stone#0"], by="Ada")
+        log.name_chunks(log.record(f"{base} {WAYS[i]}", []), [labelled("stone")], by="Ada")
     data = rounded(log).data
     sides = {side for side in ("train", "dev", HELD_OUT) for text in texts_of(data, side) if text.startswith(base)}
     assert len(sides) == 1
@@ -503,7 +534,7 @@ def test_what_answers_cited_is_measured_with_and_not_trained_on(log):
     fill(log)
     cited = [f"{way} the {thing} please" for way in WAYS for thing in ASKED]
     for text in cited:
-        log.record(text, [("x", 1.0)], outcome="answered", cited=["stone#0"])
+        log.record(text, [labelled("stone")], outcome="answered", cited=["stone#0"])
     prepared = rounded(log)
     assert not texts_of(prepared.data, "train", "dev") & set(cited)
     assert texts_of(prepared.data, HELD_OUT) & set(cited)
@@ -520,7 +551,7 @@ def test_old_questions_are_replayed_in_proportion(log):
 
 
 def test_a_log_with_too_little_is_refused_before_anything_is_trained(tiny_model, log, tmp_path, args):
-    log.name_chunks(log.record("where is the red", []), ["stone#0"], by="Ada")
+    log.name_chunks(log.record("where is the red", []), [labelled("stone")], by="Ada")
     with pytest.raises(ValueError, match=r"label_misses\(\)"):
         improve(tiny_model, log, tmp_path / "rounds", args)
     assert Rounds(tmp_path / "rounds").current.number == 0

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling
 
+import embedtune as et
 from embedtune.errors import OptionalDependencyError
 from embedtune.models import repository
 from embedtune.models.export import TunableModel
@@ -40,6 +41,41 @@ def test_the_length_limit_can_be_raised_as_far_as_the_model_has_positions(tiny_m
         load_model(tiny_model, max_seq_length=129)
     with pytest.raises(ValueError, match="max_seq_length=0"):
         load_model(tiny_model, max_seq_length=0)
+
+
+def test_positions_that_begin_behind_the_padding_token_are_not_counted(tiny_model):
+    tiny_model[0].auto_model.embeddings.position_embeddings.padding_idx = 1  # as RoBERTa and MPNet have them
+    assert load_model(tiny_model, max_seq_length=126).max_seq_length == 126
+    with pytest.raises(ValueError, match="max_seq_length=127 must be between 1 and 126"):
+        load_model(tiny_model, max_seq_length=127)
+
+
+def test_a_length_in_the_files_that_the_model_has_no_positions_for_is_refused(tiny_model, tmp_path):
+    tiny_model.save_pretrained(str(tmp_path))
+    for path in tmp_path.glob("*.json"):  # whichever file says it
+        content = json.loads(path.read_text())
+        if path.name in ("sentence_bert_config.json", "tokenizer_config.json"):
+            key = "max_seq_length" if path.name.startswith("sentence") else "model_max_length"
+            path.write_text(json.dumps(content | {key: 200}))
+    with pytest.raises(ValueError, match=r"max_seq_length=200, and has positions for 128 .*: pass max_seq_length=128"):
+        load_model(tmp_path, device="cpu")
+    assert load_model(tmp_path, device="cpu", max_seq_length=128).max_seq_length == 128
+
+
+@pytest.mark.parametrize(
+    "garbage", ["not JSON", "[1, 2]", '{"model": 3}', '{"version": "1.0", "model": {"type": "WordPiece"}}', "{}"]
+)
+def test_a_tokenizer_that_is_none_is_refused_by_its_file(tiny_model, tmp_path, garbage):
+    tiny_model.save_pretrained(str(tmp_path))
+    (tmp_path / "tokenizer.json").write_text(garbage)
+    with pytest.raises(ValueError, match=r"^tokenizer\.json of .* is not"):
+        load_model(tmp_path, device="cpu")
+
+
+def test_chunks_beyond_the_positions_of_a_model_are_refused(tiny_model):
+    with pytest.raises(ValueError, match="max_tokens=129 is more than the 128 positions"):
+        et.chunk_documents([et.Document("a", "Press both.")], max_tokens=129, tokenizer=tiny_model)
+    assert et.chunk_documents([et.Document("a", "Press both.")], max_tokens=100, tokenizer=tiny_model)
 
 
 def test_pickled_weights_are_refused(tiny_model, tmp_path):

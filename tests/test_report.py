@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from urllib.parse import urlencode
 from xml.etree import ElementTree
 
@@ -122,6 +123,15 @@ def test_the_file_is_written_whole_and_its_path_returned(verdict, data, tmp_path
 
 def test_the_same_verdict_gives_the_same_bytes(verdict, data):
     assert render(verdict, data=data) == render(verdict, data=data)
+
+
+def test_it_shows_the_mix_of_the_questions(verdict, data):
+    styles = ["keyword" if i % 3 else "" for i in range(len(data.queries))]
+    styled = replace(data, queries=data.queries.add_column("style", styles))
+    asked = styled.styles_of(verdict.before.per_query["query-id"][:])
+    shown = soup_of(render(verdict, data=styled)).find(id="data").text
+    assert f"{asked['keyword']} keyword, {asked['']} without a style" in " ".join(shown.split())
+    assert "without a style" not in render(verdict, data=data)
 
 
 def test_it_begins_with_the_headline_and_folds_the_statistics(verdict):

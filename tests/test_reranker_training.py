@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sentence_transformers import CrossEncoder
-from sentence_transformers.cross_encoder import CrossEncoderTrainingArguments
+from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from test_mining import entangled_data
 from test_trainer import THINGS, make_data
 
@@ -58,6 +58,35 @@ def test_a_trained_reranker_is_saved_as_a_plain_cross_encoder_and_its_model_stay
     pairs = [("how to open the pump", f"check the {thing}") for thing in THINGS]
     np.testing.assert_array_equal(saved.predict(pairs), trained.predict(pairs))
     assert not (tmp_path / "reranker" / "README.md").exists()
+
+
+def test_an_interrupted_training_goes_on_where_it_stopped(tiny_model, cross_encoder, tmp_path, monkeypatch, caplog):
+    import signal
+
+    data, args = one_sided_data(), arguments(tmp_path / "checkpoints", num_train_epochs=4)
+    whole = train_reranker(cross_encoder, data, output_dir=tmp_path / "whole", retriever=tiny_model, args=args)
+    step = CrossEncoderTrainer.training_step
+
+    def interrupted(self, *inputs):
+        if self.state.global_step == 3:
+            signal.raise_signal(signal.SIGINT)
+        return step(self, *inputs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CrossEncoderTrainer, "training_step", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_reranker(cross_encoder, data, output_dir=tmp_path, retriever=tiny_model, args=args)
+    trained = train_reranker(cross_encoder, data, output_dir=tmp_path, retriever=tiny_model, args=args)
+    assert "goes on at" in caplog.text
+    assert reranker_fingerprint(trained) == reranker_fingerprint(whole)
+    assert not list((tmp_path / "checkpoints").glob("checkpoint-*"))
+
+
+def test_a_loss_that_is_not_finite_ends_the_training_at_its_step(tiny_model, cross_encoder, tmp_path):
+    args = arguments(tmp_path / "checkpoints", learning_rate=1e38, num_train_epochs=4, max_grad_norm=0.0)
+    with pytest.raises(FloatingPointError, match=r"the loss of the reranker is (nan|inf)|weights of the reranker NaN"):
+        train_reranker(cross_encoder, one_sided_data(), output_dir=tmp_path, retriever=tiny_model, args=args)
+    assert not (tmp_path / "reranker").exists()
 
 
 def test_no_known_answer_is_a_negative_and_relevant_chunks_have_the_label_one(tiny_model):

@@ -263,6 +263,23 @@ def test_a_misspelt_metric_is_refused_with_those_that_there_are(tiny_model, data
         EmbeddingTrainer(tiny_model, arguments(metric_for_best_model=metric), data=data)
 
 
+def test_a_misspelt_metric_is_noticed_before_the_first_step_also_without_an_evaluation_at_the_start(
+    tiny_model, arguments
+):
+    rows = make_data(dev_size=0)
+    misspelt, right, judge = NoSuper(), NoSuper(), NoSuper()
+    args = arguments(metric_for_best_model="mime", eval_on_start=False)
+    trainer = EmbeddingTrainer(tiny_model, args, data=rows, evaluator=misspelt)
+    with pytest.raises(ValueError, match=r"'mime' is not one of the metrics of an evaluation: \['eval_mine'\]"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+    args = arguments(metric_for_best_model="mine", greater_is_better=True, eval_on_start=False, max_steps=1)
+    EmbeddingTrainer(tiny_model, args, data=rows, evaluator=right).train()
+    judge.primary_metric = "mine"
+    EmbeddingTrainer(tiny_model, args, data=rows, evaluator=judge).train()
+    assert judge.calls == right.calls - 1, "an evaluator that names its metric is not run for the check"
+
+
 class NoSuper(BaseEvaluator):
     """Does not call the __init__ of its superclass, which the stock trainer allows."""
 

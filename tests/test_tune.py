@@ -10,7 +10,9 @@ from sentence_transformers import SentenceTransformer
 
 import embedtune as et
 from embedtune.retrieval.encoders import ModelEncoder
+from embedtune.retrieval.fingerprint import reranker_fingerprint
 from embedtune.training import fit as fit_module
+from embedtune.training import reranker as reranker_module
 from embedtune.training import tune as tune_module
 from embedtune.training.tune import tune
 
@@ -189,3 +191,30 @@ def test_evidence_that_cannot_be_is_refused_before_anything_is_written(tiny_mode
     with pytest.raises(ValueError, match=r"num_folds=[01] must be 2 or more|There is no split"):
         tune(tiny_model, data, output_dir=tmp_path / "out", args=arguments(max_steps=1), **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_reranker_is_trained_at_last_on_all_questions_and_saved_with_the_retriever(
+    tiny_model, cross_encoder, data, tmp_path, monkeypatch
+):
+    asked = []
+    real = reranker_module.train_reranker
+
+    def spy(model, data, *, args, **options):
+        asked.append((set(data.relevant("train")), {name for name in data.splits if name != "train"}))
+        args.max_steps = 3
+        return real(model, data, args=args, **options)
+
+    monkeypatch.setattr(reranker_module, "train_reranker", spy)
+    options = {"args": arguments(max_steps=1), "test_split": "test", "reranker": cross_encoder}
+    run = tune(tiny_model, data, output_dir=tmp_path, **options)
+    assert asked == [(set(data.relevant("train")) | set(data.relevant("dev")), {"test"})]
+    trained = reranker_fingerprint(run.retriever.reranker)
+    assert trained != reranker_fingerprint(cross_encoder)
+    saved = et.Retriever.load(tmp_path / "retriever")
+    assert reranker_fingerprint(saved.reranker) == trained
+    assert "tuned without the reranker" in [one.name for one in run.verdict.baselines]
+    again = tune(tiny_model, data, output_dir=tmp_path, **options)
+    assert reranker_fingerprint(again.retriever.reranker) == trained
+    assert len(asked) == 1
+    with pytest.raises(ValueError, match="holds a run with other reranker"):
+        tune(tiny_model, data, output_dir=tmp_path, **options | {"reranker": None})

@@ -15,6 +15,7 @@ from embedtune.corpus.markdown import Heading, outline
 from embedtune.corpus.splitting import fixed_spans, structure_spans
 from embedtune.corpus.tokens import FastCounter, token_counter
 from embedtune.tables import Listing, Row, excerpt
+from embedtune.text import text_hash
 from embedtune.types import Chunk, Document, Question
 
 logger = logging.getLogger(__name__)
@@ -103,6 +104,12 @@ def chunk_documents(
 
 def _warn_if_cut(tokenizer: object, max_tokens: int) -> None:
     """Warn now, before anybody pays for questions about what the model never reads."""
+    positions = getattr(getattr(tokenizer, "config", None), "max_position_embeddings", None)
+    if isinstance(positions, int) and max_tokens > positions:
+        raise ValueError(
+            f"max_tokens={max_tokens} is more than the {positions} positions that this model has, so that the end of longer chunks "
+            "could never be embedded. Make smaller chunks."
+        )
     limit = getattr(tokenizer, "max_seq_length", None)
     if isinstance(limit, int) and max_tokens > limit:
         logger.warning(
@@ -150,9 +157,9 @@ def questions_of(documents: Sequence[Document], chunks: Sequence[Chunk]) -> list
         >>> [(question.text, question.chunk_ids) for question in questions_of([document], [chunk])]
         [('How do I restart it?', ('faq.csv:1#0',))]
     """
-    chunks_of: dict[str, list[str]] = {}
+    chunks_of: dict[str, list[Chunk]] = {}
     for chunk in chunks:
-        chunks_of.setdefault(chunk.document_id, []).append(chunk.id)
+        chunks_of.setdefault(chunk.document_id, []).append(chunk)
     asked = [document for document in documents if document.questions and document.id in chunks_of]
     cut = [document.id for document in asked if len(chunks_of[document.id]) > 1]
     if cut:
@@ -162,7 +169,7 @@ def questions_of(documents: Sequence[Document], chunks: Sequence[Chunk]) -> list
             _named(cut),
         )
     return [
-        Question(f"{chunk}/{number}", text, (chunk,))
+        Question(f"{chunk.id}/asked-{number}", text, (chunk.id,), chunk_hashes=(text_hash(chunk.text),))
         for document in asked
         for chunk in chunks_of[document.id]
         if len(chunks_of[document.id]) == 1

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import io
+import json
+import os
 import posixpath
 import re
-import threading
+import subprocess
+import sys
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
+from embedtune.corpus import pdf_pages
 from embedtune.corpus.formats import Content, first_heading, page_of_html
 from embedtune.corpus.problems import UnreadableError, one_line
 
@@ -23,11 +28,13 @@ MAX_UNPACKED = 1024 * 2**20  # bytes of all files in an archive
 MAX_MARKUP = 128 * 2**20  # bytes of its XML, of which a tree takes about ten times as much memory
 MAX_FILES = 20_000
 MAX_CELLS = 5_000_000  # of a workbook
-MAX_PAGES = 20_000
+PDF_SECONDS, PDF_SECONDS_PER_MB = 60, 5
+MAX_CHARACTERS = 128 * 2**20  # of the tables of a workbook, in which cells can share a long text
 
+_SMALL, _HEAD = 2**20, 1024  # bytes
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"  # old formats of Office, and new ones with a password
 _PASSWORD = "protected by a password"
-_pdfium = threading.Lock()  # PDFium is not thread-safe
+_NEEDS_EXTRA = "that need pip install 'embedtune[documents]'"
 
 
 def read_office(data: bytes, file: Path) -> Content:
@@ -61,7 +68,7 @@ def _broken(shown: str) -> Iterator[None]:
         raise
     except ImportError as err:
         raise UnreadableError(
-            "that need pip install 'embedtune[documents]'",
+            _NEEDS_EXTRA,
             f"{shown} needs {err.name}: pip install 'embedtune[documents]'",
         ) from err
     except Exception as err:
@@ -74,11 +81,8 @@ def _require_sizes(data: bytes, shown: str) -> None:
     """Refuse an archive by what it says that it unpacks to; reading stops where a file is larger than it says."""
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         files = archive.infolist()
-    markup = sum(
-        one.file_size
-        for one in files
-        if one.filename.lower().endswith((".xml", ".rels", ".xhtml", ".html", ".htm", ".opf"))
-    )
+        large = [one for one in files[:MAX_FILES] if one.file_size > _SMALL]
+        markup = sum(one.file_size for one in files) - sum(one.file_size for one in large if _is_media(archive, one))
     total = sum(one.file_size for one in files)
     if len(files) > MAX_FILES or total > MAX_UNPACKED or markup > MAX_MARKUP:
         raise UnreadableError(
@@ -88,45 +92,62 @@ def _require_sizes(data: bytes, shown: str) -> None:
         )
 
 
-def _pdf(data: bytes, shown: str) -> Content:
-    with _broken(shown), _pdfium:
-        import pypdfium2
+def _is_media(archive: zipfile.ZipFile, one: zipfile.ZipInfo) -> bool:
+    """Return whether a file is no XML, by its first bytes: a part of a document may have any name."""
+    with archive.open(one) as file:
+        head = file.read(_HEAD).lstrip(b"\xef\xbb\xbf\xff\xfe\0\t\n\r ")
+    return bool(head) and not head.startswith(b"<")
 
-        try:
-            pdf = pypdfium2.PdfDocument(data)
-        except pypdfium2.PdfiumError as err:
-            if "password" in str(err).lower():
-                raise UnreadableError(_PASSWORD, f"{shown} is protected by a password. Save it without one.") from err
-            raise
-        try:
-            if len(pdf) > MAX_PAGES:
-                raise UnreadableError(
-                    "too large", f"{shown} has {len(pdf):,} pages, more than {MAX_PAGES:,}. Split it."
-                )
-            pages = [_page_text(pdf[number]) for number in range(len(pdf))]
-            bookmarks = [(one.get_dest(), one.level, one.get_title()) for one in pdf.get_toc(max_depth=6)]
-            headings = [(to.get_index(), level + 1, text) for to, level, text in bookmarks if to is not None]
-            title = pdf.get_metadata_dict().get("Title", "")
-        finally:
-            pdf.close()
+
+def _pdf(data: bytes, shown: str) -> Content:
+    found = _pages_of_pdf(data, shown)
+    pages = found["pages"]
     if not any(page.strip() for page in pages):
         raise UnreadableError(
             "without text, as scanned pages are",
             f"{shown} has {len(pages)} pages but no text. Run OCR over it, for instance ocrmypdf.",
         )
     pages = without_repeated_lines(pages)
-    for number, level, heading in headings:
+    for number, level, heading in found["bookmarks"]:
         if number is not None and number < len(pages):
             pages[number] = _with_heading(pages[number], heading, level)
-    title = re.sub(r"^Microsoft \w+ - ", "", title or "").strip("\0 ") or first_heading("\n".join(pages))
+    title = re.sub(r"^Microsoft \w+ - ", "", found["title"] or "").strip("\0 ") or first_heading("\n".join(pages))
     return Content(tuple(pages), title.encode("utf-8", "replace").decode(), has_page_numbers=True)
 
 
-def _page_text(page: Any) -> str:
-    text: str = page.get_textpage().get_text_bounded()
-    page.close()
-    text = re.sub("[\ufffe\x02]\\s*", "", text)  # a word that was divided at the end of a line
-    return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").encode("utf-8", "replace").decode()
+def _pages_of_pdf(data: bytes, shown: str) -> dict[str, Any]:
+    """Read a PDF in a process of its own, see `pdf_pages`."""
+    if find_spec("pypdfium2") is None:
+        raise UnreadableError(_NEEDS_EXTRA, f"{shown} needs pypdfium2: pip install 'embedtune[documents]'")
+    seconds = PDF_SECONDS + PDF_SECONDS_PER_MB * len(data) / 2**20
+    try:
+        ended = subprocess.run(
+            [sys.executable, pdf_pages.__file__],
+            input=data,
+            capture_output=True,
+            timeout=seconds,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            check=False,
+        )
+    except subprocess.TimeoutExpired as err:
+        raise UnreadableError(
+            "too large", f"{shown} was not read in {seconds:.0f} seconds. Print it anew as PDF."
+        ) from err
+    found: dict[str, Any] = json.loads(ended.stdout) if not ended.returncode else {"problem": "crash"}
+    problem = found.get("problem")
+    if problem == "password":
+        raise UnreadableError(_PASSWORD, f"{shown} is protected by a password. Save it without one.")
+    if problem == "pages":
+        raise UnreadableError(
+            "too large", f"{shown} has {found['num_pages']:,} pages, more than {pdf_pages.MAX_PAGES:,}. Split it."
+        )
+    if problem in ("memory", "text"):
+        raise UnreadableError("too large", f"{shown} unpacks to too much. Print it anew as PDF, or split it.")
+    if problem:
+        raise UnreadableError(
+            "broken", f"{shown} cannot be read ({found.get('error', 'crash')}). Open and save it again."
+        )
+    return found
 
 
 def _with_heading(page: str, heading: str, level: int) -> str:
@@ -219,18 +240,21 @@ def _xlsx(data: bytes, shown: str) -> Content:
     import openpyxl
 
     workbook = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True, keep_links=False)
-    left = MAX_CELLS
+    left, characters = MAX_CELLS, MAX_CHARACTERS
     parts = []
     for sheet in workbook.worksheets:
         sheet.reset_dimensions()  # what the file says of its size may be wrong
         rows: list[list[str]] = []
         for cells in sheet.iter_rows(values_only=True):
-            left -= len(cells) + 1
-            if left < 0:
-                raise UnreadableError(
-                    "too large", f"{shown} has more than {MAX_CELLS:,} cells. Split it, or read it as a DataFrame."
-                )
             row = ["" if value is None else str(value) for value in cells]
+            left -= len(cells) + 1
+            characters -= sum(map(len, row))
+            if left < 0 or characters < 0:
+                raise UnreadableError(
+                    "too large",
+                    f"{shown} has more than {MAX_CELLS:,} cells or {MAX_CHARACTERS:,} characters. Split it, or read it as a "
+                    "DataFrame.",
+                )
             while row and not row[-1].strip():
                 row.pop()
             rows += [row] if row else []
@@ -264,7 +288,7 @@ def _epub(data: bytes, shown: str) -> Content:
         names = [posixpath.normpath(posixpath.join(posixpath.dirname(package), unquote(path))) for path in spine]
         chapters = [
             page_of_html(archive.read(name).decode("utf-8", "replace"), shown)
-            for name in names
+            for name in dict.fromkeys(names)  # a chapter may be listed a million times
             if name in archive.namelist()
         ]
         title = " ".join(book.xpath("string(//*[local-name()='title'])").split())

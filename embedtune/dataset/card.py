@@ -76,7 +76,7 @@ from datasets import load_dataset
 
 corpus = load_dataset("<this repository>", "corpus", split="corpus")
 queries = load_dataset("<this repository>", "queries", split="queries")
-judgements = load_dataset("<this repository>")  # "query-id", "corpus-id", "score"
+judgements = load_dataset("<this repository>")  # "query-id", "corpus-id", "score", "chunk_hash"
 ```
 
 {description}

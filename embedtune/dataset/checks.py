@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
 def check_records(chunks: Sequence[Chunk], questions: Sequence[Question]) -> None:
     """Raise unless chunks and questions are complete, have unique ids and fit together."""
-    _check_types(chunks, questions)
     if len(chunks) < 2:
         raise ValueError(
             f"{len(chunks)} chunks: retrieval needs at least 2. Read more documents, or make smaller chunks."
@@ -58,7 +57,8 @@ def check_choices(split_by: str, context: Sequence[str], questions: Sequence[Que
         )
 
 
-def _check_types(chunks: Sequence[object], questions: Sequence[object]) -> None:
+def check_types(chunks: Sequence[object], questions: Sequence[object]) -> None:
+    """Raise a ``TypeError`` unless they are chunks and questions, and a ``ValueError`` if some of a question's hashes are missing."""
     for what, records, kind, remedy in (
         ("chunks", chunks, Chunk, "Make them with chunk_documents(...)"),
         ("questions", questions, Question, "Make them with generate_questions(...)"),
@@ -73,6 +73,11 @@ def _check_types(chunks: Sequence[object], questions: Sequence[object]) -> None:
                 raise TypeError(
                     f"Question {record.id!r} has chunk_ids={record.chunk_ids!r}, a string. Pass a tuple: "
                     f"({record.chunk_ids!r},)."
+                )
+            if isinstance(record, Question) and len(record.chunk_hashes) not in (0, len(record.chunk_ids)):
+                raise ValueError(
+                    f"Question {record.id!r} has {len(record.chunk_hashes)} chunk_hashes for {len(record.chunk_ids)} chunk_ids. Give "
+                    "one for each, an empty string where the text is not known, or leave them out."
                 )
 
 

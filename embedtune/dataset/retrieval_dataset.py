@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
 from embedtune.dataset import sources, storage, views
-from embedtune.dataset.checks import check_choices, check_records
+from embedtune.dataset.checks import check_choices, check_records, check_types
 from embedtune.dataset.groups import document_groups, duplicate_groups
+from embedtune.dataset.labels import follow_texts
 from embedtune.dataset.splits import (
     SplitBy,
     check_sizes,
@@ -16,7 +17,7 @@ from embedtune.dataset.splits import (
     split_by_document,
     split_by_question,
 )
-from embedtune.dataset.tables import RetrievalTables, corpus_table, qrels_tables, queries_table
+from embedtune.dataset.tables import RetrievalTables, corpus_table, qrels_tables, queries_table, questions_in
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -96,6 +97,14 @@ class RetrievalDataset(RetrievalTables):
             seed: Draws the negatives.
         """
         return views.labelled_pairs(self, split, num_negatives=num_negatives, seed=seed)
+
+    def to_questions(self) -> list[Question]:
+        """Return the questions with their splits and the hashes of their chunks' texts.
+
+        When documents are read again, ``build_dataset(chunks, data.to_questions(), split_by="given")`` moves the questions to
+        the chunks that have these texts now.
+        """
+        return questions_in(self)
 
     def save_to_disk(self, path: str | Path) -> None:
         """Write the dataset to a folder of Parquet files in BEIR's layout.
@@ -209,6 +218,10 @@ def build_dataset(
             serving read the same text from ``corpus``.
         seed: Draws the splits. Most document groups keep their split when others are added.
 
+    A question that knows the texts of its chunks (``Question.chunk_hashes``: generated questions, those of a `FeedbackLog` or
+    of another dataset) follows them where ids have moved, because documents were read again. Questions whose text is gone are
+    set aside and counted in a warning.
+
     Raises:
         TypeError: If ``chunks`` or ``questions`` hold anything else.
         ValueError: If there are too few chunks or questions, an id is not unique, a question names an unknown chunk, a
@@ -223,8 +236,11 @@ def build_dataset(
           train      1 questions about 1 chunks
           test       1 questions about 1 chunks
     """
-    check_records(chunks, questions)
+    check_types(chunks, questions)
     check_choices(split_by, context, questions)
+    cost_usd = getattr(questions, "cost_usd", None)
+    questions = follow_texts(questions, chunks, context)
+    check_records(chunks, questions)
     check_sizes(split_by, test_size=test_size, dev_size=dev_size, test_seen_size=test_seen_size)
     test_size, dev_size = 0.2 if test_size is None else test_size, 0.1 if dev_size is None else dev_size
     duplicates = duplicate_groups(chunks)
@@ -243,11 +259,12 @@ def build_dataset(
         bound = split_by_question(questions, test_size=test_size, dev_size=dev_size, seed=seed)
     else:
         bound = split_as_given(questions)
+    texts = {chunk.id: chunk.text_with(context) for chunk in chunks}
     return RetrievalDataset(
         corpus=corpus_table(chunks, group_of=group_of, duplicates=duplicates, context=context),
         queries=queries_table(bound),
-        qrels=qrels_tables(bound),
+        qrels=qrels_tables(bound, texts),
         split_by=split_by,
         context=tuple(context),
-        cost_usd=getattr(questions, "cost_usd", None),
+        cost_usd=cost_usd,
     )

@@ -152,7 +152,8 @@ def split_as_given(questions: Sequence[Question]) -> list[Question]:
 
 
 def _bind(question: Question, split: str, chunk_ids: Sequence[str] | None = None) -> Question:
-    return replace(question, split=split, chunk_ids=question.chunk_ids if chunk_ids is None else tuple(chunk_ids))
+    kept = question.chunk_ids if chunk_ids is None else tuple(chunk_ids)
+    return replace(question, split=split, chunk_ids=kept, chunk_hashes=())  # the judgements take them from the corpus
 
 
 def _in_order(bound: Iterable[Question], questions: Iterable[Question]) -> list[Question]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,10 +13,11 @@ from typing import TYPE_CHECKING
 from datasets import Dataset, Features, List, Value
 
 from embedtune.tables import html_table
-from embedtune.types import require_descriptions
+from embedtune.text import text_hash
+from embedtune.types import Question, require_descriptions
 
 if TYPE_CHECKING:
-    from embedtune.types import Chunk, ContextPart, Question
+    from embedtune.types import Chunk, ContextPart
 
 SPLIT_ORDER = ("train", "dev", "test", "test_seen")
 
@@ -38,7 +40,14 @@ _CORPUS_FEATURES = Features(
 _QUERY_FEATURES = Features(
     {name: Value("string") for name in ("_id", "text", "style", "answer", "model", "prompt_version")}
 )
-_QREL_FEATURES = Features({"query-id": Value("string"), "corpus-id": Value("string"), "score": Value("int64")})
+_QREL_FEATURES = Features(
+    {
+        "query-id": Value("string"),
+        "corpus-id": Value("string"),
+        "score": Value("int64"),
+        "chunk_hash": Value("string"),
+    }
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -50,13 +59,13 @@ class RetrievalTables:
             where it comes from.
         queries: Every question: ``_id``, ``text`` and, where known, its style, its answer and the model that wrote it.
         qrels: For each split a table of ``query-id``, ``corpus-id`` and ``score``. A question's first row is the chunk
-            that it was written for.
+            that it was written for. A column ``chunk_hash`` has the `text_hash` of the text that a label was given for.
         split_by: How the splits were made: ``"document"``, ``"question"`` or ``"given"``.
         context: What was put before each chunk's text; serving must do the same.
         cost_usd: What a language model was paid for the questions; None if that is not known.
 
     Raises:
-        ValueError: If a table lacks a column, or ``qrels`` names an unknown id.
+        ValueError: If a table lacks a column, or ``qrels`` names an unknown id, or one whose text is not that of the label.
     """
 
     corpus: Dataset
@@ -87,6 +96,15 @@ class RetrievalTables:
         ):
             if unknown := [i for i in self.qrels[split][column][:] if i not in known]:
                 raise ValueError(f"qrels[{split!r}] names {column} {unknown[0]!r}, which is not in {name}.")
+        if "chunk_hash" not in self.qrels[split].column_names:
+            return
+        labels = dict(zip(self.qrels[split]["corpus-id"][:], self.qrels[split]["chunk_hash"][:], strict=True))
+        other = [chunk for chunk, digest in labels.items() if digest and digest != text_hash(self.corpus_texts[chunk])]
+        if other:
+            raise ValueError(
+                f"qrels[{split!r}] names chunk {other[0]!r} for a text that it no longer has ({len(other)} such chunks). Move "
+                "the labels to their texts: build_dataset(chunks, data.to_questions(), split_by='given')."
+            )
 
     @property
     def splits(self) -> list[str]:
@@ -121,11 +139,22 @@ class RetrievalTables:
             f"  {split:<{width}} {questions:>6} questions about {chunks} chunks"
             for split, questions, chunks in self._split_sizes()
         ]
-        return "\n".join([self._title, *lines])
+        mix = named_mix(self.styles_of(self.query_texts))
+        return "\n".join([self._title, *lines, *([f"  styles: {mix}"] if mix else [])])
 
     def _repr_html_(self) -> str:
         rows = [(split, f"{questions:,}", f"{chunks:,}") for split, questions, chunks in self._split_sizes()]
-        return f"<p>{escape(self._title)}</p>{html_table(['split', 'questions', 'chunks asked about'], rows)}"
+        mix = named_mix(self.styles_of(self.query_texts))
+        table = html_table(["split", "questions", "chunks asked about"], rows)
+        return f"<p>{escape(self._title)}</p>{table}" + (f"<p>styles: {escape(mix)}</p>" if mix else "")
+
+    def styles_of(self, queries: Iterable[str]) -> dict[str, int]:
+        """Return how many of some questions are of each style, the most frequent first; empty if none has a style."""
+        if "style" not in self.queries.column_names:
+            return {}
+        style_of = dict(zip(self.queries["_id"][:], self.queries["style"][:], strict=True))
+        counted = Counter(style_of[query] or "" for query in queries)
+        return dict(sorted(counted.items(), key=lambda one: (-one[1], one[0]))) if any(counted) else {}
 
     @property
     def _title(self) -> str:
@@ -140,6 +169,31 @@ class RetrievalTables:
         for split in self.splits:
             relevant = self.relevant(split)
             yield split, len(relevant), len({chunk for chunks in relevant.values() for chunk in chunks})
+
+
+def named_mix(styles: Mapping[str, int]) -> str:
+    """Return how many questions are of each style, in words.
+
+    Example:
+        >>> named_mix({"keyword": 12, "": 3})
+        '12 keyword, 3 without a style'
+    """
+    return ", ".join(f"{number:,} {style or 'without a style'}" for style, number in styles.items())
+
+
+def questions_in(data: RetrievalTables) -> list[Question]:
+    """Return the questions of a dataset; one that is in several splits is repeated under another id."""
+    columns = [name for name in _QUERY_FEATURES if name != "_id" and name in data.queries.column_names]
+    rows = {row["_id"]: {name: row[name] or "" for name in columns} for row in data.queries.to_list()}
+    seen: set[str] = set()
+    found = []
+    for split in data.splits:
+        for query, chunks in data.relevant(split).items():
+            labels = {chunk: text_hash(data.corpus_texts[chunk]) for chunk in chunks}
+            name = f"{query}/{split}" if query in seen else query
+            found.append(Question(name, chunk_ids=(), split=split, **rows[query]).with_labels(labels))
+            seen.add(query)
+    return found
 
 
 def check_split_names(names: Iterable[str]) -> None:
@@ -188,12 +242,17 @@ def queries_table(questions: Sequence[Question]) -> Dataset:
     return Dataset.from_list(rows, features=_QUERY_FEATURES)
 
 
-def qrels_tables(questions: Sequence[Question]) -> dict[str, Dataset]:
+def judgement(query: str, chunk: str, text: str) -> dict[str, str | int]:
+    """Return a row of ``qrels``: a chunk, with its text in the corpus, answers a question."""
+    return {"query-id": query, "corpus-id": chunk, "score": 1, "chunk_hash": text_hash(text)}
+
+
+def qrels_tables(questions: Sequence[Question], corpus_texts: Mapping[str, str]) -> dict[str, Dataset]:
     """Return a table for each split that has a question, in the usual order of splits."""
     rows: dict[str, list[dict[str, str | int]]] = {}
     for question in questions:
         rows.setdefault(question.split, []).extend(
-            {"query-id": question.id, "corpus-id": chunk_id, "score": 1} for chunk_id in question.chunk_ids
+            judgement(question.id, chunk_id, corpus_texts[chunk_id]) for chunk_id in question.chunk_ids
         )
     order = [*(name for name in SPLIT_ORDER if name in rows), *(name for name in rows if name not in SPLIT_ORDER)]
     return {name: Dataset.from_list(rows[name], features=_QREL_FEATURES) for name in order}

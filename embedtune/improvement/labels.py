@@ -40,10 +40,12 @@ class LabelCheck:
     @property
     def share_wrong(self) -> float:
         """The share of wrong labels if all doubtful ones were random: an upper estimate, as misses are hard to find."""
-        return min(1.0, len(self.doubtful) / self.num_labels / _SHARE_OF_RANDOM_LABELS)
+        return min(1.0, len(self.doubtful) / max(self.num_labels, 1) / _SHARE_OF_RANDOM_LABELS)
 
     def exceeds(self, share: float) -> bool:
         """Return whether significantly more than that share is wrong (one-sided binomial test)."""
+        if not self.num_labels:
+            return False
         expected = share * _SHARE_OF_RANDOM_LABELS
         test = stats.binomtest(len(self.doubtful), self.num_labels, expected, alternative="greater")
         return bool(test.pvalue < _SIGNIFICANCE)

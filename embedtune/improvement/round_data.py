@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,8 +14,10 @@ from datasets import Dataset
 
 from embedtune.dataset import RetrievalDataset
 from embedtune.dataset.folds import contents_of_chunks, groups_of_chunks
+from embedtune.dataset.labels import places_in
+from embedtune.dataset.tables import judgement
 from embedtune.near_duplicates import NEAR_DUPLICATE_JACCARD, first_members, near_duplicate_groups, shingles
-from embedtune.serving.feedback import LoggedQuestion, digest_of, distinct_questions, record_of
+from embedtune.serving.feedback import LoggedQuestion, distinct_questions, record_of
 from embedtune.text import same_question
 
 if TYPE_CHECKING:
@@ -109,19 +111,25 @@ def _usable(
 ) -> tuple[list[Question], dict[str, int]]:
     """Return the questions of the log that may be used, in the order of their ids, and the counts of the others."""
     forbidden = _chunks_of_tested_documents(data)
-    digests = {chunk: digest_of(text) for chunk, text in data.corpus_texts.items()}
-    ids = {digest: chunk for chunk, digest in reversed(digests.items())}
+    places = places_in(data)
     usable = []
     counts = dict.fromkeys(
-        ("asked in the locked test", "about a document of the locked test", "about unknown chunks"), 0
+        (
+            "asked in the locked test",
+            "about a document of the locked test",
+            "about texts that are gone",
+            "labelled by ids alone",
+        ),
+        0,
     )
-    for one in sorted(logged, key=lambda one: record_of(one).id):
-        current = [_current_id(chunk, one.digests.get(chunk), digests, ids) for chunk in one.chunk_ids]
-        question = replace(record_of(one), chunk_ids=tuple(chunk for chunk in current if chunk is not None))
-        if same_question(question.text) in tested:
+    for one in sorted(map(record_of, logged), key=lambda one: one.id):
+        question = places.follow(one)
+        if same_question(one.text) in tested:
             counts["asked in the locked test"] += 1
-        elif None in current:
-            counts["about unknown chunks"] += 1
+        elif not all(one.labels.values()):
+            counts["labelled by ids alone"] += 1
+        elif question is None:
+            counts["about texts that are gone"] += 1
         elif forbidden & set(question.chunk_ids):
             counts["about a document of the locked test"] += 1
         else:
@@ -129,13 +137,6 @@ def _usable(
     near = _near_the_test(usable, data)
     counts["asked in the locked test"] += len(near)
     return [question for question in usable if question.id not in near], counts
-
-
-def _current_id(chunk: str, digest: str | None, digests: Mapping[str, str], ids: Mapping[str, str]) -> str | None:
-    """Return the id of a logged chunk in the corpus, where its text may have moved to another id, or None."""
-    if digest is None or digests.get(chunk) == digest:
-        return chunk if chunk in digests else None
-    return ids.get(digest)
 
 
 def _near_the_test(questions: Sequence[Question], data: RetrievalDataset) -> set[str]:
@@ -223,11 +224,7 @@ def _dataset(data: RetrievalDataset, answers: Mapping[str, _Answers], texts: Map
         queries=Dataset.from_dict({"_id": asked, "text": [texts[query] for query in asked]}),
         qrels={
             split: Dataset.from_list(
-                [
-                    {"query-id": query, "corpus-id": chunk, "score": 1}
-                    for query, chunks in of.items()
-                    for chunk in chunks
-                ]
+                [judgement(query, chunk, data.corpus_texts[chunk]) for query, chunks in of.items() for chunk in chunks]
             )
             for split, of in answers.items()
             if of

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from embedtune.models.export import TunableModel
 from embedtune.models.lora import add_lora
 from embedtune.models.prompts import fill_prompts
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+_ENDLESS = 10**9  # tokenizers that have no limit say 10**30
 _JINA_LICENCE = "cc-by-nc-4.0"
 
 
@@ -49,6 +52,7 @@ def finish(
     """
     if max_seq_length is not None:
         _set_max_seq_length(model, max_seq_length)
+    _require_positions(model)
     if truncate_dim is not None:
         _set_truncate_dim(model, truncate_dim)
     if lora is not False:
@@ -63,10 +67,35 @@ def finish(
 
 
 def _set_max_seq_length(model: SentenceTransformer, max_seq_length: int) -> None:
-    positions = getattr(model.config, "max_position_embeddings", None)
+    positions = num_positions(model)
     if positions is not None and not 0 < max_seq_length <= positions:
         raise ValueError(f"max_seq_length={max_seq_length} must be between 1 and {positions}, the model's positions.")
     model.max_seq_length = max_seq_length
+
+
+def num_positions(model: SentenceTransformer) -> int | None:
+    """Return how many tokens a model has positions for, or None if its configuration does not say.
+
+    RoBERTa, MPNet and their kind count positions from the id of the padding token on, so that a table of 514 is for 512 tokens.
+    """
+    known = [getattr(getattr(model, "config", None), "max_position_embeddings", None)]
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
+            known.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    return min((one for one in known if isinstance(one, int)), default=None)
+
+
+def _require_positions(model: SentenceTransformer) -> None:
+    """Raise a ``ValueError`` if a model would read more tokens than it has learned positions for, which ends in an index error."""
+    learned = any(
+        name.endswith("position_embeddings") and isinstance(m, nn.Embedding) for name, m in model.named_modules()
+    )
+    limit, positions = model.max_seq_length, num_positions(model)
+    if learned and limit is not None and positions is not None and positions < limit < _ENDLESS:
+        raise ValueError(
+            f"The model says max_seq_length={limit}, and has positions for {positions} tokens. Longer texts would fail: pass "
+            f"max_seq_length={positions}."
+        )
 
 
 def _set_truncate_dim(model: SentenceTransformer, truncate_dim: int) -> None:

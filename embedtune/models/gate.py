@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from embedtune.models.repository import find_file, quiet_transformers, read_json
@@ -164,6 +165,20 @@ def _numbers(config: dict[str, Any]) -> Iterator[tuple[str, int]]:
 def _check_tokenizer(name: str, file: str, config: dict[str, Any], revision: str | None) -> None:
     """Raise a ``ValueError`` if a tokenizer would grow without bound, or has tokens that its model has not."""
     tokenizer = read_json(name, file, revision=revision)
+    path = find_file(name, file, revision=revision)
+    try:
+        _check_growth(name, file, tokenizer, config)
+        if path is not None:
+            Tokenizer.from_file(str(path))
+    except ValueError:
+        raise
+    except Exception as err:  # the Rust side raises nothing more specific
+        raise ValueError(
+            f"{file} of {name!r} is not a tokenizer that the package tokenizers can load ({err}). Download it again."
+        ) from err
+
+
+def _check_growth(name: str, file: str, tokenizer: dict[str, Any], config: dict[str, Any]) -> None:
     model = tokenizer.get("model") or {}
     vocab, rows = model.get("vocab") or (), (config.get("text_config") or config).get("vocab_size")
     if isinstance(rows, int) and len(vocab) > 2 * max(rows, 500):

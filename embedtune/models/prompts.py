@@ -14,7 +14,10 @@ _WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer 
 
 # The first pattern found in the model's name gives its query prompt and document prompt. Source: the model cards.
 FAMILIES: dict[str, tuple[str, str]] = {
-    r"e5-mistral|e5-.*-instruct|gte-qwen|(sfr|linq)-embed(ding)?-mistral": (f"Instruct: {_WEB_SEARCH}\nQuery: ", ""),
+    r"e5-mistral|e5-.*-instruct|gte-qwen|sfr-embedding-(mistral|2_r)|linq-embed-mistral": (
+        f"Instruct: {_WEB_SEARCH}\nQuery: ",
+        "",
+    ),
     r"qwen3-embedding": (f"Instruct: {_WEB_SEARCH}\nQuery:", ""),
     r"embeddinggemma": ("task: search result | query: ", "title: none | text: "),
     r"(^|[-_/])e5-(small|base|large)": ("query: ", "passage: "),

@@ -17,6 +17,7 @@ from embedtune.questions.parsing import parse_questions
 from embedtune.questions.records import Dropped, Questions
 from embedtune.questions.requests.replies import CUT_OFF, MALFORMED, Replies, answered
 from embedtune.questions.template import STYLES
+from embedtune.text import text_hash
 from embedtune.types import Chunk, Question
 
 if TYPE_CHECKING:
@@ -178,6 +179,7 @@ def _questions_in(
             id=f"{name}/{position}",
             text=candidate.text,
             chunk_ids=tuple(chunk.id for chunk in subject),
+            chunk_hashes=tuple(text_hash(chunk.text) for chunk in subject),
             style=candidate.style,
             answer=candidate.answer,
             model=llm.name,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
@@ -40,24 +39,24 @@ def merge_duplicates(questions: Sequence[Question]) -> tuple[list[Question], dic
         (('a#0', 'b#0'), {'b#0/0': "duplicate of another chunk's, merged"})
     """
     kept: dict[str, Question] = {}
-    chunks_of: dict[str, dict[str, None]] = {}  # an ordered set
+    labels: dict[str, dict[str, str]] = {}
     dropped: dict[str, str] = {}
     id_of: dict[str, str] = {}
     of_chunk: dict[str, list[Question]] = defaultdict(list)
     for question in questions:
         key = same_question(question.text)
         if key and key in id_of:
-            known = chunks_of[id_of[key]]
+            known = labels[id_of[key]]
             dropped[question.id] = SAME if known.keys() & question.chunk_ids else MERGED
-            known.update(dict.fromkeys(question.chunk_ids))
+            known.update(question.labels | known)
         elif any(_nearly_same(question, other) for other in of_chunk[question.chunk_ids[0]]):
             dropped[question.id] = NEARLY_SAME
         else:
             kept[question.id] = question
-            chunks_of[question.id] = dict.fromkeys(question.chunk_ids)
+            labels[question.id] = question.labels
             id_of[key] = question.id
             of_chunk[question.chunk_ids[0]].append(question)
-    return [replace(question, chunk_ids=tuple(chunks_of[name])) for name, question in kept.items()], dropped
+    return [question.with_labels(labels[name]) for name, question in kept.items()], dropped
 
 
 def is_copy(examples: Iterable[str], *, shown: Iterable[str]) -> Callable[[str], bool]:

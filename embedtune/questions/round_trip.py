@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embedtune.questions.records import Dropped, Questions
-from embedtune.text import words
+from embedtune.text import text_hash, words
 from embedtune.types import Chunk, ContextPart, Encoder, Question, Ranker
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ def _verdict(
     before = set.intersection(*(set(r[:place]) for r, place in zip(rankings, behind, strict=True)))
     answering = sorted(i for i in before if _holds_answer(question, chunks[i]))
     if answering:
-        return replace(question, chunk_ids=(*question.chunk_ids, *(chunks[i].id for i in answering)))
+        return question.with_labels(question.labels | {chunks[i].id: text_hash(chunks[i].text) for i in answering})
     tops = {ranking[0] for ranking in rankings}
     if len(tops) == 1 and tops <= before and min(behind) >= _CLEARLY_BEHIND:
         return AMBIGUOUS

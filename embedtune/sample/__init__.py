@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from embedtune.corpus.documents import read_documents
+from embedtune.text import text_hash
 from embedtune.types import Chunk, Document, Question
 
 _FOLDER = Path(__file__).parent
@@ -52,6 +53,7 @@ class Sample:
             ValueError: If no chunk contains a passage.
         """
         texts = {document.id: document.text for document in self.documents}
+        hashes = {chunk.id: text_hash(chunk.text) for chunk in chunks}
         asked: Counter[str] = Counter()
         questions = []
         for question in self.questions:
@@ -60,10 +62,10 @@ class Sample:
                 for document_id, quote in question.evidence
                 for chunk_id in _holders(chunks, document_id, texts[document_id].index(quote), len(quote))
             ]
-            chunk_ids = tuple(dict.fromkeys(found))
-            identifier = f"{chunk_ids[0]}/{asked[chunk_ids[0]]}"
-            asked[chunk_ids[0]] += 1
-            questions.append(Question(identifier, question.text, chunk_ids, style=question.style))
+            identifier = f"{found[0]}/{asked[found[0]]}"
+            asked[found[0]] += 1
+            labels = {chunk: hashes[chunk] for chunk in found}
+            questions.append(Question(identifier, question.text, (), style=question.style).with_labels(labels))
         return questions
 
 

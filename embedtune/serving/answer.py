@@ -61,6 +61,12 @@ class Answer:
     number: int | None = None
     log_problem: str = ""
 
+    @property
+    def citations(self) -> tuple[str, ...]:
+        """Where each cited chunk begins, for a reader: ``"manual.pdf, page 3"``, or ``"pump.md, Restart"`` without pages."""
+        by_id = {hit.id: hit for hit in self.hits}
+        return tuple(_place(by_id[chunk]) for chunk in self.cited)
+
 
 def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
     """Find the chunks for a question and let a language model answer from them.
@@ -96,8 +102,8 @@ def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedbac
         >>> chunks = [et.Chunk("a#0", "a", "Press both buttons to restart.", 0, 30), et.Chunk("b#0", "b", "Turn it.", 0, 8)]
         >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
         >>> reply = et.answer("How do I restart it?", retriever, llm=Scripted())
-        >>> reply.outcome, reply.text, reply.cited
-        ('answered', 'Press both buttons.', ('a#0',))
+        >>> reply.outcome, reply.text, reply.cited, reply.citations
+        ('answered', 'Press both buttons.', ('a#0',), ('a',))
     """
     whole("k", k)
     found = retriever.search(question, k=max(k, LOGGED_DEPTH))
@@ -112,6 +118,12 @@ def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedbac
         logger.warning("An answer was not recorded in the feedback log. %s", problem)
         return replace(reply, log_problem=problem)
     return replace(reply, number=number)
+
+
+def _place(hit: Hit) -> str:
+    """Return the document of a hit, and the page or the heading under which it begins."""
+    where = f"page {hit.page}" if hit.page else hit.headings[-1] if hit.headings else ""
+    return ", ".join(filter(None, (hit.document_id or hit.id, where)))
 
 
 def build_request(question: str, hits: Sequence[Hit]) -> Request:

@@ -8,19 +8,20 @@ import logging
 import os
 import sqlite3
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embedtune.bounds import finite, whole
 from embedtune.serving.shared_file import SharedFile, shared_file
-from embedtune.text import same_question
+from embedtune.text import same_question, text_hash
 from embedtune.types import Question
 
 if TYPE_CHECKING:
     from embedtune.retrieval.retriever import Hit
+    from embedtune.types import Chunk
 
 # A later opinion is a row of its own. Rows are never changed, so processes cannot overwrite one another.
 _SCHEMA = """
@@ -132,9 +133,10 @@ class FeedbackLog:
 
     Example:
         >>> import re, tempfile
+        >>> from embedtune import Chunk
         >>> log = FeedbackLog(Path(tempfile.mkdtemp(), "feedback.sqlite"), redact=lambda text: re.sub(r"\d", "0", text))
         >>> number = log.record("Where is order 4711?", [("orders.md#2", 0.61)], outcome="not in the documents")
-        >>> log.name_chunks(number, ["orders.md#7"], by="Ada")
+        >>> log.name_chunks(number, [Chunk("orders.md#7", "orders.md", "Orders are in the hall.", 80, 103)], by="Ada")
         >>> log.misses()[0].text
         'Where is order 0000?'
     """
@@ -173,7 +175,7 @@ class FeedbackLog:
             ValueError: If a score is not finite.
             OSError: If the file cannot be written.
         """
-        rows = [(*hit, "") if isinstance(hit, tuple) else (hit.id, hit.score, digest_of(hit.text)) for hit in retrieved]
+        rows = [(*hit, "") if isinstance(hit, tuple) else (hit.id, hit.score, text_hash(hit.text)) for hit in retrieved]
         found = json.dumps([(chunk, finite("score", score), digest) for chunk, score, digest in rows])
         text = self.redact(question) if self.redact else question
         number, _ = self._file.write(
@@ -186,13 +188,13 @@ class FeedbackLog:
         """Record whether the person who asked liked the answer."""
         self._say(number, thumbs_up=thumbs_up, source="person")
 
-    def name_chunks(self, number: int, chunks: Sequence[str | Hit], *, by: str) -> None:
+    def name_chunks(self, number: int, chunks: Sequence[str | Hit | Chunk], *, by: str) -> None:
         """Record which chunks answer a question, each on its own, the best one first; none if no chunk does.
 
         Args:
             number: The number of the question.
-            chunks: Hits, or ids. Hits are better: if a chunk changes later, its text is recognised. That of an id is known where
-                the question was recorded with a hit of the same id.
+            chunks: Hits or chunks; their texts are recognised if ids move later. Or ids of hits that the question was recorded
+                with. Any other id is a label of an unknown text: it is kept, with a warning, and never trained on.
             by: The name of the person or language model. The last call counts.
 
         Raises:
@@ -200,9 +202,15 @@ class FeedbackLog:
             ValueError: If there is no such question.
         """
         named = [
-            (one, "") if isinstance(one, str) else (one.id, digest_of(one.text)) for one in _listed("chunks", chunks)
+            (one, "") if isinstance(one, str) else (one.id, text_hash(one.text)) for one in _listed("chunks", chunks)
         ]
         self._say(number, chunk_ids=json.dumps(named), source=_storable(by))
+        if {chunk for chunk, digest in named if not digest} - self._hashes_of(number).keys():
+            logger.warning(
+                "A chunk that answers question %d was named by its id alone, and the question was not recorded with its text. "
+                "Ids move when documents change, so the label will not be used. Pass the hit or the chunk.",
+                number,
+            )
 
     def questions(self) -> list[LoggedQuestion]:
         """Return all questions, oldest first, each with its last rating and the chunks that were named last."""
@@ -229,11 +237,7 @@ class FeedbackLog:
                 thumbs_up=thumbs.get(number),
                 named=tuple(chunk for chunk, _ in named[number][0]) if number in named else None,
                 named_by=named[number][1] if number in named else "",
-                digests={
-                    chunk: digest
-                    for chunk, *_, digest in [*json.loads(retrieved), *named.get(number, ([], ""))[0]]
-                    if digest
-                },
+                digests=_hashes_in([*json.loads(retrieved), *named.get(number, ([], ""))[0]]),
             )
             for number, seconds, text, outcome, model, retrieved, cited in rows
         ]
@@ -246,26 +250,20 @@ class FeedbackLog:
         """
         return [question for question in self.questions() if question.is_miss(k)]
 
-    def to_questions(self, texts: Mapping[str, str] | None = None) -> list[Question]:
+    def to_questions(self) -> list[Question]:
         """Return the distinct questions whose relevant chunks are confirmed, to train on.
 
-        Args:
-            texts: The text of each chunk that there is now, by id, such as ``data.corpus_texts``. Then a label follows its text
-                to the id that it has now. Questions with a label whose text is gone, or was never known because the chunk
-                was named by its id alone, are left out and counted in a warning. Without it, ids are taken as they were.
+        Each label has the hash of the text that it was given for, so that `build_dataset` finds the text where ids have moved
+        since, or sets the question aside. Questions with a label whose text was never logged, because the chunk was named by
+        its id alone, are left out and counted in a warning.
         """
-        found = [one for one in distinct_questions(self.questions()) if one.is_confirmed]
-        if texts is None:
-            return [record_of(one) for one in found]
-        digests = {chunk: digest_of(text) for chunk, text in texts.items()}
-        ids = {digest: chunk for chunk, digest in reversed(digests.items())}
-        moved = [(one, [_current_id(one, chunk, digests, ids) for chunk in one.chunk_ids]) for one in found]
-        kept = [replace(record_of(one), chunk_ids=tuple(filter(None, chunks))) for one, chunks in moved if all(chunks)]
-        if set_aside := len(moved) - len(kept):
+        found = [record_of(one) for one in distinct_questions(self.questions()) if one.is_confirmed]
+        kept = [one for one in found if all(one.labels.values())]
+        if len(kept) < len(found):
             logger.warning(
-                "%d of %d labelled questions were left out: the text that they were labelled with is gone or was never logged.",
-                set_aside,
-                len(moved),
+                "%d of %d labelled questions were left out: a chunk was named by its id alone, and its text was never logged.",
+                len(found) - len(kept),
+                len(found),
             )
         return kept
 
@@ -293,6 +291,11 @@ class FeedbackLog:
         if self.__dict__.get("_opened", (None, 0))[1] != process:
             self._opened = shared_file(self.path, _SCHEMA), process
         return self._opened[0]
+
+    def _hashes_of(self, number: int) -> dict[str, str]:
+        """Return the hashes of the texts that a question was recorded with, by id."""
+        rows = self._file.read(f"SELECT retrieved FROM asked WHERE number = {int(number)}")[0]
+        return _hashes_in(json.loads(rows[0][0])) if rows else {}
 
     def _say(self, number: int, *, source: str, thumbs_up: bool | None = None, chunk_ids: str | None = None) -> None:
         whole("number", number, at_most=2**63 - 1)
@@ -327,21 +330,16 @@ def _reliability(one: LoggedQuestion) -> int:
     return 2 if one.cited and one.thumbs_up is not None else int(bool(one.chunk_ids))
 
 
-def _current_id(one: LoggedQuestion, chunk: str, digests: Mapping[str, str], ids: Mapping[str, str]) -> str | None:
-    """Return the id at which the text of a label is now; its own where several chunks have the text."""
-    digest = one.digests.get(chunk, "")
-    return chunk if digest and digests.get(chunk) == digest else ids.get(digest)
-
-
 def record_of(one: LoggedQuestion) -> Question:
-    """Return a logged question as a `Question`, with an id that depends only on its words."""
+    """Return a logged question as a `Question` with the hashes of its labels, and an id that depends only on its words."""
     key = same_question(one.text).encode("utf-8", "surrogatepass")
-    return Question(f"log/{hashlib.sha256(key).hexdigest()[:16]}", one.text, one.chunk_ids)
+    labels = {chunk: one.digests.get(chunk, "") for chunk in one.chunk_ids}
+    return Question(f"log/{hashlib.sha256(key).hexdigest()[:16]}", one.text, ()).with_labels(labels)
 
 
-def digest_of(text: str) -> str:
-    """Return a short hash by which the text of a chunk is recognised."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+def _hashes_in(rows: Iterable[Sequence[Any]]) -> dict[str, str]:
+    """Return the hashes of logged texts, by id: the first and the last entry of each row."""
+    return {chunk: digest for chunk, *_, digest in rows if digest}
 
 
 def _listed(name: str, chunks: Collection[Any]) -> list[Any]:

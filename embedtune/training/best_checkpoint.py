@@ -58,6 +58,24 @@ def check_metric(args: TuningArguments, metrics: Collection[str]) -> None:
         raise ValueError(f"metric_for_best_model={wanted!r} is not one of the metrics of an evaluation: {measured}.")
 
 
+def check_chosen(args: TuningArguments, model: Any, evaluator: BaseEvaluator | None, eval_dataset: Any) -> None:
+    """Raise a ``ValueError`` if no evaluation will have ``metric_for_best_model``, before the first step.
+
+    What an evaluator of the user's own measures is known once it has run: it is run, unless the metric is the one that it names
+    as its ``primary_metric``.
+    """
+    losses = _losses(eval_dataset)
+    wanted = (args.metric_for_best_model or "").removeprefix("eval_")
+    primary = str(getattr(evaluator, "primary_metric", None)).removeprefix("eval_")
+    if not wanted or evaluator is None or f"eval_{wanted}" in losses or wanted == primary:
+        return
+    if isinstance(evaluator, TopKEvaluator):  # checked when the trainer was made
+        return
+    measured = evaluator(model)
+    names = measured if isinstance(measured, dict) else ["evaluator"]
+    check_metric(args, [*losses, *(f"eval_{name.removeprefix('eval_')}" for name in names)])
+
+
 def _choose_metric(args: TuningArguments, judges: list[BaseEvaluator], losses: list[str]) -> None:
     # An evaluator of the user's own may not have called its superclass's __init__.
     if judges and (metric := getattr(judges[0], "primary_metric", None)):

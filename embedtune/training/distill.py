@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,6 +22,7 @@ from embedtune.retrieval.encoders import RememberingEncoder, encode_chunks, enco
 from embedtune.retrieval.fingerprint import model_fingerprint, reranker_fingerprint
 from embedtune.retrieval.rerank import check_reranker, scores_of
 from embedtune.storage import replace_file
+from embedtune.training.llm_teacher import LLMTeacher
 from embedtune.training.losses import InBatchNegativesLoss, RetrievalLoss
 from embedtune.training.negatives.mining import MiningOptions, mine_hard_negatives
 
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-Teacher: TypeAlias = CrossEncoder | SentenceTransformer | Callable[[str, Sequence[str]], Sequence[float]]
+Teacher: TypeAlias = CrossEncoder | SentenceTransformer | LLMTeacher | Callable[[str, Sequence[str]], Sequence[float]]
 """What can score candidates."""
 
 # Cosines are multiplied by this, as in the losses, so that their softmax is not flat.
@@ -69,7 +70,7 @@ def score_candidates(
 
     Args:
         teacher: A ``CrossEncoder`` (its scores before the activation function), a SentenceTransformer (20 times the cosine, or the
-            dot product where it compares by that), or a function of a question and a list of texts that returns a score for
+            dot product where it compares by that), a language model (`LLMTeacher`, with a budget), or a function of a question and a list of texts that returns a score for
             each, as the logits of a softmax. A function is known by its name: give one that has changed another folder.
         data: Questions and chunks.
         model: Finds the candidates, usually the model to train.
@@ -82,10 +83,11 @@ def score_candidates(
 
     Returns:
         Rows of ``anchor``, ``positive``, ``negative`` (or ``negative_1``, ...) and ``label``: the ids of the known answers, and the scores.
+        Questions that a language model did not score are left out.
 
     Raises:
         TypeError: If the teacher is none of these.
-        ValueError: If there are fewer than 2 candidates, or the teacher returns other than one finite score for each.
+        ValueError: If there are fewer than 2 candidates, or the teacher returns other than one finite score for each, or none.
 
     Example:
         >>> import tempfile
@@ -109,6 +111,13 @@ def score_candidates(
     scores = _scored(
         teacher, asked, Path(path), batch_size=options.get("batch_size", 32), show_progress_bar=show_progress_bar
     )
+    kept = [row for row, pair in enumerate(asked) if pair in scores]
+    if not kept:
+        raise ValueError(
+            f"The teacher scored none of {len(asked)} questions. The warnings say why; raise budget_usd, or change the model."
+        )
+    columns = {name: [values[row] for row in kept] for name, values in columns.items()}
+    ids, asked = [ids[row] for row in kept], [asked[row] for row in kept]
     names = {content: number for number, content in enumerate(dict.fromkeys(one for row in ids for one in row))}
     if len(names) > _MAX_IDS:
         raise ValueError(
@@ -204,22 +213,28 @@ def _scaled(questions: Tensor, chunks: Tensor, *, scale: float) -> Tensor:
 def _scored(
     teacher: Teacher, asked: Sequence[_Asked], folder: Path, *, batch_size: int, show_progress_bar: bool | None
 ) -> dict[_Asked, list[float]]:
-    """Return the teacher's scores of each question's candidates, from the folder where they are there."""
+    """Return the teacher's scores of each question's candidates, from the folder where they are there; none for those it left out."""
     score, fingerprint = _scorer(teacher, batch_size)
+    size = len(asked) if isinstance(teacher, LLMTeacher) else _QUESTIONS_PER_BLOCK  # its ledger keeps each reply
     key_of = {pair: _key(fingerprint, pair) for pair in asked}
     folder.mkdir(parents=True, exist_ok=True)
     known = _stored(folder)
     missing = [pair for pair, key in key_of.items() if key not in known]
     logger.info("%d of %d lists of candidates are scored already.", len(key_of) - len(missing), len(key_of))
     hidden = None if show_progress_bar is None else not show_progress_bar
+    if isinstance(teacher, LLMTeacher):
+        hidden = True  # its requests have a bar of their own
     with tqdm(total=len(missing), desc="Asking the teacher", leave=False, disable=hidden) as bar:
-        for start in range(0, len(missing), _QUESTIONS_PER_BLOCK):
-            block = missing[start : start + _QUESTIONS_PER_BLOCK]
-            found = {key_of[pair]: row for pair, row in zip(block, score(block), strict=True)}
+        for start in range(0, len(missing), size):
+            block = missing[start : start + size]
+            rows = zip(block, score(block), strict=True)
+            found = {key_of[pair]: row for pair, row in rows if row is not None}
+            if not found:
+                continue
             replace_file(folder / f"scores-{next(iter(found))[:16]}.json", json.dumps(found) + "\n")
             known |= found
             bar.update(len(block))
-    return {pair: known[key] for pair, key in key_of.items()}
+    return {pair: known[key] for pair, key in key_of.items() if key in known}
 
 
 def _stored(folder: Path) -> dict[str, list[float]]:
@@ -236,16 +251,20 @@ def _key(fingerprint: str, pair: _Asked) -> str:
     return hashlib.sha256(json.dumps([fingerprint, *pair]).encode()).hexdigest()
 
 
-def _scorer(teacher: Teacher, batch_size: int) -> tuple[Callable[[Sequence[_Asked]], Iterator[list[float]]], str]:
+def _scorer(
+    teacher: Teacher, batch_size: int
+) -> tuple[Callable[[Sequence[_Asked]], Iterable[list[float] | None]], str]:
     """Return a function that scores a block of questions, and what names the teacher."""
     if isinstance(teacher, CrossEncoder):
         check_reranker(teacher)
         return partial(_by_cross_encoder, teacher, batch_size), reranker_fingerprint(teacher)
     if isinstance(teacher, SentenceTransformer):
         return partial(_by_vectors, RememberingEncoder(teacher, batch_size)), model_fingerprint(teacher)
+    if isinstance(teacher, LLMTeacher):
+        return teacher.scores, teacher.fingerprint
     if not callable(teacher):
         raise TypeError(
-            f"teacher is a {type(teacher).__name__}. Pass a CrossEncoder, a SentenceTransformer or a function of a question and a "
+            f"teacher is a {type(teacher).__name__}. Pass a CrossEncoder, a SentenceTransformer, an LLMTeacher or a function of a question and a "
             "list of texts: load_model(name), CrossEncoder(name)."
         )
     name = f"{getattr(teacher, '__module__', '')}.{getattr(teacher, '__qualname__', type(teacher).__qualname__)}"

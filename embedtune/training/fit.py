@@ -43,13 +43,17 @@ def fit(before: Retriever, data: RetrievalDataset, args: TuningArguments) -> Ret
 
 
 def evaluations(before: Retriever, retriever: Retriever, evaluator: TopKEvaluator) -> list[Evaluation]:
-    """Return the results of the base model, the tuned retriever, BM25, and the two halves of the tuned retriever."""
-    retriever.encoder = RememberingEncoder(retriever.model, retriever.batch_size)  # its questions are asked twice
+    """Return the results of the base model, the tuned retriever, BM25, and the parts of the tuned retriever."""
+    first_stage = retriever.with_reranker(None)
+    retriever.encoder = first_stage.encoder = RememberingEncoder(
+        retriever.model, retriever.batch_size
+    )  # its questions are asked twice
     rows: dict[str, Any] = {
         f"{model_name(before.model)} (base)": before,
         "tuned retriever": retriever,
         "BM25": BM25(),
-        "tuned model alone": retriever.with_word_weight(0),
+        **({} if retriever.reranker is before.reranker else {"tuned without the reranker": first_stage}),
+        "tuned model alone": first_stage.with_word_weight(0),
         "tuned words alone": BM25(weights=retriever.fusion.weights),
     }
     return [evaluator.evaluate(one, name=label) for label, one in rows.items()]

@@ -3,28 +3,38 @@
 from __future__ import annotations
 
 import copy
+import logging
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer, CrossEncoderTrainingArguments
 from sentence_transformers.cross_encoder.losses import BinaryCrossEntropyLoss
 from transformers import set_seed
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from embedtune.dataset.views import table
 from embedtune.retrieval.rerank import check_reranker
 from embedtune.retrieval.retriever import Retriever
 from embedtune.storage import replaced_folder
 from embedtune.training.negatives.mining import mine_hard_negatives
+from embedtune.training.resilience.checkpoints import complete_checkpoints, written_whole
+from embedtune.training.resilience.interruption import StopAtCheckpoint
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from sentence_transformers import SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
+    from embedtune.training.arguments import TuningArguments
+
+logger = logging.getLogger(__name__)
 
 RERANKER, CHECKPOINTS = "reranker", "checkpoints"
+
+_REMEDY = "Lower learning_rate or max_grad_norm, raise warmup_steps, or use bf16=True instead of fp16=True."
 
 
 def train_reranker(
@@ -58,6 +68,8 @@ def train_reranker(
     Raises:
         TypeError: If ``model`` is none of these.
         ValueError: If it returns several scores for each pair, or there is nothing to train on.
+        FloatingPointError: At the step whose loss is not finite.
+        KeyboardInterrupt: After Ctrl-C, once a checkpoint is written; the same call continues there. SIGTERM exits in the same way.
 
     Example:
         >>> import tempfile
@@ -70,24 +82,83 @@ def train_reranker(
         >>> retriever.with_reranker(reranker).search("How to lock?")  # doctest: +SKIP
     """
     settings = copy.copy(args) if args is not None else _default_arguments(Path(output_dir))
-    set_seed(settings.seed)  # of a new last layer
-    if isinstance(model, (str, Path)):
-        trained = CrossEncoder(str(model), num_labels=1, trust_remote_code=False)
-    else:
-        trained = copy.deepcopy(model)
-    check_reranker(trained)
+    trained = load_reranker(model, seed=settings.seed)
+    trained = copy.deepcopy(trained) if trained is model else trained
     finder = retriever.model if isinstance(retriever, Retriever) else retriever
-    trainer = CrossEncoderTrainer(
+    trainer = _FiniteTrainer(
         model=trained,
         args=settings,
         train_dataset=labelled_rows(finder, data, num_negatives=num_negatives, seed=settings.seed),
         loss=BinaryCrossEntropyLoss(trained, pos_weight=torch.tensor(float(num_negatives))),
     )
-    trainer.train()
+    interruption = StopAtCheckpoint()
+    trainer.add_callback(interruption)
+    with interruption.listening():
+        trainer.train(resume_from_checkpoint=_interrupted(settings))
+    if settings.save_strategy == SaveStrategy.NO:
+        shutil.rmtree(settings.output_dir, ignore_errors=True)  # what an interruption left
     trained.eval()
+    if not all(parameter.isfinite().all() for parameter in trained.parameters()):
+        raise FloatingPointError(f"The last step made weights of the reranker NaN. {_REMEDY}")
     with replaced_folder(Path(output_dir) / RERANKER) as folder:
         trained.save_pretrained(str(folder), create_model_card=False)  # a card would quote the training data
     return trained
+
+
+def load_reranker(model: CrossEncoder | str | Path, *, seed: int) -> CrossEncoder:
+    """Return a cross-encoder with one score for each pair; a name or folder is loaded, with a new last layer where it has none.
+
+    Raises:
+        TypeError: If ``model`` is none of these.
+        ValueError: If it returns several scores for each pair.
+    """
+    if isinstance(model, (str, Path)):
+        set_seed(seed)  # of a new last layer
+        model = CrossEncoder(str(model), num_labels=1, trust_remote_code=False)
+    check_reranker(model)
+    return model
+
+
+def with_trained_reranker(
+    retriever: Retriever, reranker: CrossEncoder, data: RetrievalDataset, *, args: TuningArguments
+) -> Retriever:
+    """Return a retriever with a second stage that was trained on the questions of ``train``; one in ``args.output_dir`` is taken."""
+    settings = _default_arguments(Path(args.output_dir))
+    settings.seed, settings.use_cpu, settings.disable_tqdm = args.seed, args.use_cpu, args.disable_tqdm
+    known = Path(args.output_dir) / RERANKER
+    if known.exists():
+        trained = CrossEncoder(str(known), trust_remote_code=False, device=str(retriever.model.device))
+    else:
+        trained = train_reranker(
+            reranker, data, output_dir=args.output_dir, retriever=retriever.with_reranker(None), args=settings
+        )
+    return retriever.with_reranker(trained)
+
+
+class _FiniteTrainer(CrossEncoderTrainer):
+    """Stops at the step whose loss is not finite; the stock trainer would log 0.0 and go on."""
+
+    def training_step(self, *args: Any, **options: Any) -> torch.Tensor:
+        loss: torch.Tensor = super().training_step(*args, **options)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"Training stopped at step {self.state.global_step + 1}: the loss of the reranker is {loss.item():g}. {_REMEDY}"
+            )
+        return loss
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        folder = Path(self.args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        with written_whole(folder):
+            super()._save_checkpoint(model, trial)
+
+
+def _interrupted(args: CrossEncoderTrainingArguments) -> str | None:
+    """Return the checkpoint that an interrupted training left, or None; the arguments may ask for checkpoints of their own."""
+    complete = complete_checkpoints(args.output_dir) if args.save_strategy == SaveStrategy.NO else []
+    if not complete:
+        return None
+    logger.warning("The training of the reranker goes on at %s. Delete it to start again.", complete[0])
+    return str(complete[0])
 
 
 def labelled_rows(

@@ -22,7 +22,7 @@ from embedtune.training.adapters import (
     save_trained_weights,
 )
 from embedtune.training.arguments import TuningArguments, check_bounds
-from embedtune.training.best_checkpoint import check_metric, choose_by_dev
+from embedtune.training.best_checkpoint import check_chosen, check_metric, choose_by_dev
 from embedtune.training.columns import check_table, fill_columns
 from embedtune.training.dropout import dropout_within
 from embedtune.training.encode_once.trainer import EncodeOnceTrainer
@@ -222,6 +222,8 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
 
     def _inner_training_loop(self, *args: Any, **kwargs: Any) -> Any:
         check_trainable(self.loss, self.model)
+        if not self.args.eval_on_start and self.args.eval_strategy != "no" and not kwargs.get("resume_from_checkpoint"):
+            check_chosen(self.args, self.model, self.evaluator, self.eval_dataset)
         with dropout_within(self.model, self.args.dropout):
             return super()._inner_training_loop(*args, **kwargs)
 

@@ -17,7 +17,7 @@ from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.forgetting import check_forgetting
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.models.load import load_model
-from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.retrieval.fingerprint import model_fingerprint, reranker_fingerprint
 from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.cross_validation import (
@@ -28,9 +28,10 @@ from embedtune.training.experiments.cross_validation import (
     with_all_in_train,
 )
 from embedtune.training.fit import evaluations, fit
+from embedtune.training.reranker import load_reranker, with_trained_reranker
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.retrieval.retriever import Retriever
@@ -79,6 +80,7 @@ def tune(
     num_folds: int = 5,
     test_split: str | None = None,
     k: Sequence[int] = (1, 3, 5, 10),
+    reranker: CrossEncoder | str | Path | None = None,
     num_processes: int = 1,
 ) -> TuningRun:
     """Train a model and word weights on a dataset, with evidence of how much better the retriever is that they make.
@@ -99,6 +101,8 @@ def tune(
         num_folds: How many folds; each costs about one training.
         test_split: A split whose questions judge, instead of folds. No split whose name begins with ``test`` is trained on then.
         k: The cut-offs of the evaluation.
+        reranker: A ``CrossEncoder``, or its name or folder, to train as the second stage (`train_reranker`): in each fold on what
+            the fold trains on, and at last on all questions. It is saved and published with the retriever.
         num_processes: How many folds are trained at once, see `cross_validate`.
 
     Raises:
@@ -125,7 +129,8 @@ def tune(
     training = with_all_in_train(data, locked=locked)
     settings = replace(args) if args is not None else TuningArguments(str(folder / CHECKPOINTS))
     settings.output_dir = str(folder / CHECKPOINTS)
-    _check_plan(folder, _plan(base, training, settings, evidence=[num_folds, test_split]))
+    second = None if reranker is None else load_reranker(reranker, seed=settings.seed)
+    _check_plan(folder, _plan(base, training, settings, evidence=[num_folds, test_split], reranker=second))
 
     before = retriever_before(base, data, show_progress_bar=False if settings.disable_tqdm else None)
     found, seconds = None, 0.0
@@ -137,11 +142,16 @@ def tune(
             args=settings,
             num_folds=num_folds,
             k=k,
+            reranker=second,
             seed=settings.seed,
             num_processes=num_processes,
         )
     start = time.perf_counter()
     retriever = fit(before, training, settings)
+    if second is not None:
+        held_out = {name: data.qrels[name] for name in locked}
+        whole = replace(training, qrels={**held_out, **training.qrels})
+        retriever = with_trained_reranker(retriever, second, whole, args=settings)
     retriever.save(folder / RETRIEVER)
     if found is None:
         evaluator = TopKEvaluator(data, str(test_split), k=[one for one in k if one <= len(data.corpus)] or [1])
@@ -164,7 +174,12 @@ def _remembered(folder: Path, seconds: float) -> float:
 
 
 def _plan(
-    base: SentenceTransformer, data: RetrievalDataset, args: TuningArguments, *, evidence: list[Any]
+    base: SentenceTransformer,
+    data: RetrievalDataset,
+    args: TuningArguments,
+    *,
+    evidence: list[Any],
+    reranker: CrossEncoder | None,
 ) -> dict[str, Any]:
     """Return what a run depends on, to notice that a folder holds another one."""
     digest = hashlib.sha256()
@@ -179,6 +194,7 @@ def _plan(
         "model": model_fingerprint(base),
         "training data": digest.hexdigest(),
         "evidence": evidence,
+        **({} if reranker is None else {"reranker": reranker_fingerprint(reranker)}),
         "arguments": json.loads(json.dumps(settings, default=str)),
     }
 
@@ -189,7 +205,8 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
         replace_file(path, json.dumps(plan, indent=2) + "\n")
         return
     known = json.loads(path.read_text(encoding="utf-8"))
-    if different := [name for name in plan if known.get(name) != plan[name]]:
+    names = dict.fromkeys([*plan, *(known.keys() & {"reranker"})])
+    if different := [name for name in names if known.get(name) != plan.get(name)]:
         raise ValueError(
             f"{folder} holds a run with other {', '.join(different)}. Choose another output_dir, or delete the folder to start "
             "again."

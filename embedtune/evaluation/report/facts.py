@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
+from embedtune.dataset.tables import named_mix
 from embedtune.retrieval.encoders import model_name
 
 if TYPE_CHECKING:
@@ -62,6 +63,8 @@ def data_facts(verdict: VerdictRecord, data: RetrievalDataset | None) -> list[Fa
     ]
     if data is None:
         return facts
+    if mix := named_mix(data.styles_of(evaluation.per_query["query-id"][:])):
+        facts.insert(2, ("styles of these questions", mix))
     lengths = [len(text) for text in data.corpus_texts.values()]
     facts.append(("characters per chunk", f"{median(lengths):,.0f} (median), {max(lengths):,} at most"))
     if "document_id" in data.corpus.column_names:

@@ -26,13 +26,15 @@ from embedtune.evaluation.result import Evaluation
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.models.load import load_model
 from embedtune.retrieval.encoders import RememberingEncoder
+from embedtune.retrieval.fingerprint import reranker_fingerprint
 from embedtune.retrieval.retriever import Retriever
 from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.fit import evaluations, fit
+from embedtune.training.reranker import load_reranker, with_trained_reranker
 
 if TYPE_CHECKING:
-    from sentence_transformers import SentenceTransformer
+    from sentence_transformers import CrossEncoder, SentenceTransformer
 
     from embedtune.dataset import RetrievalDataset
 
@@ -84,6 +86,7 @@ def cross_validate(
     folds_by: FoldsBy = "document",
     k: Sequence[int] = (1, 3, 5, 10),
     locked: Sequence[str] = (),
+    reranker: CrossEncoder | str | Path | None = None,
     seed: int = 0,
     num_processes: int = 1,
 ) -> CrossValidation:
@@ -107,6 +110,8 @@ def cross_validate(
             about known chunks.
         k: The cut-offs of the evaluation.
         locked: Splits whose questions are neither trained on nor judged by.
+        reranker: A ``CrossEncoder``, or its name or folder, that is trained in each fold, on the questions that the fold trains
+            on (`train_reranker`), and becomes the second stage of the tuned retriever. It is not changed.
         seed: Draws the folds.
         num_processes: How many folds are trained at once, each in a process with its share of the cores and a copy of model
             and data. One uses all cores as well, by threads; with many cores several are faster. Another number of threads
@@ -139,6 +144,7 @@ def cross_validate(
         )
     settings = args if args is not None else TuningArguments("unused")
     before = retriever_before(model, data, show_progress_bar=False if settings.disable_tqdm else None)
+    second = None if reranker is None else load_reranker(reranker, seed=settings.seed)
     cutoffs = [one for one in k if one <= len(data.corpus)] or [1]
     places = [
         (offset, folder, fold)
@@ -146,7 +152,7 @@ def cross_validate(
         for fold in sorted(set(fold_of.values()))
     ]
     found = _run(
-        partial(_fold, before, unlocked, fold_of, k=cutoffs),
+        partial(_fold, before, unlocked, fold_of, k=cutoffs, reranker=second),
         [(fold, _with_seed(settings, offset), folder) for offset, folder, fold in places],
         num_processes,
         disable_tqdm=settings.disable_tqdm,
@@ -244,6 +250,7 @@ def _fold(
     folder: Path,
     *,
     k: Sequence[int],
+    reranker: CrossEncoder | None,
 ) -> tuple[Evaluation, ...]:
     """Return the results of one fold, from disk where it is finished."""
     rows = data.qrels["train"]
@@ -254,7 +261,7 @@ def _fold(
     part = replace(data, qrels=split)
     evaluator = TopKEvaluator(part, "test", k=k)
     place = folder / f"fold-{fold}"
-    plan = _plan(before, part, evaluator, args)
+    plan = _plan(before, part, evaluator, args, reranker)
     _check_plan(place, plan)  # before training: it continues at a checkpoint that it finds
     if (place / _RESULTS).exists():
         return _finished(place)
@@ -262,7 +269,10 @@ def _fold(
     settings.output_dir = str(place / "checkpoints")
     logger.info("Fold %d of %d: %d questions to train on.", fold + 1, len(set(fold_of.values())), (~held_out).sum())
     start = time.perf_counter()
-    found = evaluations(before, fit(before, replace(part, qrels={"train": split["train"]}), settings), evaluator)
+    after = fit(before, replace(part, qrels={"train": split["train"]}), settings)
+    if reranker is not None:
+        after = with_trained_reranker(after, reranker, part, args=settings)
+    found = evaluations(before, after, evaluator)
     for position, evaluation in enumerate(found):
         evaluation.save(place / f"{position}.json")
     replace_file(
@@ -291,12 +301,19 @@ def _record(place: Path) -> dict[str, Any]:
     return record
 
 
-def _plan(before: Retriever, part: RetrievalDataset, evaluator: TopKEvaluator, args: TuningArguments) -> str:
+def _plan(
+    before: Retriever,
+    part: RetrievalDataset,
+    evaluator: TopKEvaluator,
+    args: TuningArguments,
+    reranker: CrossEncoder | None,
+) -> str:
     """Return a hash of everything that the results of a fold depend on."""
     texts, relevant = part.query_texts, part.relevant("train")
     settings = {name: value for name, value in args.to_dict().items() if name not in NOT_IN_RESULT}
     rows = [[query, texts[query], relevant[query]] for query in sorted(relevant)]
-    content = [before.fingerprint, evaluator.fingerprint, list(evaluator.k), settings, rows]
+    second = [] if reranker is None else [reranker_fingerprint(reranker)]
+    content = [before.fingerprint, evaluator.fingerprint, list(evaluator.k), settings, rows, *second]
     return hashlib.sha256(json.dumps(content, default=str, sort_keys=True).encode()).hexdigest()
 
 
