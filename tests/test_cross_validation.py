@@ -11,6 +11,7 @@ from test_tune import COLOURS, THINGS, arguments
 
 import embedtune as et
 from embedtune.dataset.folds import assign_folds, document_of_questions
+from embedtune.dataset.views import chunks_for_training
 from embedtune.evaluation.result import Evaluation
 from embedtune.evaluation.verdict import compare
 from embedtune.retrieval.fingerprint import reranker_fingerprint
@@ -106,6 +107,26 @@ def test_metrics_over_seeds_are_means_and_the_interval_covers_the_seed(tiny_mode
 def test_seeds_below_one_are_refused(tiny_model, data, tmp_path):
     with pytest.raises(ValueError, match="num_seeds=0 must be at least 1"):
         cross_validate(tiny_model, data, output_dir=tmp_path, num_seeds=0)
+
+
+def test_no_negative_of_a_fold_is_from_a_document_that_it_judges_or_that_is_locked(
+    tiny_model, data, tmp_path, monkeypatch
+):
+    allowed = []
+
+    def fit(before, part, args):
+        allowed.append(set(chunks_for_training(part, "train")))
+        return before
+
+    monkeypatch.setattr(cross_validation, "fit", fit)
+    found = cross_validate(
+        tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), num_folds=3, locked=["test"]
+    )
+    documents = dict(zip(data.corpus["_id"][:], data.corpus["document_id"][:], strict=True))
+    locked = {documents[chunk] for chunks in data.relevant("test").values() for chunk in chunks}
+    for fold, chunks in enumerate(allowed):
+        judged = {documents[query.partition("/")[0]] for query, of in found.fold_of.items() if of == fold}
+        assert {documents[chunk] for chunk in chunks} == set(documents.values()) - judged - locked
 
 
 def test_folds_in_processes_of_their_own_give_the_same_results(tiny_model, data, tmp_path, monkeypatch):

@@ -33,7 +33,8 @@ def fit(before: Retriever, data: RetrievalDataset, args: TuningArguments) -> Ret
 
     Args:
         before: A retriever of the dataset's chunks with the base model.
-        data: Its ``train`` split is learned from; no other split is read.
+        data: Its ``train`` split is learned from. Of other splits it only matters which documents they ask about: these give
+            no negatives.
         args: Training continues at the last checkpoint in ``args.output_dir``, if there is one.
     """
     words = learn_from_index(data, before.index, before.encoder, seed=args.seed)

@@ -149,9 +149,7 @@ def tune(
     start = time.perf_counter()
     retriever = fit(before, training, settings)
     if second is not None:
-        held_out = {name: data.qrels[name] for name in locked}
-        whole = replace(training, qrels={**held_out, **training.qrels})
-        retriever = with_trained_reranker(retriever, second, whole, args=settings)
+        retriever = with_trained_reranker(retriever, second, training, args=settings)
     retriever.save(folder / RETRIEVER)
     if found is None:
         evaluator = TopKEvaluator(data, str(test_split), k=[one for one in k if one <= len(data.corpus)] or [1])

@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 FoldsBy = Literal["document", "question"]
 
 _PLAN, _RESULTS = "plan.json", "results.json"
+_FOLD = "fold"
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,7 +191,10 @@ def as_judged_by_folds(data: RetrievalDataset, *, locked: Sequence[str] = ()) ->
 
 
 def with_all_in_train(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> RetrievalDataset:
-    """Return the dataset with the questions of all splits in ``train``, except those of locked splits, which are left out."""
+    """Return the dataset with the questions of all splits in ``train``, except those of locked splits, which stay.
+
+    Training has to know them: it takes no negatives from documents that only they ask about.
+    """
     if unknown := [name for name in locked if name not in data.qrels]:
         raise ValueError(f"There is no split {unknown[0]!r} to lock; the dataset has {data.splits}.")
     asked = {query for name in locked for query in data.relevant(name)}
@@ -199,7 +203,7 @@ def with_all_in_train(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> 
         raise ValueError(f"The dataset has the splits {data.splits}, so there are no questions to train on.")
     rows = concatenate_datasets(tables)
     kept = [row for row, query in enumerate(rows["query-id"][:]) if query not in asked]
-    return replace(data, qrels={"train": rows.select(kept)})
+    return replace(data, qrels={**{name: data.qrels[name] for name in locked}, "train": rows.select(kept)})
 
 
 def check_num_folds(num_folds: int) -> None:
@@ -257,9 +261,9 @@ def _fold(
     held_out = np.array(
         [fold_of.get(query) == fold for query in rows["query-id"][:]]
     )  # None: judged, but without a relevant chunk
-    split = {"train": rows.select(np.flatnonzero(~held_out)), "test": rows.select(np.flatnonzero(held_out))}
-    part = replace(data, qrels=split)
-    evaluator = TopKEvaluator(part, "test", k=k)
+    split = {"train": rows.select(np.flatnonzero(~held_out)), _FOLD: rows.select(np.flatnonzero(held_out))}
+    part = replace(data, qrels={**data.qrels, **split})
+    evaluator = TopKEvaluator(part, _FOLD, k=k)
     place = folder / f"fold-{fold}"
     plan = _plan(before, part, evaluator, args, reranker)
     _check_plan(place, plan)  # before training: it continues at a checkpoint that it finds
@@ -269,7 +273,7 @@ def _fold(
     settings.output_dir = str(place / "checkpoints")
     logger.info("Fold %d of %d: %d questions to train on.", fold + 1, len(set(fold_of.values())), (~held_out).sum())
     start = time.perf_counter()
-    after = fit(before, replace(part, qrels={"train": split["train"]}), settings)
+    after = fit(before, part, settings)
     if reranker is not None:
         after = with_trained_reranker(after, reranker, part, args=settings)
     found = evaluations(before, after, evaluator)
