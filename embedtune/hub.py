@@ -36,6 +36,8 @@ class Publication:
         lines = [f"  {name:<{width}}  {size:>14,} bytes" for name, size in self.files.items()]
         return "\n".join([f"{self.repo_id} ({access}), {state}", *lines, "", "README.md:", "", self.card])
 
+    __repr__ = __str__
+
 
 def list_files(folder: Path) -> dict[str, int]:
     """Return the size in bytes of each file in a folder, by its POSIX path, sorted."""

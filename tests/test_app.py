@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
@@ -249,41 +252,47 @@ def test_without_gradio_the_command_says_what_to_install(out, monkeypatch):
     assert "pip install 'embedtune[app]'" in refused.stderr
 
 
-@pytest.fixture
-def address(desk, monkeypatch):
-    """The page, served as the command serves it."""
+SERVER = """
+import signal
+
+from embedtune import folder
+from embedtune.cli.app import main
+from embedtune.improvement.rounds import Candidate, Check, Round
+
+checks = (Check("locked test", False, "lower bound"),)
+folder.improved = lambda path, *_, **__: Round(path, 1, 0, "rejected", "f", "t", "now", (Candidate("tuned", checks),))
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell in the background lets its children ignore it
+main()
+"""
+
+
+@pytest.fixture(scope="module")
+def served(made, tmp_path_factory):
+    """The folder of a page and its address, served by the command in a process of its own, which ends with Ctrl-C."""
     pytest.importorskip("gradio", reason="needs embedtune[app]")
-    found, places = threading.Event(), []
-    monkeypatch.setattr("uvicorn.Server.run", _run_until_asked_to_stop)
-
-    def ready(place):
-        places.append(place)
-        found.set()
-
-    thread = threading.Thread(
-        target=server.serve, args=(desk,), kwargs={"host": "127.0.0.1", "port": 0, "ready": ready}
-    )
-    thread.start()
-    assert found.wait(60)
-    yield places[0]
-    SERVERS.pop().should_exit = True
-    thread.join(20)
-
-
-SERVERS = []
-
-
-def _run_until_asked_to_stop(self, sockets):
-    import asyncio
-
-    SERVERS.append(self)
-    asyncio.run(self._serve(sockets))
+    out = shutil.copytree(made, tmp_path_factory.mktemp("served") / "out")
+    command = [sys.executable, "-c", SERVER, "app", str(out), "--port", "0"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("The page is at "):
+            break
+    else:
+        pytest.fail("".join(said))
+    rest = threading.Thread(target=process.stderr.read)  # a full pipe would stop it
+    rest.start()
+    yield out, said[-1].split()[-1]
+    process.send_signal(signal.SIGINT)
+    assert process.wait(120) == 130
+    rest.join()
+    process.stderr.close()
 
 
 def get(address, **headers):
-    for _ in range(50):
+    for _ in range(300):
         try:
-            with urlopen(Request(address, headers=headers), timeout=10) as reply:
+            with urlopen(Request(address, headers=headers), timeout=30) as reply:
                 return reply.status, reply.headers, reply.read().decode()
         except HTTPError as err:
             return err.code, err.headers, ""
@@ -292,8 +301,8 @@ def get(address, **headers):
     raise TimeoutError(address)
 
 
-@pytest.mark.filterwarnings("default")
-def test_the_page_is_served_to_itself_and_to_no_other_origin(address):
+def test_the_page_is_served_to_itself_and_to_no_other_origin(served):
+    _, address = served
     status, headers, page = get(address)
     assert status == 200
     assert "default-src 'self'" in headers["content-security-policy"]
@@ -302,6 +311,70 @@ def test_the_page_is_served_to_itself_and_to_no_other_origin(address):
     assert get(f"{address}/config", Origin="https://elsewhere.example")[0] == 403
     assert get(f"{address}/config", Host="elsewhere.example")[0] == 403
     config = json.loads(get(f"{address}/config", Origin=address)[2])
-    assert not [one for one in config["dependencies"] if one["api_visibility"] != "private"]
-    assert get(f"{address}/openapi.json")[0] == 404
+    assert config["components"]
     assert not config["analytics_enabled"]
+    assert json.loads(get(f"{address}/gradio_api/info", Origin=address)[2])["named_endpoints"] == {}
+    assert {get(f"{address}/{name}")[0] for name in ("docs", "redoc", "openapi.json")} == {404}
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture(params=[1280, 390])
+def page(request, served):
+    """The page in chromium on a desktop and on a phone, with what it asked for and what its console says."""
+    if CHROMIUM is None:
+        pytest.skip("no chromium here")
+    playwright = pytest.importorskip("playwright.sync_api", reason="needs the dependency group browser")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = browser.new_page(viewport={"width": request.param, "height": 800})
+        opened.set_default_timeout(60_000)
+        opened.asked, opened.complaints = [], []
+        opened.on("request", lambda one: opened.asked.append(one.url))
+        opened.on("pageerror", lambda one: opened.complaints.append(str(one)))
+        opened.on("console", lambda one: opened.complaints.append(one.text) if one.type == "error" else None)
+        opened.goto(served[1])
+        yield opened
+        browser.close()
+
+
+@pytest.mark.slow
+def test_in_a_browser_a_person_asks_judges_labels_and_improves_and_no_document_is_run(page, served):
+    out, address = served
+    log = et.FeedbackLog(out / "feedback.sqlite")
+    page.fill("textarea", "pump script window owned img src")
+    page.keyboard.press("Enter")
+    page.get_by_role("button", name="Not found").click()
+    page.get_by_text("Mark the chunk that answers it below").wait_for()
+    assert HOSTILE in page.locator(".et-text").all_text_contents()
+    page.get_by_role("button", name="This chunk is the answer").first.click()
+    page.locator(".et-named").first.wait_for()
+    asked = log.questions()[-1]
+    assert asked.thumbs_up is False
+    assert asked.named == (asked.retrieved[0][0],)
+
+    number = log.record("valve", [])
+    log.rate(number, thumbs_up=False)
+    page.get_by_role("tab", name="Misses").click()
+    page.get_by_role("heading", name="valve").wait_for()
+    page.get_by_role("button", name="No chunk answers it").locator("visible=true").click()
+    until(lambda: log.questions()[-1].named == ())
+
+    page.get_by_role("tab", name="Improve").click()
+    page.get_by_role("button", name="Improve").click()
+    page.get_by_role("heading", name="Keep what you have: the new retriever did not pass: locked test.").wait_for()
+
+    assert page.evaluate("window.owned") is None
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    assert {one for one in page.asked if not one.startswith((address, "data:", "blob:"))} == set()
+    assert page.complaints == []
+    log.close()
+
+
+def until(holds):
+    for _ in range(300):
+        if holds():
+            return
+        time.sleep(0.1)
+    raise TimeoutError

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,9 @@ import yaml
 from conftest import WORDS
 from scripted_llm import ScriptedLLM
 from test_import import imported_by
+from test_improve import arguments as quick_arguments
+from test_improve import fill, problem
+from test_publishing_hub import server  # noqa: F401 (a fixture)
 from typer.testing import CliRunner
 
 import embedtune as et
@@ -29,7 +33,7 @@ from embedtune.llms.errors import GenerationStoppedError
 from embedtune.llms.protocol import Price
 
 PAGE = Path(__file__).parent.parent / "docs" / "command-line.md"
-COMMANDS = ["tune", "evaluate", "search", "improve", "push"]
+COMMANDS = ["tune", "evaluate", "search", "improve", "push", "app"]
 QUICK = ["--epochs", "1", "--folds", "2", "--max-tokens", "40", "--per-chunk", "2"]
 
 
@@ -313,6 +317,66 @@ def test_improve_serves_what_passes_and_says_by_its_exit_code_if_it_did(finished
     assert (seen["seed"], seen["args"].seed, seen["args"].num_train_epochs) == (3, 3, 2)
     assert len(seen["data"].corpus) == 8
     assert moved == ([(out / "rounds" / "0001" / "model", out / "retriever")] if status == "accepted" else [])
+
+
+@pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")  # of huggingface_hub, for httpx
+def test_push_uploads_the_retriever_with_its_evidence_to_a_private_repository_and_no_texts(finished, server):  # noqa: F811
+    _, out, result, _ = finished
+    pushed = run("push", out, "my-org/handbook", "--json")
+    assert pushed.exit_code == 0, pushed.stderr
+    content = json.loads(pushed.stdout)
+    repo = "models/my-org/handbook"
+    assert content["revision"] == server.heads[repo]
+    assert server.private == {repo: True}
+    files = server.files[repo]
+    assert set(content["files"]) <= set(files)
+    assert {"model.safetensors", "retriever.json", "README.md"} <= set(files)
+    assert files["README.md"].decode() == content["card"]
+    assert json.loads(result.stdout)["headline"] in content["card"].lower()
+    data = RetrievalDataset.load_from_disk(out / "data")
+    everything = b" ".join(files.values()).decode("utf-8", "replace")
+    assert not [text for text in [*data.corpus_texts.values(), *data.query_texts.values()] if text in everything]
+
+
+@pytest.fixture
+def asked_for_more(tiny_model, tmp_path, monkeypatch):
+    """A folder whose retriever misses what people call by other names, with the log of it.
+
+    In this world no search can tell which labels are right, and a model of random weights knows nothing to forget.
+    """
+    monkeypatch.setattr("embedtune.improve", partial(et.improve, k=3, max_wrong=1.0))
+    passed = Check("general knowledge", True, "not looked at")
+    monkeypatch.setattr("embedtune.improvement.gate.forgetting_check", lambda *_: passed)
+    data = problem()
+    et.Retriever.from_dataset(tiny_model, data, word_weight=0.0).save(tmp_path / "out" / "retriever")
+    data.save_to_disk(tmp_path / "out" / "data")
+    log = et.FeedbackLog(tmp_path / "log.sqlite")
+    fill(log)
+    log.close()
+    return tmp_path / "out"
+
+
+def test_a_round_that_does_not_pass_changes_nothing_that_serves(asked_for_more, tmp_path):
+    before = everything_in(asked_for_more / "retriever")
+    result = run("improve", asked_for_more, "--feedback", tmp_path / "log.sqlite", "--epochs", 1)
+    assert result.exit_code == shell.KEEP, result.stderr
+    assert result.stdout.startswith("Keep what you have: the new retriever did not pass: ")
+    assert everything_in(asked_for_more / "retriever") == before
+    assert [one.status for one in et.Rounds(asked_for_more / "rounds").all()] == ["start", "rejected"]
+
+
+def test_a_round_that_passes_serves_and_the_next_one_goes_on_from_it(asked_for_more, tmp_path, monkeypatch):
+    monkeypatch.setattr("embedtune.TuningArguments", lambda *_, **__: quick_arguments())
+    command = ["improve", asked_for_more, "--feedback", tmp_path / "log.sqlite", "--epochs", 8]
+    result = run(*command)
+    assert result.exit_code == shell.DONE, result.stdout + result.stderr
+    assert result.stdout.startswith("Ship it: ")
+    accepted = et.Rounds(asked_for_more / "rounds").current
+    assert accepted.number == 1
+    assert et.Retriever.load(asked_for_more / "retriever").learned.model_fingerprint == accepted.model_fingerprint
+    again = run(*command, "--json")
+    assert again.exit_code in (shell.DONE, shell.KEEP), again.stderr
+    assert et.Rounds(asked_for_more / "rounds").all()[-1].parent == 1
 
 
 def test_a_file_of_options_is_the_same_as_options(order, tmp_path):

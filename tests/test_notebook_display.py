@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from datetime import datetime, timezone
+
 import pytest
 from bs4 import BeautifulSoup
 from datasets import Dataset
@@ -12,7 +15,10 @@ from embedtune.evaluation.record import Forgetting
 from embedtune.models.selfcheck import Check, ModelReport
 from embedtune.questions.records import Questions, Review
 from embedtune.retrieval.retriever import Hit, Hits
+from embedtune.serving.answer import Answer
+from embedtune.serving.feedback import LoggedQuestion, LoggedQuestions
 from embedtune.tables import html_table
+from embedtune.training.experiments.merging import Merge
 
 HOSTILE = "<script>alert(1)</script>"
 
@@ -29,6 +35,11 @@ def chunk(name, text):
 
 def question(name, text):
     return et.Question(f"{name}#0/0", text, (f"{name}#0",), style="literal", answer=HOSTILE)
+
+
+def logged(text, **said):
+    time = datetime(2026, 5, 1, 12, 30, tzinfo=timezone.utc)
+    return LoggedQuestion(1, time, text, said.pop("outcome", ""), "f", (("a#0", 0.5),), said.pop("cited", ()), **said)
 
 
 def dataset():
@@ -48,6 +59,7 @@ def everything():
         "Documents": et.read_documents(Dataset.from_list([{"text": HOSTILE}])),
         "Chunks": Chunks([chunk("a", HOSTILE)]),
         "Hits": found,
+        "LoggedQuestions": LoggedQuestions([logged(HOSTILE)]),
         "RetrievalDataset": data,
         "Questions": kept,
         "Review": Review(((question("a", HOSTILE), chunk("a", "two\nlines")),)),
@@ -74,6 +86,34 @@ def test_every_result_shows_as_a_table_and_runs_nothing(name, objects):
 def test_hits_show_what_their_scores_are_made_of():
     rows = cells(everything()["Hits"]._repr_html_())
     assert rows == [["score", "vectors", "words", "chunk", "text"], ["0.50", "0.25", "0.25", "Pump > Restart", HOSTILE]]
+
+
+def test_a_log_shows_what_people_said_about_each_question():
+    asked = [
+        logged("one", outcome="answered", cited=("a#0", "b#0"), thumbs_up=True),
+        logged("two", thumbs_up=False, named=()),
+        logged("three"),
+    ]
+    assert [row[1:] for row in cells(LoggedQuestions(asked)._repr_html_())[1:]] == [
+        ["one", "answered", "yes", "a#0, b#0"],
+        ["two", "", "no", "none answers it"],
+        ["three", "", "", ""],
+    ]
+
+
+def test_what_has_no_table_prints_on_a_few_short_lines(tmp_path):
+    log = et.FeedbackLog(tmp_path / "log.sqlite")
+    log.record("Who?", [])
+    assert repr(log) == f"FeedbackLog: 1 questions in {log.path}"
+    assert isinstance(log.misses(), LoggedQuestions)
+    log.close()
+    assert repr(et.load_sample(num_documents=2)).startswith("Sample: 2 documents, ")
+    evaluation = et.TopKEvaluator(dataset(), k=(1, 2)).evaluate(et.BM25())
+    assert repr(Merge(None, 0.5, {0.5: evaluation})).splitlines()[1].split()[:2] == ["0.5", "ndcg@2"]
+    assert repr(et.Rounds(tmp_path / "rounds")) == f"Rounds in {tmp_path / 'rounds'}: 0"
+    said = Answer("Who?", "answered", "Ada does.", ("a#0",), (), None, None)
+    assert repr(said) == "Ada does.\n  cites a#0"
+    assert repr(replace(said, outcome="failed", text="", cited=(), problem="refused")) == "(failed: refused)"
 
 
 def test_a_long_list_shows_its_first_rows_and_how_many_more_there_are():

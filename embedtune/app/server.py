@@ -79,6 +79,7 @@ def web_app(desk: Desk, *, hosts: Collection[str]) -> Asgi:
         footer_links=[],
         ssr_mode=False,
         enable_monitoring=False,
+        app_kwargs={"openapi_url": None, "docs_url": None, "redoc_url": None},
         max_file_size=0,
     )
     return guarded(app, hosts=hosts)

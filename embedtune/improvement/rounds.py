@@ -139,6 +139,12 @@ class Rounds:
     def __init__(self, output_dir: str | Path) -> None:
         self.output_dir: Path = Path(output_dir)
 
+    def __repr__(self) -> str:
+        rounds = self.all()
+        serving = self.current.number if rounds and (self.output_dir / POINTER).exists() else None
+        lines = [f"  {one.number} {one.status}{', serves' if one.number == serving else ''}" for one in rounds]
+        return "\n".join([f"Rounds in {self.output_dir}: {len(rounds)}", *lines])
+
     def __getitem__(self, number: int) -> Round:
         path = self._path(number)
         if not (path / RECORD).exists():

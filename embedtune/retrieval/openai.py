@@ -59,6 +59,8 @@ class Quote:
             f"{self.num_tokens:,} tokens, {dollars}"
         )
 
+    __repr__ = __str__
+
 
 @dataclass(frozen=True)
 class OpenAIEncoder:

@@ -42,6 +42,9 @@ class Sample:
     documents: list[Document]
     questions: list[SampleQuestion]
 
+    def __repr__(self) -> str:
+        return f"Sample: {len(self.documents):,} documents, {len(self.questions):,} questions"
+
     def questions_for(self, chunks: Sequence[Chunk]) -> list[Question]:
         """Return the questions with the chunks that contain their answers.
 

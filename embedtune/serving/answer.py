@@ -67,6 +67,10 @@ class Answer:
         by_id = {hit.id: hit for hit in self.hits}
         return tuple(_place(by_id[chunk]) for chunk in self.cited)
 
+    def __repr__(self) -> str:
+        said = self.text or f"({self.outcome}{': ' if self.problem else ''}{self.problem})"
+        return "\n".join([said, *(f"  cites {chunk}" for chunk in self.cited)])
+
 
 def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:
     """Find the chunks for a question and let a language model answer from them.

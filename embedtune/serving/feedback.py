@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedtune.bounds import finite, whole
 from embedtune.serving.shared_file import SharedFile, shared_file
+from embedtune.tables import Listing, Row, excerpt
 from embedtune.text import same_question, text_hash
 from embedtune.types import Question
 
@@ -115,6 +116,19 @@ class LoggedQuestion:
                 )
             return True
         return self.outcome == "not in the documents" or self.thumbs_up is False
+
+
+class LoggedQuestions(Listing[LoggedQuestion]):
+    """Questions of a log, as a list that a notebook shows as a table."""
+
+    header = ("asked", "question", "outcome", "liked", "relevant chunks")
+
+    @staticmethod
+    def row(one: LoggedQuestion) -> Row:
+        """Return the cells of a question."""
+        liked = "" if one.thumbs_up is None else ("yes" if one.thumbs_up else "no")
+        chunks = "none answers it" if one.named == () else ", ".join(one.chunk_ids)
+        return f"{one.time:%Y-%m-%d %H:%M}", excerpt(one.text), one.outcome, liked, chunks
 
 
 class FeedbackLog:
@@ -225,7 +239,7 @@ class FeedbackLog:
                 thumbs[asked] = bool(thumbs_up)
             if chunk_ids is not None:
                 named[asked] = (json.loads(chunk_ids), source)
-        return [
+        return LoggedQuestions(
             LoggedQuestion(
                 number=number,
                 time=datetime.fromtimestamp(seconds, tz=timezone.utc),
@@ -240,7 +254,7 @@ class FeedbackLog:
                 digests=_hashes_in([*json.loads(retrieved), *named.get(number, ([], ""))[0]]),
             )
             for number, seconds, text, outcome, model, retrieved, cited in rows
-        ]
+        )
 
     def misses(self, k: int | None = None) -> list[LoggedQuestion]:
         """Return the questions that had no relevant chunk among the first ``k`` (see `LoggedQuestion.is_miss`).
@@ -248,7 +262,7 @@ class FeedbackLog:
         Raises:
             ValueError: If fewer than ``k`` chunks were logged for a question, so that this is unknown.
         """
-        return [question for question in self.questions() if question.is_miss(k)]
+        return LoggedQuestions(question for question in self.questions() if question.is_miss(k))
 
     def to_questions(self) -> list[Question]:
         """Return the distinct questions whose relevant chunks are confirmed, to train on.
@@ -280,6 +294,9 @@ class FeedbackLog:
         _, num_rows = self._file.write("DELETE FROM asked WHERE time < ?", (time.time() - older_than.total_seconds(),))
         self._file.erase()
         return num_rows
+
+    def __repr__(self) -> str:
+        return f"FeedbackLog: {len(self):,} questions in {self.path}"
 
     def __len__(self) -> int:
         count: int = self._file.read("SELECT COUNT(*) FROM asked")[0][0][0]

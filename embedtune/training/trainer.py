@@ -166,8 +166,8 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         if base is None or best is None or (best > base if self.args.greater_is_better else best < base):
             return output
         logger.warning(
-            "No checkpoint is better than the base model: %s was %.4f before training and is %.4f at best. Keep the base "
-            "model, or try more data, fewer epochs, a lower learning rate or another loss.",
+            "No checkpoint is better than the base model: %s was %.4f before training and is %.4f at best. Compare both "
+            "on other questions before you use it, or try more data, fewer epochs, a lower learning rate or another loss.",
             metric,
             base,
             best,

@@ -44,7 +44,7 @@ class LossComparison(RunTable):
     def sentences(self) -> list[str]:
         """The choice, how certain it is, and its result on the test split."""
         if self.chosen is None:
-            return [f"No loss is better than the base model on {_DEV}: keep the base model."]
+            return [f"No loss is better than the base model on {_DEV}: {self.against_base[0].headline}."]
         lines = [
             f"{self.chosen} is best on {_DEV} (n = {self.base.num_queries} questions), by {self.base.primary_metric}: "
             f"{told(self.against_base[0])} compared with the base model."
@@ -53,7 +53,7 @@ class LossComparison(RunTable):
             relation = "It is better than" if verdict.decision == "better" else "Cannot tell whether it is better than"
             lines.append(f"{relation} {run.name} ({told(verdict)}).")
         if self.test is not None:
-            lines.append(f"On {self.test.before.split}: {self.test.sentence}")
+            lines.append(f"On {self.test.before.split}: {self.test.headline}: {self.test.reason} {self.test.sentence}")
         return lines
 
 

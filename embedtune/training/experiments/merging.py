@@ -39,6 +39,14 @@ class Merge:
     alpha: float
     evaluations: Mapping[float, Evaluation]
 
+    def __repr__(self) -> str:
+        lines = [f"Merge: alpha {self.alpha:g}, 0 is the base model and 1 the tuned one"]
+        for alpha, found in self.evaluations.items():
+            lines.append(
+                f"  {alpha:<5g} {found.primary_metric} {found.metrics[found.primary_metric]:.3f} on {found.split}"
+            )
+        return "\n".join(lines)
+
 
 def merge_with_base(
     tuned: SentenceTransformer,

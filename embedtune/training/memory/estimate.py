@@ -61,6 +61,8 @@ class MemoryEstimate:
         batch = ", ".join(f"{c.num_rows} x {c.num_tokens} tokens ({c.role})" for c in self.columns)
         return "\n".join([*(f"{name:12}{_in_gb(size):>10}" for name, size in parts), f"batch: {batch}"])
 
+    __repr__ = __str__
+
 
 def estimate_memory(
     model: SentenceTransformer, args: TuningArguments, *, data: RetrievalDataset, device: str | None = None
