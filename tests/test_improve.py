@@ -605,11 +605,11 @@ class Crash(BaseException):
 
 
 STEPS = {
-    "data": "RetrievalDataset.save_to_disk",
-    "training": "EmbeddingTrainer.train",
-    "gate": "Gate.judge",
-    "merge": "merge_with_base",
-    "record": "Round.save",
+    "data": "dataset.RetrievalDataset.save_to_disk",
+    "training": "improvement.improve.EmbeddingTrainer.train",
+    "gate": "improvement.improve.Gate.judge",
+    "merge": "improvement.improve.merge_with_base",
+    "record": "improvement.improve.Round.save",
 }
 
 
@@ -621,7 +621,7 @@ def test_a_crash_at_any_step_leaves_the_old_model(tiny_model, log, tmp_path, arg
     fill(log)
     improve_module._start(Rounds(tmp_path / "rounds"), serving(tiny_model), test_hash=hash_of_test(problem()))
     with monkeypatch.context() as patch:
-        patch.setattr(f"embedtune.improvement.improve.{STEPS[step]}", crashing)
+        patch.setattr(f"embedtune.{STEPS[step]}", crashing)
         if step == "merge":
             patch.setattr(gate, "forgetting_check", lambda old, new, general: Check("forgetting", False, "gone"))
         with pytest.raises(Crash):
@@ -629,7 +629,9 @@ def test_a_crash_at_any_step_leaves_the_old_model(tiny_model, log, tmp_path, arg
     rounds = Rounds(tmp_path / "rounds")
     assert rounds.current.number == 0
     assert same_state(rounds.current.load_model(device="cpu"), state(tiny_model))
-    assert rounds.new_folder()[0] == 2  # what was interrupted is in nobody's way
+    with rounds.new_round() as (number, path):
+        assert number == 2  # what was interrupted is in nobody's way
+        assert sorted(rounds.output_dir.glob("[0-9]*")) == [rounds[0].path, path]  # and is gone
 
 
 def test_a_crash_at_the_switch_leaves_the_old_model_and_the_round_can_serve_later(rounds, monkeypatch):
@@ -699,9 +701,9 @@ def test_a_round_that_another_one_overtook_does_not_serve(tiny_model, log, tmp_p
     real = improve_module._train
 
     def overtaken(*_args, **_kwargs):
-        number, path = rounds.new_folder()
-        other = replace(start, path=path, number=number, parent=0, status="accepted")
-        other.save()
+        with rounds.new_round() as (number, path):
+            other = replace(start, path=path, number=number, parent=0, status="accepted")
+            other.save()
         rounds.switch_to(number)
         return real(*_args, **_kwargs)
 
