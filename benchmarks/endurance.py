@@ -351,6 +351,8 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=30)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    CONTEXT.set_forkserver_preload(["sentence_transformers", "embedtune.retrieval.index", "embedtune.serving.feedback", "embedtune.dataset"])
+    CONTEXT.set_forkserver_preload(
+        ["sentence_transformers", "embedtune.retrieval.index", "embedtune.serving.feedback", "embedtune.dataset"]
+    )
     for name in chosen.parts or PARTS:
         PARTS[name](chosen)
