@@ -119,8 +119,8 @@ def cross_validate(
         3
     """
     check_num_folds(num_folds)
-    if num_seeds < 1:
-        raise ValueError(f"num_seeds={num_seeds} must be 1 or more.")
+    whole("num_seeds", num_seeds, at_most=_MAX_SEEDS)
+    whole("seed", seed, at_least=0)
     unlocked = with_all_in_train(data, locked=locked)
     relevant = unlocked.relevant("train")
     documents = document_of_questions(data, relevant)
@@ -189,8 +189,7 @@ def with_all_in_train(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> 
 
 def check_num_folds(num_folds: int) -> None:
     """Raise a ``ValueError`` unless one part can be trained on and another judged."""
-    if num_folds < 2:
-        raise ValueError(f"num_folds={num_folds} must be 2 or more: one to judge by, the others to train on.")
+    whole("num_folds", num_folds, at_least=2)  # one to judge by, the others to train on
 
 
 def _units(documents: dict[str, str], folds_by: FoldsBy) -> dict[str, str]:

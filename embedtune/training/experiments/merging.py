@@ -79,9 +79,7 @@ def merge_with_base(
     _check_alike(tuned, base)
     merged = copy.deepcopy(tuned)
     if alpha != "auto":
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha} must be from 0 (base) to 1 (tuned), or 'auto'.")
-        _interpolate(merged, tuned, base, alpha)
+        _interpolate(merged, tuned, base, share("alpha", alpha))
         return Merge(merged, alpha, {})
     if data is None:
         raise ValueError("alpha='auto' needs data, whose dev split chooses alpha. Pass data, or a number as alpha.")
