@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
+from conftest import WORDS
 from scripted_llm import ScriptedLLM
 
 import embedtune as et
@@ -16,7 +18,8 @@ from embedtune.llms.protocol import Price
 
 NAN, INF = float("nan"), float("inf")
 NAMES = ["pump", "door", "lamp", "roof", "gate", "wall"]
-CHUNKS = [et.Chunk(f"{name}#0", name, f"the old {name} is open", 0, len(name) + 16) for name in NAMES]
+TEXTS = {name: " ".join(random.Random(name).choices(WORDS, k=12)) for name in NAMES}
+CHUNKS = [et.Chunk(f"{name}#0", name, text, 0, len(text)) for name, text in TEXTS.items()]
 QUESTIONS = [et.Question(f"q{name}", f"where is the old {name}?", (f"{name}#0",)) for name in NAMES]
 DOCUMENTS = [et.Document("a", "press the pump . " * 20)]
 
@@ -171,7 +174,7 @@ BAD["number"] = [NAN, INF, True, "3"]
 
 @pytest.fixture(scope="module")
 def data():
-    return et.build_dataset(CHUNKS, QUESTIONS, split_by="question", test_size=0.3, dev_size=0.2)
+    return et.build_dataset(CHUNKS, QUESTIONS, test_size=0.3, dev_size=0.2)
 
 
 @pytest.fixture

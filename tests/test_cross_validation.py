@@ -99,7 +99,7 @@ def test_metrics_over_seeds_are_means_and_the_interval_covers_the_seed(tiny_mode
 
 
 def test_seeds_below_one_are_refused(tiny_model, data, tmp_path):
-    with pytest.raises(ValueError, match="num_seeds=0 must be 1 or more"):
+    with pytest.raises(ValueError, match="num_seeds=0 must be at least 1"):
         cross_validate(tiny_model, data, output_dir=tmp_path, num_seeds=0)
 
 
@@ -218,7 +218,7 @@ def test_documents_that_share_a_question_are_in_one_fold():
 
 @pytest.mark.parametrize("num_folds", [-1, 0, 1])
 def test_fewer_than_two_folds_are_refused(tiny_model, data, tmp_path, num_folds):
-    with pytest.raises(ValueError, match=f"num_folds={num_folds} must be 2 or more"):
+    with pytest.raises(ValueError, match=f"num_folds={num_folds} must be at least 2"):
         cross_validate(tiny_model, data, output_dir=tmp_path, args=arguments(), num_folds=num_folds)
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from datasets import Dataset, concatenate_datasets
 from tqdm.auto import tqdm
 
+from embedtune.bounds import whole
 from embedtune.dataset.folds import assign_folds, document_of_questions
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.result import Evaluation
@@ -38,6 +39,7 @@ logger = logging.getLogger(__name__)
 FoldsBy = Literal["document", "question"]
 
 _PLAN, _RESULTS = "plan.json", "results.json"
+_MAX_SEEDS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +108,7 @@ def cross_validate(
         seed: Draws the folds.
 
     Raises:
-        ValueError: If there are fewer than two folds, ``num_seeds`` is below 1, or ``output_dir`` holds another run.
+        ValueError: If there are fewer than two folds, ``num_seeds`` is not from 1 to 100, or ``output_dir`` holds another run.
 
     Example:
         >>> import tempfile
@@ -143,11 +145,11 @@ def cross_validate(
         for offset, folder, fold in tqdm(places, desc="Folds", leave=False, disable=settings.disable_tqdm)
     ]
     judged = as_judged_by_folds(data, locked=locked)
-    whole = TopKEvaluator(judged, "folds", k=cutoffs)
+    together = TopKEvaluator(judged, "folds", k=cutoffs)
     clusters = documents if folds_by == "document" else None
     num_places = len(places) // num_seeds
     by_seed = [found[start : start + num_places] for start in range(0, len(places), num_places)]
-    pooled = [[_pooled(parts, whole, clusters) for parts in zip(*folds, strict=True)] for folds in by_seed]
+    pooled = [[_pooled(parts, together, clusters) for parts in zip(*folds, strict=True)] for folds in by_seed]
     results = [_over_seeds(seeds) for seeds in zip(*pooled, strict=True)]
     seconds = sum(_record(folder / f"fold-{fold}")["seconds"] for _, folder, fold in places)
     return CrossValidation(compare(*results), tuple(by_seed[0]), fold_of, judged, seconds)
@@ -188,7 +190,7 @@ def with_all_in_train(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> 
 
 
 def check_num_folds(num_folds: int) -> None:
-    """Raise a ``ValueError`` unless one part can be trained on and another judged."""
+    """Raise an error unless one part can be trained on and another judged."""
     whole("num_folds", num_folds, at_least=2)  # one to judge by, the others to train on
 
 

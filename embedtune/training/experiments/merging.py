@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from embedtune.bounds import share
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.statistics import standard_error
 from embedtune.retrieval.fingerprint import vector_settings
