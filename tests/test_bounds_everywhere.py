@@ -15,6 +15,7 @@ from scripted_llm import ScriptedLLM
 
 import embedtune as et
 from embedtune.llms.protocol import Price
+from embedtune.questions.records import Questions
 
 NAN, INF = float("nan"), float("inf")
 NAMES = ["pump", "door", "lamp", "roof", "gate", "wall"]
@@ -62,11 +63,13 @@ def generated(w: SimpleNamespace, **options: Any) -> Any:
 
 
 def judged(w: SimpleNamespace, **options: Any) -> Any:
-    return et.filter_by_judge(w.questions, w.llm, output_dir=w.folder, **options)
+    return et.filter_by_judge(w.made, w.llm, output_dir=w.folder, **options)
 
 
 def labelled(w: SimpleNamespace, **options: Any) -> Any:
-    return et.label_misses(et.FeedbackLog(w.folder / "log.sqlite"), w.retriever, w.llm, **options)
+    log = et.FeedbackLog(w.folder / "log.sqlite")
+    log.record("where?", [("pump#0", 0.5)], outcome="not in the documents")
+    return et.label_misses(log, w.retriever, llm=w.llm, output_dir=w.folder, **options)
 
 
 def compared(w: SimpleNamespace, **options: Any) -> Any:
@@ -92,7 +95,7 @@ NUMBERS = [
     Number("budget_usd", lambda w, v: generated(w, budget_usd=v), "amount", none_is_allowed=True),
     Number("num_workers", lambda w, v: generated(w, num_workers=v), largest_hurts=True),
     Number("seed", lambda w, v: generated(w, seed=v), "seed"),
-    Number("k", lambda w, v: et.filter_by_round_trip(w.questions, CHUNKS, w.model, k=v)),
+    Number("k", lambda w, v: et.filter_by_round_trip(w.made, CHUNKS, retrievers=[et.BM25()], held_out=(), k=v)),
     Number("budget_usd", lambda w, v: judged(w, budget_usd=v), "amount", none_is_allowed=True),
     Number("num_workers", lambda w, v: judged(w, num_workers=v), largest_hurts=True),
     Number("test_size", lambda w, v: built(test_size=v), "share", none_is_allowed=True),
@@ -128,8 +131,8 @@ NUMBERS = [
     Number("seed", lambda w, v: validated(w, seed=v), "seed"),
     Number("k1", lambda w, v: et.BM25(k1=v), "amount"),
     Number("b", lambda w, v: et.BM25(b=v), "share"),
-    Number("seed", lambda w, v: et.learn_words(w.model, w.data, seed=v), "seed"),
-    Number("batch_size", lambda w, v: et.learn_words(w.model, w.data, batch_size=v)),
+    Number("seed", lambda w, v: et.learn_words(w.data, w.model, seed=v), "seed"),
+    Number("batch_size", lambda w, v: et.learn_words(w.data, w.model, batch_size=v)),
     Number("word_weight", lambda w, v: et.Retriever.from_chunks(w.model, CHUNKS, word_weight=v), "amount or inf", True),
     Number("batch_size", lambda w, v: et.Retriever.from_chunks(w.model, CHUNKS, batch_size=v)),
     Number("rerank_depth", lambda w, v: et.Retriever.from_chunks(w.model, CHUNKS, rerank_depth=v)),
@@ -139,17 +142,15 @@ NUMBERS = [
     Number("block_size", lambda w, v: et.reindex(w.retriever, w.model, path=w.folder / "i", block_size=v)),
     Number("k", lambda w, v: et.TopKEvaluator(w.data, k=(v,))),
     Number("batch_size", lambda w, v: et.TopKEvaluator(w.data, k=(1,), batch_size=v)),
-    Number("k", lambda w, v: et.evaluate_all({"model": w.model}, w.data, k=(v,))),
-    Number(
-        "confidence_level", lambda w, v: et.evaluate_all({"m": w.model}, w.data, k=(1,), confidence_level=v), "share"
-    ),
+    Number("k", lambda w, v: et.evaluate_all(w.data, w.two, k=(v,))),
+    Number("confidence_level", lambda w, v: et.evaluate_all(w.data, w.two, k=(1,), confidence_level=v), "share"),
     Number("confidence_level", lambda w, v: compared(w, confidence_level=v), "share"),
     Number("num_resamples", lambda w, v: compared(w, num_resamples=v), largest_hurts=True),
     Number("seed", lambda w, v: compared(w, seed=v), "seed"),
     Number("margin", lambda w, v: et.check_forgetting(w.model, w.model, margin=v), "amount"),
     Number("batch_size", lambda w, v: et.check_forgetting(w.model, w.model, batch_size=v)),
     Number("num_examples", lambda w, v: et.push_to_hub(w.model, "a/b", dry_run=True, num_examples=v), "seed"),
-    Number("k", lambda w, v: et.answer("pump", w.retriever, w.llm, k=v)),
+    Number("k", lambda w, v: et.answer("pump", w.retriever, llm=w.llm, k=v)),
     Number("k", lambda w, v: et.suggest_chunk("pump", w.retriever, k=v)),
     Number("k", lambda w, v: labelled(w, k=v)),
     Number("budget_usd", lambda w, v: labelled(w, budget_usd=v), "amount", none_is_allowed=True),
@@ -158,7 +159,7 @@ NUMBERS = [
     Number("dev_size", lambda w, v: improved(w, dev_size=v), "share"),
     Number("replay", lambda w, v: improved(w, replay=v), "amount"),
     Number("k", lambda w, v: improved(w, k=v)),
-    Number("max_loss", lambda w, v: improved(w, max_loss=v), "amount"),
+    Number("max_loss", lambda w, v: improved(w, max_loss=v), "number"),
     Number("max_wrong", lambda w, v: improved(w, max_wrong=v), "share"),
     Number("seed", lambda w, v: improved(w, seed=v), "seed"),
     Number("number", lambda w, v: et.Rounds(w.folder).switch_to(v), "seed"),
@@ -184,7 +185,8 @@ def world(tiny_model, data, tmp_path: Path) -> SimpleNamespace:
         model=tiny_model,
         data=data,
         folder=tmp_path,
-        questions=QUESTIONS,
+        made=Questions(tuple(QUESTIONS), (), {}, tuple(CHUNKS)),
+        two={"bm25": "bm25", "model": tiny_model},
         llm=ScriptedLLM(lambda text: {}),
         retriever=et.Retriever.from_chunks(tiny_model, CHUNKS, word_weight=0, show_progress_bar=False),
         result=et.TopKEvaluator(data, k=(1,)).evaluate(et.BM25()),

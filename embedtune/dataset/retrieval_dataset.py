@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from embedtune.bounds import whole
 from embedtune.dataset import sources, storage, views
 from embedtune.dataset.checks import check_choices, check_records
 from embedtune.dataset.groups import document_groups, duplicate_groups
@@ -223,6 +224,7 @@ def build_dataset(
           train      1 questions about 1 chunks
           test       1 questions about 1 chunks
     """
+    whole("seed", seed, at_least=0)
     check_records(chunks, questions)
     check_choices(split_by, context, questions)
     check_sizes(split_by, test_size=test_size, dev_size=dev_size, test_seen_size=test_seen_size)

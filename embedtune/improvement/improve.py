@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedtune.bounds import finite, share, whole
 from embedtune.improvement.gate import Gate, RememberingEncoder
 from embedtune.improvement.labels import check_labels
 from embedtune.improvement.round_data import HELD_OUT, LOCKED, RoundData, build_round_data, hash_of_test
@@ -120,6 +121,12 @@ def improve(
             f"retriever is a {type(retriever).__name__}. Give the retriever that serves, or make one: "
             "Retriever.from_dataset(model, data)."
         )
+    for name, value in (("held_out_size", held_out_size), ("dev_size", dev_size), ("max_wrong", max_wrong)):
+        share(name, value)
+    finite("replay", replay, at_least=0)
+    finite("max_loss", max_loss)
+    whole("k", k)
+    whole("seed", seed, at_least=0)
     rounds = Rounds(output_dir)
     parent = _parent(rounds, retriever, data)
     prepared = build_round_data(

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from embedtune.bounds import whole
 from embedtune.dataset import RetrievalDataset
 from embedtune.models.load import load_model
 from embedtune.storage import abandoned, claimed, replace_file
@@ -142,7 +143,7 @@ class Rounds:
         self.output_dir: Path = Path(output_dir)
 
     def __getitem__(self, number: int) -> Round:
-        path = self._path(number)
+        path = self._path(whole("number", number, at_least=0))
         if not (path / RECORD).exists():
             raise ValueError(
                 f"{self.output_dir} has no finished round {number}. Choose one of {[r.number for r in self.all()]}."

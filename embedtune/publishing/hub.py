@@ -16,6 +16,7 @@ import numpy as np
 from huggingface_hub import HfApi, snapshot_download
 from sentence_transformers import SentenceTransformer
 
+from embedtune.bounds import whole
 from embedtune.errors import refuse_name
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import Verdict
@@ -134,6 +135,7 @@ def _check_arguments(
     num_examples: int,
 ) -> None:
     refuse_name(model)
+    whole("num_examples", num_examples, at_least=0)
     if repo_id.count("/") != 1:
         raise ValueError(f"repo_id={repo_id!r} must have the form 'organisation/name'.")
     if adapters and not has_adapters(model):

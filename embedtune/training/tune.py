@@ -21,7 +21,7 @@ from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.cross_validation import (
     NOT_IN_RESULT,
-    check_num_folds,
+    check_numbers,
     cross_validate,
     retriever_before,
     with_all_in_train,
@@ -114,9 +114,8 @@ def tune(
     folder = Path(output_dir)
     base = load_model(model) if isinstance(model, (str, Path)) else model
     locked = []
-    if test_split is None:
-        check_num_folds(num_folds)
-    else:
+    check_numbers(num_folds, k)
+    if test_split is not None:
         locked = [test_split, *(name for name in data.splits if name.startswith("test"))]
     training = with_all_in_train(data, locked=locked)
     settings = replace(args) if args is not None else TuningArguments(str(folder / CHECKPOINTS))

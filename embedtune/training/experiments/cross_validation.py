@@ -120,7 +120,7 @@ def cross_validate(
         >>> found.verdict.num_queries  # doctest: +SKIP
         3
     """
-    check_num_folds(num_folds)
+    check_numbers(num_folds, k)
     whole("num_seeds", num_seeds, at_most=_MAX_SEEDS)
     whole("seed", seed, at_least=0)
     unlocked = with_all_in_train(data, locked=locked)
@@ -189,8 +189,10 @@ def with_all_in_train(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> 
     return replace(data, qrels={"train": rows.select(kept)})
 
 
-def check_num_folds(num_folds: int) -> None:
-    """Raise an error unless one part can be trained on and another judged."""
+def check_numbers(num_folds: int, k: Sequence[int]) -> None:
+    """Raise an error unless one part can be trained on and another judged, and each cut-off is a number of chunks."""
+    for one in k:
+        whole("k", one)
     whole("num_folds", num_folds, at_least=2)  # one to judge by, the others to train on
 
 
