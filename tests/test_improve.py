@@ -26,7 +26,7 @@ from embedtune.evaluation.result import Evaluation
 from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, _leaders, build_round_data, hash_of_test
-from embedtune.improvement.rounds import Check, Rounds
+from embedtune.improvement.rounds import Check, Round, Rounds
 from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
@@ -598,6 +598,20 @@ def test_what_a_round_found_is_kept_with_it(rounds):
     assert "checkpoints" not in names
     assert Evaluation.load(round_.path / "test-old.json").num_queries == 48
     assert json.loads((round_.path / "round.json").read_text())["settings"]["learning_rate"] == 3e-3
+
+
+@pytest.mark.parametrize("damage", ["", "{", "{}", "[1]", '{"round": "../0"}', '{"round": true}'])
+def test_a_damaged_record_or_pointer_is_an_error_that_names_the_file(tmp_path, damage):
+    rounds = Rounds(tmp_path)
+    with rounds.new_round() as (number, path):
+        Round(path, number, None, "start", "model", "test", "2026-01-01").save()
+    assert rounds.switch_to(0).number == 0
+    (tmp_path / "current.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"current\.json is damaged.*switch_to"):
+        _ = rounds.current
+    (path / "round.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"round\.json is damaged"):
+        _ = rounds[0]
 
 
 class Crash(BaseException):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from embedtune.bounds import whole
 from embedtune.dataset import RetrievalDataset
 from embedtune.models.load import load_model
-from embedtune.storage import abandoned, claimed, replace_file
+from embedtune.storage import abandoned, claimed, reading, replace_file
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -118,11 +118,13 @@ class Round:
     @classmethod
     def load(cls, path: Path) -> Round:
         """Read what `save` wrote."""
-        content = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        candidates = tuple(
-            Candidate(one["name"], tuple(Check(**check) for check in one["checks"])) for one in content["candidates"]
-        )
-        return cls(**content | {"path": path, "candidates": candidates})
+        with reading(path / RECORD, remedy="Copy it from a backup, or remove the folder of this round."):
+            content = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            candidates = tuple(
+                Candidate(one["name"], tuple(Check(**check) for check in one["checks"]))
+                for one in content["candidates"]
+            )
+            return cls(**content | {"path": path, "candidates": candidates})
 
 
 class Rounds:
@@ -166,7 +168,9 @@ class Rounds:
             raise FileNotFoundError(
                 f"{self.output_dir} has no rounds yet. Create the first one with improve(..., output_dir=...)."
             )
-        return self[json.loads(pointer.read_text(encoding="utf-8"))["round"]]
+        with reading(pointer, remedy="Write it anew with Rounds.switch_to(number)."):
+            number = whole("round", json.loads(pointer.read_text(encoding="utf-8"))["round"], at_least=0)
+        return self[number]
 
     def switch_to(self, number: int) -> Round:
         """Let the model of another round serve from now on, and return that round.
