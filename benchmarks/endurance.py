@@ -94,6 +94,14 @@ def save_over_and_over(kind: str, path: Path, seconds: float, saves: "multiproce
     saves.put(number)
 
 
+def save_until_killed(kind: str, path: Path, saved) -> None:
+    number = 0
+    while True:
+        KINDS[kind][0](path, number % 2 + 1)
+        number += 1
+        saved.send(number)
+
+
 def load_over_and_over(
     kind: str, path: Path, seconds: float, found: "multiprocessing.Queue[collections.Counter[str]]"
 ) -> None:
@@ -128,12 +136,15 @@ def kills(options: argparse.Namespace) -> None:
     """A writer is killed at a random moment; then its artefact is read, and written once more."""
     for kind, (save, load) in KINDS.items():
         with folder() as home:
-            path, counts, saves = home / kind, collections.Counter(), CONTEXT.Queue()
+            path, counts = home / kind, collections.Counter()
             save(path, 1)
             while counts["killed"] < options.kills:
-                writer = CONTEXT.Process(target=save_over_and_over, args=(kind, path, 60.0, saves))
+                ours, theirs = CONTEXT.Pipe(duplex=False)
+                writer = CONTEXT.Process(target=save_until_killed, args=(kind, path, theirs))
                 writer.start()
-                time.sleep(random.uniform(0.2, 0.6))
+                theirs.close()
+                ours.recv()  # it is past its imports, and saves
+                time.sleep(random.uniform(0, 0.5))
                 writer.kill()
                 writer.join()
                 counts["killed"] += 1
@@ -340,6 +351,8 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=30)
     chosen = parser.parse_args()
     torch.set_num_threads(1)
-    CONTEXT.set_forkserver_preload(["embedtune.retrieval.index", "embedtune.serving.feedback", "embedtune.dataset"])
+    CONTEXT.set_forkserver_preload(
+        ["sentence_transformers", "embedtune.retrieval.index", "embedtune.serving.feedback", "embedtune.dataset"]
+    )
     for name in chosen.parts or PARTS:
         PARTS[name](chosen)

@@ -7,13 +7,13 @@ from numbers import Integral, Real
 from typing import Any
 
 
-def whole(name: str, value: Any, *, at_least: int = 1, at_most: int | None = None) -> int:
+def whole(name: str, value: Any, *, at_least: int | None = 1, at_most: int | None = None) -> int:
     """Return a whole number, as Python's int.
 
     Args:
         name: The argument's name, for the message.
         value: Its value. numpy's integers are whole numbers; True and 3.0 are not.
-        at_least: The smallest allowed value.
+        at_least: The smallest allowed value; None if there is none.
         at_most: The largest allowed value, if there is one.
 
     Raises:
@@ -28,10 +28,12 @@ def whole(name: str, value: Any, *, at_least: int = 1, at_most: int | None = Non
         ...
         ValueError: k=0 must be at least 1.
     """
-    limits = f"at least {at_least}" + ("" if at_most is None else f" and at most {at_most}")
+    limits = " and ".join(
+        f"at {what} {bound}" for what, bound in (("least", at_least), ("most", at_most)) if bound is not None
+    )
     if not _is(Integral, value):
-        raise TypeError(f"{name}={value!r} must be a whole number, {limits}.")
-    if value < at_least or (at_most is not None and value > at_most):
+        raise TypeError(f"{name}={value!r} must be a whole number" + (f", {limits}." if limits else "."))
+    if (at_least is not None and value < at_least) or (at_most is not None and value > at_most):
         raise ValueError(f"{name}={value!r} must be {limits}.")
     return int(value)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -37,34 +39,50 @@ def shingles(text: str, size: int = _SIZE) -> frozenset[str]:
 
 
 def near_duplicate_pairs(texts: Sequence[str], *, threshold: float = NEAR_DUPLICATE_JACCARD) -> list[tuple[int, int]]:
-    """Return the pairs of positions whose shingles have a Jaccard similarity of at least ``threshold``.
-
-    MinHash with locality-sensitive hashing proposes the pairs (Broder 1997; Leskovec, Rajaraman and Ullman,
-    "Mining of Massive Datasets", chapter 3), and the exact similarity decides. No pair is wrong; close to the threshold
-    some are missed (at 0.5 about one in twenty).
+    """Return the pairs of positions whose shingles have a Jaccard similarity of at least ``threshold``; see `near_matches`.
 
     Example:
         >>> near_duplicate_pairs(["press the red button twice", "Press the red button twice!", "open the lid"])
         [(0, 1)]
     """
-    from datasketch import MinHash, MinHashLSH
-
-    sets = [shingles(text) for text in texts]
-    # crc32 is much faster than the default sha1; the exact similarity is checked anyway.
-    sketches = MinHash.bulk(
-        [[s.encode("utf-8", "replace") for s in one] for one in sets], num_perm=64, hashfunc=zlib.crc32
+    return sorted(
+        {(min(pair), max(pair)) for pair in near_matches(texts, texts, threshold=threshold) if len({*pair}) == 2}
     )
-    # Weighting false negatives nine to one proposes more pairs than needed and misses few.
-    index = MinHashLSH(threshold=threshold, num_perm=64, weights=(0.1, 0.9))
-    pairs = []
-    for position, sketch in enumerate(sketches):
-        pairs += [
-            (other, position)
-            for other in index.query(sketch)
-            if len(sets[other] & sets[position]) >= threshold * len(sets[other] | sets[position])
-        ]
-        index.insert(position, sketch)
-    return sorted(pairs)
+
+
+def near_matches(
+    texts: Sequence[str], others: Sequence[str], *, threshold: float = NEAR_DUPLICATE_JACCARD
+) -> Iterator[tuple[int, int]]:
+    """Yield pairs of positions in ``texts`` and ``others`` whose shingles have a Jaccard similarity of at least ``threshold``.
+
+    Two such texts share one of the rarest shingles of each (Bayardo, Ma and Srikant, "Scaling Up All Pairs Similarity Search",
+    2007). A text is compared with at most 50 others, those that share its rarest shingles first, so that time and memory grow
+    with the number of texts also where all of them have one template. No pair is wrong, and none is missed but for that limit.
+
+    Example:
+        >>> list(near_matches(["open the lid now"], ["close the lid", "Open the lid now!"]))
+        [(0, 1)]
+    """
+    counts = Counter(shingle for text in (*texts, *others) for shingle in shingles(text))
+    rarest_first = [sorted(shingles(text), key=lambda shingle: (counts[shingle], shingle)) for text in others]
+    holders: dict[str, list[int]] = defaultdict(list)
+    for position, found in enumerate(rarest_first):
+        for shingle in _telling(found, threshold):
+            if len(holders[shingle]) < _MANY_CHUNKS:
+                holders[shingle].append(position)
+    sets = [frozenset(found) for found in rarest_first]
+    for position, text in enumerate(texts):
+        own = shingles(text)
+        telling = _telling(sorted(own, key=lambda shingle: (counts[shingle], shingle)), threshold)
+        candidates = dict.fromkeys(other for shingle in telling for other in holders.get(shingle, ()))
+        for other in islice(candidates, _MANY_CHUNKS):
+            if len(own & sets[other]) >= threshold * len(own | sets[other]):
+                yield position, other
+
+
+def _telling(rarest_first: Sequence[str], threshold: float) -> Sequence[str]:
+    """Return the shingles of which a text shares one with each text that is as similar as ``threshold``."""
+    return rarest_first[: len(rarest_first) - ceil(threshold * len(rarest_first)) + 1]
 
 
 class Spans(NamedTuple):

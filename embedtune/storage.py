@@ -23,7 +23,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
@@ -104,11 +104,11 @@ def merged_folder(path: str | Path, *, without: Collection[str] = ()) -> Iterato
         if is_fixed:
             _move_files(new, target, without)
             return
-        if target.is_dir():
-            _keep_others(target, new, without)
+        if is_folder(target):
+            read_folder(target, lambda folder: _keep_others(folder, new, without))
         old = _put_in_place(new, target)
-        if old is not None and old.is_dir():
-            _keep_others(old, target, without)  # what came meanwhile
+        if old is not None and old.is_dir():  # with what came meanwhile
+            read_folder(target, lambda folder: _keep_others(old, folder, without))
 
 
 def replace_file(path: str | Path, text: str) -> None:
@@ -131,6 +131,16 @@ def replace_file(path: str | Path, text: str) -> None:
             shutil.copymode(target, new)
         new.replace(target)
         _sync(target.parent)
+
+
+def is_folder(path: str | Path) -> bool:
+    """Return whether `read_folder` finds a folder there, also while it is being replaced.
+
+    Example:
+        >>> is_folder("/")
+        True
+    """
+    return _standing(Path(path)).is_dir()
 
 
 def read_folder(path: str | Path, read: Callable[[Path], _T]) -> _T:
@@ -163,6 +173,60 @@ def read_folder(path: str | Path, read: Callable[[Path], _T]) -> _T:
                 raise failure
             return result
     raise OSError(errno.EBUSY, f"Replaced {_TRIES} times while it was read. Stop its writers", str(path))
+
+
+@contextmanager
+def claimed(create: Callable[[], Path]) -> Iterator[Path]:
+    """Yield a new folder that the next writer does not take for a leftover while the block runs.
+
+    Args:
+        create: Makes a folder and returns it. It is called again if another writer removed the folder at once.
+    """
+    while True:
+        folder = create()
+        try:
+            handle = _lock(folder)
+        except BlockingIOError:  # another writer looks whether it is a leftover, and removes it
+            continue
+        if folder.exists():
+            break
+        _release(handle)
+    try:
+        yield folder
+    finally:
+        _release(handle)
+
+
+@contextmanager
+def abandoned(folder: Path) -> Iterator[bool]:
+    """Yield whether the writer of a `claimed` folder is dead; nobody else can remove the folder within the block."""
+    try:
+        handle = _lock(folder)
+    except BlockingIOError:
+        yield False
+        return
+    try:
+        yield _is_old(folder) if fcntl is None else handle is not None
+    finally:
+        _release(handle)
+
+
+@contextmanager
+def temporary_folder(purpose: str) -> Iterator[Path]:
+    """Yield an empty folder on the disk for temporary files, and remove it; first remove what killed processes left there.
+
+    Args:
+        purpose: A word for its name.
+
+    Example:
+        >>> with temporary_folder("push") as folder:
+        ...     _ = (folder / "a.txt").write_text("whole")
+        >>> folder.exists()
+        False
+    """
+    home = Path(tempfile.gettempdir())
+    with _workspace(home / f"embedtune-{purpose}", home) as folder:
+        yield folder
 
 
 def sync(descriptor: int) -> None:
@@ -217,48 +281,50 @@ def _workspace(target: Path, home: Path) -> Iterator[Path]:
     home.mkdir(parents=True, exist_ok=True)
     prefix = f".{target.name}.new-"
     for left in home.glob(f"{_literal(prefix)}*"):
-        _clear(left, target)
-    while True:
-        workspace = Path(tempfile.mkdtemp(prefix=prefix, dir=home))
-        handle = _claimed(workspace)
-        if handle is None or workspace.exists():  # else another writer has just taken it for a leftover
-            break
-    try:
-        yield workspace
-    finally:
-        shutil.rmtree(workspace, ignore_errors=True)
-        _release(handle)
+        with abandoned(left) as is_abandoned:
+            if is_abandoned:
+                _clear(left, target)
+    with claimed(lambda: Path(tempfile.mkdtemp(prefix=prefix, dir=home))) as workspace:
+        try:
+            yield workspace
+        finally:
+            shutil.rmtree(workspace, ignore_errors=True)
 
 
 def _clear(left: Path, target: Path) -> None:
-    """Remove a writer's folder unless the writer lives; an old content that is missing at its place goes back there."""
-    handle = _claimed(left)
-    try:
-        if handle is None and (fcntl is not None or not _is_abandoned(left)):
-            return
-        if (left / "old").exists() and not target.exists():
+    """Remove a dead writer's folder; an old content that is missing at its place goes back there."""
+    if (left / "old").exists() and not target.exists():
+        try:
             (left / "old").rename(target)
-        shutil.rmtree(left, ignore_errors=True)
-    finally:
-        _release(handle)
+        except OSError:
+            if not target.exists():  # else another writer was faster, and the old content is outdated
+                raise
+    shutil.rmtree(left, ignore_errors=True)
 
 
-def _is_abandoned(left: Path) -> bool:
-    return left.exists() and time.time() - left.stat().st_mtime > _SECONDS_UNTIL_ABANDONED
+def _is_old(left: Path) -> bool:
+    times = [path.stat().st_mtime for path in (left, *left.rglob("*")) if path.exists()]
+    return bool(times) and time.time() - max(times) > _SECONDS_UNTIL_ABANDONED
 
 
-def _claimed(folder: Path) -> int | None:
-    """Lock a folder until `_release` or the end of the process; None where that cannot be, or another has it."""
+def _lock(folder: Path) -> int | None:
+    """Lock a folder until its handle is closed or the process ends; None where that cannot be.
+
+    Raises:
+        BlockingIOError: If another has locked it.
+    """
     if fcntl is None:
         return None
     try:
-        handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
     except OSError:
         return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
+    except OSError as err:
         os.close(handle)
+        if isinstance(err, BlockingIOError):
+            raise
         return None
     return handle
 
@@ -289,13 +355,26 @@ def _swapped(new: Path, target: Path) -> Path | None:
             return None
     if _exchanged(new, target):
         return new
-    old = new.with_name("old")
-    target.rename(old)
-    try:
-        new.rename(target)
-    except OSError:
-        old.rename(target)
-        raise
+    for _ in range(_TRIES):
+        old = _set_aside(target, new.with_name("old"))
+        try:
+            new.rename(target)
+        except OSError:
+            if target.exists():  # another writer put its own there meanwhile
+                continue
+            if old.exists():
+                old.rename(target)
+            raise
+        return old
+    raise OSError(errno.EBUSY, f"Replaced {_TRIES} times by other writers at that moment", str(target))
+
+
+def _set_aside(target: Path, old: Path) -> Path:
+    """Rename a folder, unless another writer has just done so; what was set aside before is outdated."""
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+    with suppress(FileNotFoundError):
+        target.rename(old)
     return old
 
 

@@ -264,7 +264,7 @@ def test_documents_that_share_a_question_are_in_one_fold():
 
 @pytest.mark.parametrize("num_folds", [-1, 0, 1])
 def test_fewer_than_two_folds_are_refused(tiny_model, data, tmp_path, num_folds):
-    with pytest.raises(ValueError, match=f"num_folds={num_folds} must be 2 or more"):
+    with pytest.raises(ValueError, match=f"num_folds={num_folds} must be at least 2"):
         cross_validate(tiny_model, data, output_dir=tmp_path, args=arguments(), num_folds=num_folds)
 
 

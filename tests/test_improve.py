@@ -26,7 +26,7 @@ from embedtune.evaluation.result import Evaluation
 from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
 from embedtune.improvement.round_data import HELD_OUT, _leaders, build_round_data, hash_of_test
-from embedtune.improvement.rounds import Check, Rounds
+from embedtune.improvement.rounds import Check, Round, Rounds
 from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.encoders import ModelEncoder, RememberingEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
@@ -631,16 +631,30 @@ def test_what_a_round_found_is_kept_with_it(rounds):
     assert json.loads((round_.path / "round.json").read_text())["settings"]["learning_rate"] == 3e-3
 
 
+@pytest.mark.parametrize("damage", ["", "{", "{}", "[1]", '{"round": "../0"}', '{"round": true}'])
+def test_a_damaged_record_or_pointer_is_an_error_that_names_the_file(tmp_path, damage):
+    rounds = Rounds(tmp_path)
+    with rounds.new_round() as (number, path):
+        Round(path, number, None, "start", "model", "test", "2026-01-01").save()
+    assert rounds.switch_to(0).number == 0
+    (tmp_path / "current.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"current\.json is damaged.*switch_to"):
+        _ = rounds.current
+    (path / "round.json").write_text(damage)
+    with pytest.raises(ValueError, match=r"round\.json is damaged"):
+        _ = rounds[0]
+
+
 class Crash(BaseException):
     pass
 
 
 STEPS = {
-    "data": "RetrievalDataset.save_to_disk",
-    "training": "EmbeddingTrainer.train",
-    "gate": "Gate.judge",
-    "merge": "merge_with_base",
-    "record": "Round.save",
+    "data": "dataset.RetrievalDataset.save_to_disk",
+    "training": "improvement.improve.EmbeddingTrainer.train",
+    "gate": "improvement.improve.Gate.judge",
+    "merge": "improvement.improve.merge_with_base",
+    "record": "improvement.improve.Round.save",
 }
 
 
@@ -652,7 +666,7 @@ def test_a_crash_at_any_step_leaves_the_old_model(tiny_model, log, tmp_path, arg
     fill(log)
     improve_module._start(Rounds(tmp_path / "rounds"), serving(tiny_model), test_hash=hash_of_test(problem()))
     with monkeypatch.context() as patch:
-        patch.setattr(f"embedtune.improvement.improve.{STEPS[step]}", crashing)
+        patch.setattr(f"embedtune.{STEPS[step]}", crashing)
         if step == "merge":
             patch.setattr(gate, "forgetting_check", lambda old, new, general: Check("forgetting", False, "gone"))
         with pytest.raises(Crash):
@@ -660,7 +674,9 @@ def test_a_crash_at_any_step_leaves_the_old_model(tiny_model, log, tmp_path, arg
     rounds = Rounds(tmp_path / "rounds")
     assert rounds.current.number == 0
     assert same_state(rounds.current.load_model(device="cpu"), state(tiny_model))
-    assert rounds.new_folder()[0] == 2  # what was interrupted is in nobody's way
+    with rounds.new_round() as (number, path):
+        assert number == 2  # what was interrupted is in nobody's way
+        assert sorted(rounds.output_dir.glob("[0-9]*")) == [rounds[0].path, path]  # and is gone
 
 
 def test_a_crash_at_the_switch_leaves_the_old_model_and_the_round_can_serve_later(rounds, monkeypatch):
@@ -730,9 +746,9 @@ def test_a_round_that_another_one_overtook_does_not_serve(tiny_model, log, tmp_p
     real = improve_module._train
 
     def overtaken(*_args, **_kwargs):
-        number, path = rounds.new_folder()
-        other = replace(start, path=path, number=number, parent=0, status="accepted")
-        other.save()
+        with rounds.new_round() as (number, path):
+            other = replace(start, path=path, number=number, parent=0, status="accepted")
+            other.save()
         rounds.switch_to(number)
         return real(*_args, **_kwargs)
 

@@ -15,15 +15,17 @@ from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundErro
 from model_repositories import REFUSES_TO_RUN, gte_qwen2_repository, jina_hf_repository, write_json
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.modules import Pooling
+from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
 import embedtune as et
+from embedtune import storage
 from embedtune.errors import OptionalDependencyError
-from embedtune.models import repository
+from embedtune.models import load, repository
 from embedtune.models.export import TunableModel
 from embedtune.models.families import minilm
 from embedtune.models.load import load_model
 from embedtune.models.prompts import fill_prompts
+from embedtune.storage import merged_folder
 
 
 def test_a_folder_loads_in_float32_whatever_it_was_saved_in(tiny_model, tmp_path):
@@ -76,6 +78,46 @@ def test_chunks_beyond_the_positions_of_a_model_are_refused(tiny_model):
     with pytest.raises(ValueError, match="max_tokens=129 is more than the 128 positions"):
         et.chunk_documents([et.Document("a", "Press both.")], max_tokens=129, tokenizer=tiny_model)
     assert et.chunk_documents([et.Document("a", "Press both.")], max_tokens=100, tokenizer=tiny_model)
+
+
+@pytest.mark.parametrize("exchanges", [True, False])
+def test_a_folder_that_is_being_replaced_loads_as_the_old_model_or_the_new(
+    tiny_model, tmp_path, monkeypatch, exchanges
+):
+    """As a writer goes on between two files of the reader, weights and prompts would be of two models."""
+    if not exchanges:
+        monkeypatch.setattr(storage, "_exchange_function", lambda: None)
+    weights = next(tiny_model.parameters())
+
+    def save(version):
+        torch.nn.init.constant_(weights, version)
+        tiny_model.prompts["query"] = f"{version} "
+        with merged_folder(tmp_path / "model") as folder:
+            tiny_model.save_pretrained(str(folder), create_model_card=False)
+
+    left = [0]
+
+    def interrupted(function):
+        def call(*args, **options):
+            left[0] -= 1
+            if not left[0]:
+                save(2)
+            return function(*args, **options)
+
+        return call
+
+    ours = ((load, name) for name in ("read_json", "check_weights", "complete"))
+    for owner, name in (*ours, (Transformer, "load"), (Pooling, "load")):
+        monkeypatch.setattr(owner, name, interrupted(getattr(owner, name)))
+    steps, found = 0, []
+    while left[0] <= 0:
+        save(1)
+        steps += 1
+        left[0] = steps
+        model = load_model(tmp_path / "model", device="cpu", check=False)
+        found.append({model.prompts["query"], f"{int(next(model.parameters())[0, 0])} "})
+    assert found == [*[{"2 "}] * (steps - 1), {"1 "}]
+    assert steps >= 5
 
 
 def test_pickled_weights_are_refused(tiny_model, tmp_path):

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from embedtune import storage
-from embedtune.storage import merged_folder, read_folder, replace_file, replaced_folder
+from embedtune.storage import merged_folder, read_folder, replace_file, replaced_folder, temporary_folder
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -298,3 +298,92 @@ def test_errors_name_the_path_that_was_given(tmp_path):
         ):
             full()
         assert caught.value.errno == 28
+
+
+@pytest.mark.parametrize("writer", [replaced_folder, merged_folder])
+def test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, writer, exchanges):
+    target, errors, found, is_over = tmp_path / "data", [], [], threading.Event()
+
+    def write(numbers):
+        try:
+            for number in numbers:
+                with writer(target) as folder:
+                    write_version(folder, number)
+        except Exception as err:
+            errors.append(err)
+
+    def read():
+        while not is_over.is_set():
+            found.append(read_folder(target, versions))
+
+    write([0])
+    writers = [threading.Thread(target=write, args=(range(100 * i + 1, 100 * i + 60),)) for i in range(3)]
+    reader = threading.Thread(target=read)
+    for thread in (*writers, reader):
+        thread.start()
+    for thread in writers:
+        thread.join()
+    is_over.set()
+    reader.join()
+    assert errors == []
+    assert {len(one) for one in found} == {1}
+    assert read_folder(target, versions) in ({"59"}, {"159"}, {"259"})
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_writer_whose_place_another_one_took_between_two_renames_puts_its_own_there(tmp_path, monkeypatch):
+    target = tmp_path / "data"
+    with replaced_folder(target) as folder:
+        write_version(folder, 1)
+    monkeypatch.setattr(storage, "_exchange_function", lambda: None)
+    set_aside, others = storage._set_aside, [2, 3]
+
+    def overtaken(place, old):
+        result = set_aside(place, old)
+        if others:
+            place.mkdir()
+            write_version(place, others.pop(0))
+        return result
+
+    monkeypatch.setattr(storage, "_set_aside", overtaken)
+    with replaced_folder(target) as folder:
+        write_version(folder, 4)
+    assert versions(target) == {"4"}
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(storage.fcntl is None, reason="no locks on folders")
+def test_a_new_folder_that_another_writer_removes_at_once_is_made_again(tmp_path, monkeypatch):
+    make, taken = tempfile.mkdtemp, []
+
+    def watched(**options):
+        path = make(**options)
+        if not taken:
+            taken.append((path, storage._lock(Path(path))))
+        return path
+
+    monkeypatch.setattr(tempfile, "mkdtemp", watched)
+    replace_file(tmp_path / "a.txt", "whole")
+    path, handle = taken[0]
+    assert (tmp_path / "a.txt").read_text() == "whole"
+    assert list(Path(path).iterdir()) == []
+    os.close(handle)
+
+
+@pytest.mark.skipif(storage.fcntl is None, reason="no locks on folders")
+def test_a_temporary_folder_goes_and_so_do_those_of_killed_processes_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
+    (tmp_path / ".embedtune-push.new-dead").mkdir()
+    (tmp_path / ".embedtune-push.new-dead" / "a").write_text("1")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "old").write_text("1")
+    (tmp_path / ".embedtune-push.new-link").symlink_to(tmp_path / "mine")
+    with temporary_folder("push") as living, temporary_folder("push") as second:
+        assert living.is_dir()
+        assert second.is_dir()
+        assert sorted(path.name for path in tmp_path.iterdir() if path not in (living, second)) == [
+            ".embedtune-push.new-link",
+            "mine",
+        ]
+    assert not living.exists()
+    assert (tmp_path / "mine" / "old").exists()

@@ -6,11 +6,11 @@ import logging
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from numbers import Integral
 from typing import Literal, get_args
 
 from tqdm.auto import tqdm
 
+from embedtune.bounds import whole
 from embedtune.corpus.markdown import Heading, outline
 from embedtune.corpus.splitting import fixed_spans, structure_spans
 from embedtune.corpus.tokens import FastCounter, token_counter
@@ -252,8 +252,7 @@ def _require_documents(documents: Sequence[Document]) -> None:
 
 def _require_sizes(max_tokens: int, *, overlap: int, strategy: str) -> None:
     for name, value in (("max_tokens", max_tokens), ("overlap", overlap)):
-        if not isinstance(value, Integral):  # numpy's too
-            raise TypeError(f"{name}={value!r} is a {type(value).__name__}. Pass a whole number of tokens.")
+        whole(name, value, at_least=None)
     if max_tokens < 1:
         raise ValueError(f"max_tokens={max_tokens} must be at least 1; 200 to 800 are usual.")
     if not 0 <= overlap < max_tokens:

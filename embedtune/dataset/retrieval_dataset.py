@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
+from embedtune.bounds import whole
 from embedtune.dataset import sources, storage, views
 from embedtune.dataset.checks import check_choices, check_records, check_types
 from embedtune.dataset.groups import document_groups, duplicate_groups
@@ -236,6 +237,7 @@ def build_dataset(
           train      1 questions about 1 chunks
           test       1 questions about 1 chunks
     """
+    whole("seed", seed, at_least=0)
     check_types(chunks, questions)
     check_choices(split_by, context, questions)
     cost_usd = getattr(questions, "cost_usd", None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +13,7 @@ from datasets import Dataset
 from embedtune.dataset.card import dataset_card
 from embedtune.dataset.tables import check_split_names
 from embedtune.hub import Publication, list_files, upload_folder
-from embedtune.storage import read_folder, reading, replaced_folder
+from embedtune.storage import read_folder, reading, replaced_folder, temporary_folder
 
 if TYPE_CHECKING:
     from embedtune.dataset.tables import RetrievalTables
@@ -65,8 +64,7 @@ def push(
     """Upload the dataset in one commit."""
     from huggingface_hub import HfApi
 
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
+    with temporary_folder("push") as folder:
         _write(data, folder)
         card = (folder / "README.md").read_text(encoding="utf-8")
         publication = Publication(repo_id, private, list_files(folder), card)

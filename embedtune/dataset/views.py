@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset, concatenate_datasets
 
+from embedtune.bounds import whole
 from embedtune.text import same_question
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def _with_negatives(
     data: RetrievalTables, split: str, *, num_negatives: int, seed: int
 ) -> Iterable[tuple[str, str, str]]:
     """Yield (chunk, question it answers, question it does not answer), ``num_negatives`` for each judgement."""
-    if num_negatives < 1:
-        raise ValueError(f"num_negatives={num_negatives}: must be at least 1.")
+    whole("num_negatives", num_negatives)
+    whole("seed", seed, at_least=0)
     relevant = data.relevant(split)
     contents = Contents(data)
     answers = contents.answers(split)

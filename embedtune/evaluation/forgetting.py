@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from embedtune.bounds import finite
 from embedtune.dataset import RetrievalDataset, build_dataset
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.record import Forgetting
@@ -46,7 +47,7 @@ def check_forgetting(
         >>> et.check_forgetting(model, model).decision
         'remembers'
     """
-    if not 0 < margin <= 1:
+    if not 0 < finite("margin", margin) <= 1:
         raise ValueError(
             f"margin={margin} must be positive, and at most 1: no number of questions can exclude every loss."
         )

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from embedtune.dataset import RetrievalDataset
-from embedtune.near_duplicates import near_duplicate_pairs
+from embedtune.near_duplicates import near_matches
 from embedtune.text import same_question, words
 
 if TYPE_CHECKING:
@@ -56,11 +56,9 @@ def known_questions(result: Evaluation, training: RetrievalDataset | Iterable[st
     asked = dict(zip(result.per_query["query-id"][:], map(same_question, result.per_query["query"][:]), strict=True))
     trained = list(dict.fromkeys(map(same_question, _questions(training))))
     texts = list(asked.values())
-    # In each pair i < j, and the questions that were asked come first.
-    pairs = near_duplicate_pairs([*texts, *trained], threshold=_NEARLY_EQUAL)
+    matches = near_matches(texts, trained, threshold=_NEARLY_EQUAL)
     # The same words with other signs or in another order ask something else: C++ and C#.
-    all_words = [sorted(words(text)) for text in (*texts, *trained)]
-    near = {i for i, j in pairs if i < len(texts) <= j and all_words[i] != all_words[j]}
+    near = {i for i, j in matches if sorted(words(texts[i])) != sorted(words(trained[j]))}
     exact = set(trained)
     return [query for i, (query, text) in enumerate(asked.items()) if i in near or text in exact]
 

@@ -15,7 +15,7 @@ from datasets import Dataset, Features, List, Value
 
 from embedtune.evaluation.metrics import metrics_at_k
 from embedtune.evaluation.statistics import Interval, mean_intervals
-from embedtune.storage import replace_file
+from embedtune.storage import reading, replace_file
 from embedtune.tables import html_table, text_table
 
 if TYPE_CHECKING:
@@ -189,18 +189,19 @@ class Evaluation:
             raise ValueError(f"{path} is not valid JSON, or is truncated: {err}.") from err
         if not isinstance(content, dict) or "per_query" not in content:
             raise ValueError(f"{path} does not contain an evaluation. Pass a file that Evaluation.save wrote.")
-        return cls(
-            name=content["name"],
-            split=content["split"],
-            k=tuple(content["k"]),
-            per_query=per_query_table(content["per_query"]),
-            num_chunks=content["num_chunks"],
-            fingerprint=content["fingerprint"],
-            model=content.get("model", ""),
-            approximate=content.get("approximate", False),
-            documents=tuple(content["documents"]) if content.get("documents") else None,
-            repeats=tuple(per_query_table(table) for table in content.get("repeats", ())),
-        )
+        with reading(path, remedy="Pass a file that Evaluation.save wrote."):
+            return cls(
+                name=content["name"],
+                split=content["split"],
+                k=tuple(content["k"]),
+                per_query=per_query_table(content["per_query"]),
+                num_chunks=content["num_chunks"],
+                fingerprint=content["fingerprint"],
+                model=content.get("model", ""),
+                approximate=content.get("approximate", False),
+                documents=tuple(content["documents"]) if content.get("documents") else None,
+                repeats=tuple(per_query_table(table) for table in content.get("repeats", ())),
+            )
 
     def __repr__(self) -> str:
         return f"{self._title}\n{text_table(*self._table)}"

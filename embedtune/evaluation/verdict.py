@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedtune.bounds import whole
+from embedtune.bounds import finite, whole
 from embedtune.evaluation.comparison import compare_with_each
 from embedtune.evaluation.leaks import known_questions, leak_warnings
 from embedtune.evaluation.record import Forgetting, VerdictRecord
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from embedtune.evaluation.report.curve import Log
 
 logger = logging.getLogger(__name__)
+
+_MAX_RESAMPLES = 1_000_000
 
 
 class Verdict(VerdictRecord):
@@ -141,9 +143,9 @@ def compare(
         >>> et.compare(bm25, bm25).headline
         'cannot tell yet'
     """
-    if not 0 < confidence_level < 1:
+    if not 0 < finite("confidence_level", confidence_level) < 1:
         raise ValueError(f"confidence_level={confidence_level} must be between 0 and 1, for instance 0.95.")
-    whole("num_resamples", num_resamples)
+    whole("num_resamples", num_resamples, at_most=_MAX_RESAMPLES)
     whole("seed", seed, at_least=0)
     _check_comparable([before, after, *others])
     known = tuple(known_questions(after, training)) if training is not None else ()

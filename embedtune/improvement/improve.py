@@ -11,6 +11,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedtune.bounds import finite, share, whole
 from embedtune.dataset import RetrievalDataset
 from embedtune.improvement.gate import Gate
 from embedtune.improvement.labels import check_labels
@@ -31,6 +32,7 @@ from embedtune.training.trainer import EmbeddingTrainer
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
+    from embedtune.dataset import RetrievalDataset
     from embedtune.retrieval.learned import Saved
     from embedtune.retrieval.word_weight import LearnedWords
     from embedtune.serving.feedback import FeedbackLog
@@ -117,6 +119,12 @@ def improve(
         RuntimeError: If another round finished in the meantime.
     """
     _require_retriever(retriever)
+    for name, value in (("held_out_size", held_out_size), ("dev_size", dev_size), ("max_wrong", max_wrong)):
+        share(name, value)
+    finite("replay", replay, at_least=0)
+    finite("max_loss", max_loss)
+    whole("k", k)
+    whole("seed", seed, at_least=0)
     rounds = Rounds(output_dir)
     parent = _parent(rounds, retriever, data)
     prepared = build_round_data(
@@ -131,33 +139,33 @@ def improve(
     _require_enough(prepared)
     old = RememberingEncoder(retriever.model, retriever.batch_size)
     _require_plausible(prepared, old, max_wrong=max_wrong)
-    number, path = rounds.new_folder()
-    prepared.data.save_to_disk(path / "data")
-    args = _arguments(args, path / "checkpoints", keep_index=keep_index, seed=seed)
-    words = _taught(retriever.words, prepared.data, data, known=_trained_into(rounds, parent, data))
-    tuned = _train(retriever.model, prepared.data, args, keep_index=keep_index)
-    gate = Gate(old, retriever, prepared.data, k=k, max_loss=max_loss, general=general)
-    chosen, learned, candidates = _choose(tuned, words, gate, path, may_merge=not keep_index)
-    _save(chosen, learned, path / "model")
-    finished = Round(
-        path=path,
-        number=number,
-        parent=parent.number,
-        status="accepted" if candidates[-1].passed else "rejected",
-        model_fingerprint=learned.model_fingerprint,
-        test_hash=parent.test_hash,
-        created=_now(),
-        candidates=tuple(candidates),
-        counts=prepared.counts,
-        settings={name: getattr(args, name) for name in _RECORDED}
-        | {"keep_index": keep_index, "replay": replay, "k": k}
-        | {"max_loss": max_loss, "held_out_size": held_out_size, "dev_size": dev_size},
-    )
-    finished.save()
-    logger.info("%s", finished)
-    if finished.accepted:
-        _switch(rounds, parent, finished)
-    return finished
+    with rounds.new_round() as (number, path):
+        prepared.data.save_to_disk(path / "data")
+        args = _arguments(args, path / "checkpoints", keep_index=keep_index, seed=seed)
+        words = _taught(retriever.words, prepared.data, data, known=_trained_into(rounds, parent, data))
+        tuned = _train(retriever.model, prepared.data, args, keep_index=keep_index)
+        gate = Gate(old, retriever, prepared.data, k=k, max_loss=max_loss, general=general)
+        chosen, learned, candidates = _choose(tuned, words, gate, path, may_merge=not keep_index)
+        _save(chosen, learned, path / "model")
+        finished = Round(
+            path=path,
+            number=number,
+            parent=parent.number,
+            status="accepted" if candidates[-1].passed else "rejected",
+            model_fingerprint=learned.model_fingerprint,
+            test_hash=parent.test_hash,
+            created=_now(),
+            candidates=tuple(candidates),
+            counts=prepared.counts,
+            settings={name: getattr(args, name) for name in _RECORDED}
+            | {"keep_index": keep_index, "replay": replay, "k": k}
+            | {"max_loss": max_loss, "held_out_size": held_out_size, "dev_size": dev_size},
+        )
+        finished.save()
+        logger.info("%s", finished)
+        if finished.accepted:
+            _switch(rounds, parent, finished)
+        return finished
 
 
 def _require_retriever(retriever: object) -> None:
@@ -201,11 +209,11 @@ def _remedy(parent: Round) -> str:
 
 
 def _start(rounds: Rounds, retriever: Retriever, *, test_hash: str) -> Round:
-    number, path = rounds.new_folder()
     learned = retriever.learned
-    _save(retriever.model, learned, path / "model")
-    start = Round(path, number, None, "start", learned.model_fingerprint, test_hash, _now())
-    start.save()
+    with rounds.new_round() as (number, path):
+        _save(retriever.model, learned, path / "model")
+        start = Round(path, number, None, "start", learned.model_fingerprint, test_hash, _now())
+        start.save()
     return rounds.switch_to(number)
 
 
@@ -242,11 +250,8 @@ def _asked(data: RetrievalDataset, split: str) -> list[str]:
 
 
 def _trained_before(rounds: Rounds, data: RetrievalDataset) -> Collection[str]:
-    """Return the key of every question that was in a train or dev split, also in interrupted rounds."""
-    datasets = [
-        data,
-        *(RetrievalDataset.load_from_disk(path) for path in sorted(rounds.output_dir.glob("[0-9]*/data"))),
-    ]
+    """Return the key of every question that was in a train or dev split."""
+    datasets = [data, *(one.load_data() for one in rounds.all() if one.parent is not None)]
     return {
         same_question(one.query_texts[query])
         for one in datasets

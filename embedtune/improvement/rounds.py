@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from embedtune.bounds import whole
 from embedtune.dataset import RetrievalDataset
 from embedtune.models.load import load_model
-from embedtune.storage import replace_file
+from embedtune.storage import abandoned, claimed, reading, replace_file
 
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
@@ -108,18 +111,20 @@ class Round:
         return "\n".join(lines)
 
     def save(self) -> None:
-        """Write the record, as the last step: a round without it is unfinished and ignored."""
+        """Write the record, as the last step: a round without it is unfinished, and the next one removes it."""
         content = asdict(self) | {"path": None}
         replace_file(self.path / RECORD, json.dumps(content, indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Round:
         """Read what `save` wrote."""
-        content = json.loads((path / RECORD).read_text(encoding="utf-8"))
-        candidates = tuple(
-            Candidate(one["name"], tuple(Check(**check) for check in one["checks"])) for one in content["candidates"]
-        )
-        return cls(**content | {"path": path, "candidates": candidates})
+        with reading(path / RECORD, remedy="Copy it from a backup, or remove the folder of this round."):
+            content = json.loads((path / RECORD).read_text(encoding="utf-8"))
+            candidates = tuple(
+                Candidate(one["name"], tuple(Check(**check) for check in one["checks"]))
+                for one in content["candidates"]
+            )
+            return cls(**content | {"path": path, "candidates": candidates})
 
 
 class Rounds:
@@ -146,7 +151,7 @@ class Rounds:
         return "\n".join([f"Rounds in {self.output_dir}: {len(rounds)}", *lines])
 
     def __getitem__(self, number: int) -> Round:
-        path = self._path(number)
+        path = self._path(whole("number", number, at_least=0))
         if not (path / RECORD).exists():
             raise ValueError(
                 f"{self.output_dir} has no finished round {number}. Choose one of {[r.number for r in self.all()]}."
@@ -169,7 +174,9 @@ class Rounds:
             raise FileNotFoundError(
                 f"{self.output_dir} has no rounds yet. Create the first one with improve(..., output_dir=...)."
             )
-        return self[json.loads(pointer.read_text(encoding="utf-8"))["round"]]
+        with reading(pointer, remedy="Write it anew with Rounds.switch_to(number)."):
+            number = whole("round", json.loads(pointer.read_text(encoding="utf-8"))["round"], at_least=0)
+        return self[number]
 
     def switch_to(self, number: int) -> Round:
         """Let the model of another round serve from now on, and return that round.
@@ -194,17 +201,32 @@ class Rounds:
             raise ValueError("The initial model serves already, so there is no round to roll back to.")
         return self.switch_to(parent)
 
-    def new_folder(self) -> tuple[int, Path]:
-        """Create the folder of the next round; of several processes only one gets it."""
+    @contextmanager
+    def new_round(self) -> Iterator[tuple[int, Path]]:
+        """Yield the number and the folder of the next round, which no other process gets; remove interrupted rounds.
+
+        Their models never served, so nothing of them is needed.
+        """
         self.output_dir.mkdir(parents=True, exist_ok=True)
-        number = max((int(path.name) for path in self.output_dir.glob("[0-9]*")), default=-1) + 1
+        with claimed(self._created) as path:
+            for other in self._folders():
+                with abandoned(other) as is_abandoned:
+                    if is_abandoned and not (other / RECORD).exists():
+                        shutil.rmtree(other, ignore_errors=True)
+            yield int(path.name), path
+
+    def _created(self) -> Path:
+        number = max((int(path.name) for path in self._folders()), default=-1) + 1
         while True:
             try:
                 self._path(number).mkdir()
             except FileExistsError:
                 number += 1
             else:
-                return number, self._path(number)
+                return self._path(number)
+
+    def _folders(self) -> list[Path]:
+        return sorted(path for path in self.output_dir.glob("[0-9]*") if path.name.isdecimal())
 
     def _path(self, number: int) -> Path:
         return self.output_dir / f"{number:04}"

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from functools import cached_property
 from typing import Any, Literal, TypeVar
 
+from embedtune.bounds import whole
 from embedtune.llms.errors import BatchMissingError, GenerationStoppedError, RequestError, TemporaryError
 from embedtune.llms.prices import listed_price
 from embedtune.llms.protocol import BatchResult, BatchStatus, Completion, Price, Request
@@ -53,6 +54,7 @@ class AnthropicLLM:
 
     def __post_init__(self) -> None:
         require_sdk("anthropic", purpose="AnthropicLLM")
+        whole("max_tokens", self.max_tokens)
         if self.price is None:
             object.__setattr__(self, "price", listed_price(self.model, "anthropic", "aws", "google"))
 

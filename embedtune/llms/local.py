@@ -9,6 +9,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from embedtune.bounds import whole
 from embedtune.llms.protocol import Completion, Price, Request
 
 
@@ -37,6 +38,10 @@ class TransformersLLM:
     batch_size: int = 8
     max_tokens: int = 1024
     device: str | None = None
+
+    def __post_init__(self) -> None:
+        whole("batch_size", self.batch_size)
+        whole("max_tokens", self.max_tokens)
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import Any
 
+from embedtune.bounds import whole
 from embedtune.llms.errors import GenerationStoppedError, TemporaryError
 from embedtune.llms.prices import listed_price
 from embedtune.llms.protocol import Completion, Price, Request
@@ -44,6 +45,7 @@ class OpenAILLM:
 
     def __post_init__(self) -> None:
         require_sdk("openai", purpose="OpenAILLM")
+        whole("max_tokens", self.max_tokens)
         if self.price is None:
             object.__setattr__(self, "price", listed_price(self.model, self.base_url or "openai"))
 

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
+from embedtune.bounds import finite
+
 
 @dataclass(frozen=True, slots=True)
 class Request:
@@ -63,6 +65,10 @@ class Price:
     batch: float = 0.5
     cache_write: float = field(default=1.25, repr=False, compare=False)
     cache_read: float = field(default=1.0, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        for name in ("input", "output", "batch", "cache_write", "cache_read"):
+            finite(name, getattr(self, name), at_least=0)
 
 
 @runtime_checkable

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from embedtune.bounds import whole
 from embedtune.models.export import TunableModel
 from embedtune.models.lora import add_lora
 from embedtune.models.prompts import fill_prompts
@@ -67,8 +68,11 @@ def finish(
 
 
 def _set_max_seq_length(model: SentenceTransformer, max_seq_length: int) -> None:
+    whole("max_seq_length", max_seq_length, at_least=None)
     positions = num_positions(model)
-    if positions is not None and not 0 < max_seq_length <= positions:
+    if positions is None:
+        whole("max_seq_length", max_seq_length)
+    elif not 0 < max_seq_length <= positions:
         raise ValueError(f"max_seq_length={max_seq_length} must be between 1 and {positions}, the model's positions.")
     model.max_seq_length = max_seq_length
 
@@ -99,6 +103,7 @@ def _require_positions(model: SentenceTransformer) -> None:
 
 
 def _set_truncate_dim(model: SentenceTransformer, truncate_dim: int) -> None:
+    whole("truncate_dim", truncate_dim, at_least=None)
     model.truncate_dim = None
     dimension = model.get_embedding_dimension()
     if not 0 < truncate_dim <= (dimension or truncate_dim):

@@ -17,6 +17,7 @@ from embedtune.models.finish import complete, finish
 from embedtune.models.gate import check_repository, check_weights, tokenizer_steps
 from embedtune.models.quantized import weights_options
 from embedtune.models.repository import quiet_transformers, read_json, resolve_name
+from embedtune.storage import is_folder, read_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -84,8 +85,21 @@ def load_model(
             loaded.to(device)
         return finish(loaded, **settings)
     weights = weights_options(dtype or "float32", lora=lora, device=device)  # refuses before anything is downloaded
-    name = resolve_name(minilm_folder() if model == "minilm" else model)
     source: dict[str, Any] = {"revision": revision, "device": device, "dtype": dtype or "float32"}
+    if model == "minilm":
+        loaded = _load_named(minilm_folder(), source, settings, weights)
+        loaded.model_card_data.base_model = MINILM_ID  # the folder's name means nothing in a table or a model card
+        return loaded
+    if not isinstance(model, (str, Path)) or not is_folder(model):
+        return _load_named(model, source, settings, weights)
+    return read_folder(model, lambda folder: _load_named(folder, source, settings, weights))
+
+
+def _load_named(
+    model: str | Path, source: dict[str, Any], settings: dict[str, Any], weights: dict[str, Any]
+) -> SentenceTransformer:
+    """Load a model from a folder or the Hub."""
+    name, revision = resolve_name(model), source["revision"]
     try:
         config = read_json(name, "config.json", revision=revision)
     except ConnectionError as err:
@@ -98,10 +112,7 @@ def load_model(
         return load_jina_v3(name, **source, **settings)
     if is_gte_qwen2(name, config):
         return load_gte_qwen2(name, **source, **settings)
-    loaded = _load_any(name, config, revision=revision, device=device, weights=weights)
-    if model == "minilm":  # the folder's name means nothing in a table or a model card
-        loaded.model_card_data.base_model = MINILM_ID
-    return finish(loaded, **settings)
+    return finish(_load_any(name, config, revision=revision, device=source["device"], weights=weights), **settings)
 
 
 def _load_any(

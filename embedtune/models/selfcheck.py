@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from sentence_transformers.sentence_transformer.modules import Pooling
 from embedtune.errors import refuse_name
 from embedtune.models.lora import transformers_of
 from embedtune.models.repository import quiet_transformers
+from embedtune.storage import temporary_folder
 from embedtune.tables import html_table
 
 logger = logging.getLogger(__name__)
@@ -238,9 +238,9 @@ def _prompts(model: SentenceTransformer, declared: dict[str, Any]) -> Iterator[C
 
 def _reloading(model: SentenceTransformer, folder: str | Path | None) -> Check:
     name = "saved = in memory"
-    with tempfile.TemporaryDirectory(prefix="embedtune-check-") as temporary:
+    with temporary_folder("check") as temporary:
         if folder is None:
-            model.save_pretrained(temporary, create_model_card=False)
+            model.save_pretrained(str(temporary), create_model_card=False)
         place = Path(folder or temporary)
         adapters = [path for path in place.glob("**/adapter_config.json") if "adapters" not in path.parts[:-1]]
         if adapters:

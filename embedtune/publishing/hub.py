@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +16,7 @@ import numpy as np
 from huggingface_hub import HfApi, snapshot_download
 from sentence_transformers import SentenceTransformer
 
+from embedtune.bounds import whole
 from embedtune.errors import refuse_name
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import Verdict
@@ -28,6 +28,7 @@ from embedtune.models.selfcheck import Check, check_model, same_vectors
 from embedtune.publishing.card import Evidence, complete_card
 from embedtune.retrieval.retriever import Retriever
 from embedtune.retrieval.retriever_files import write_learned
+from embedtune.storage import temporary_folder
 from embedtune.training.experiments.cross_validation import as_judged_by_folds
 from embedtune.types import Chunk
 
@@ -104,8 +105,7 @@ def push_to_hub(
     api = HfApi(token=token)
     if not dry_run:  # before saving, which may take minutes
         check_access(api, repo_id, repo_type="model", private=private)
-    with tempfile.TemporaryDirectory(prefix="embedtune-push-") as name:
-        folder = Path(name)
+    with temporary_folder("push") as folder:
         evidence = Evidence(verdicts, data, num_examples, retriever.learned if retriever is not None else None)
         card = _prepare(inner, folder, repo_id, evidence, adapters=adapters)
         publication = Publication(repo_id, private, list_files(folder), card)
@@ -135,6 +135,7 @@ def _check_arguments(
     num_examples: int,
 ) -> None:
     refuse_name(model)
+    whole("num_examples", num_examples, at_least=0)
     if repo_id.count("/") != 1:
         raise ValueError(f"repo_id={repo_id!r} must have the form 'organisation/name'.")
     if adapters and not has_adapters(model):
@@ -190,12 +191,12 @@ def _public_copy(model: SentenceTransformer, repo_id: str) -> SentenceTransforme
 def _compare(
     model: SentenceTransformer, retriever: Retriever | None, repo_id: str, revision: str, token: str | None
 ) -> None:
-    with tempfile.TemporaryDirectory(prefix="embedtune-verify-") as cache, quiet_transformers():
+    with temporary_folder("verify") as cache, quiet_transformers():
         uploaded = SentenceTransformer(
             repo_id,
             revision=revision,
             token=token,
-            cache_folder=cache,
+            cache_folder=str(cache),
             device=str(model.device),
             trust_remote_code=False,
         )

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedtune.bounds import whole
 from embedtune.llms.prices import Estimate, estimate
 from embedtune.llms.protocol import LLM
 from embedtune.questions.asking import TOKENS_PER_QUESTION, ask_about
@@ -152,6 +153,7 @@ def _template(
 ) -> RequestTemplate:
     if instructions is not None and not instructions.strip():
         raise ValueError("instructions is empty. Leave it out for the instructions of the package.")
+    whole("seed", seed, at_least=0)
     quotas = _quotas(styles) if styles is not None else ()
     number = len(quotas) or 4 if per_chunk is None else per_chunk
     if isinstance(number, bool) or not isinstance(number, int):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embedtune.bounds import whole
 from embedtune.questions.records import Dropped, Questions
 from embedtune.text import text_hash, words
 from embedtune.types import Chunk, ContextPart, Encoder, Question, Ranker
@@ -63,8 +64,7 @@ def filter_by_round_trip(
     """
     if not retrievers:
         raise ValueError("there are no retrievers. Pass BM25 and a base model: retrievers=[et.BM25(), model].")
-    if k < 1:
-        raise ValueError(f"k is {k} and must be at least 1; 50 or more is usual.")
+    whole("k", k)
     position = {chunk.id: i for i, chunk in enumerate(chunks)}
     for question in questions:
         if unknown := [chunk_id for chunk_id in question.chunk_ids if chunk_id not in position]:

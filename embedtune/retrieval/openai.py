@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tqdm.auto import tqdm
 
+from embedtune.bounds import finite, whole
 from embedtune.llms.errors import RequestError, TemporaryError
 from embedtune.llms.prices import approximate_tokens, listed_price
 from embedtune.llms.retries import retrying
@@ -105,6 +106,11 @@ class OpenAIEncoder:
 
     def __post_init__(self) -> None:
         require_sdk("openai", purpose="OpenAIEncoder")
+        if self.dimensions is not None:
+            whole("dimensions", self.dimensions)
+        for name in ("price", "max_usd"):
+            if getattr(self, name) is not None:
+                finite(name, getattr(self, name), at_least=0)
         if self.price is None and (listed := listed_price(self.model, self.base_url or "openai")):
             object.__setattr__(self, "price", listed.input)
         if self.max_usd is not None and self.price is None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from sentence_transformers.util import SimilarityFunction
 
+from embedtune.bounds import whole
 from embedtune.dataset.folds import assign_folds, document_of_questions
 from embedtune.retrieval.encoders import ModelEncoder, encode_questions
 from embedtune.retrieval.fusion import question_blocks
@@ -91,7 +92,8 @@ def learn_words(
         >>> words.weights.num_questions
         2
     """
-    encoder = ModelEncoder(model, batch_size, show_progress_bar)
+    whole("seed", seed, at_least=0)
+    encoder = ModelEncoder(model, whole("batch_size", batch_size), show_progress_bar)
     return learn_from_index(data, build_index(encoder, table_of_corpus(data.corpus)), encoder, split=split, seed=seed)
 
 

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from embedtune.bounds import whole
 from embedtune.corpus.documents import read_documents
 from embedtune.text import text_hash
 from embedtune.types import Chunk, Document, Question
@@ -85,6 +86,8 @@ def load_sample(*, num_documents: int | None = None) -> Sample:
         >>> "sled-exchange.md" in {document.id for document in sample.documents}
         True
     """
+    if num_documents is not None:
+        whole("num_documents", num_documents)
     documents = read_documents(_FOLDER / "handbook")[:num_documents]
     known = {document.id for document in documents}
     rows = map(json.loads, (_FOLDER / "questions.jsonl").read_text(encoding="utf-8").splitlines())

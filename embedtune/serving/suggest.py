@@ -136,6 +136,7 @@ def label_misses(
     Raises:
         GenerationStoppedError: If no request can succeed.
     """
+    whole("k", k)
     open_misses = [miss for miss in feedback.misses() if miss.named is None]
     if not open_misses:
         return 0

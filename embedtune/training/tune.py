@@ -22,7 +22,7 @@ from embedtune.storage import replace_file
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.cross_validation import (
     NOT_IN_RESULT,
-    check_num_folds,
+    check_numbers,
     cross_validate,
     retriever_before,
     with_all_in_train,
@@ -121,10 +121,9 @@ def tune(
     folder = Path(output_dir)
     base = load_model(model) if isinstance(model, (str, Path)) else model
     locked = []
-    if test_split is None:
-        check_num_folds(num_folds)
-        whole("num_processes", num_processes)
-    else:
+    check_numbers(num_folds, k)
+    whole("num_processes", num_processes)
+    if test_split is not None:
         locked = [test_split, *(name for name in data.splits if name.startswith("test"))]
     training = with_all_in_train(data, locked=locked)
     settings = replace(args) if args is not None else TuningArguments(str(folder / CHECKPOINTS))

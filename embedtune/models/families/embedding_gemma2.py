@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -16,6 +15,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from embedtune.models.gate import check_files
+from embedtune.storage import temporary_folder
 
 BASE_MODEL = "google/embeddinggemma-2"
 
@@ -41,8 +41,8 @@ def text_tower(name: str, config: dict[str, Any], *, revision: str | None) -> It
     source = (
         Path(name) if Path(name).is_dir() else Path(snapshot_download(name, revision=revision, allow_patterns=_FILES))
     )
-    with TemporaryDirectory(prefix="embeddinggemma-2-") as temporary:
-        folder = Path(temporary, source.name)
+    with temporary_folder("embeddinggemma-2") as temporary:
+        folder = temporary / source.name
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns("*.safetensors*", *_OF_TOWERS, ".*", "*.py"))
         inner = {"model_type": "embedding_gemma2_text"} | config["text_config"]
         inner["architectures"] = ["EmbeddingGemma2TextModel"]

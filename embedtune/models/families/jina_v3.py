@@ -8,7 +8,6 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from huggingface_hub import snapshot_download
@@ -22,6 +21,7 @@ from embedtune.models.gate import check_family, check_weights
 from embedtune.models.lora import adapter_folder, add_lora, load_adapter, require_peft, train_only, transformers_of
 from embedtune.models.quantized import NF4
 from embedtune.models.repository import quiet_transformers, read_json, require_transformers, resolve_name
+from embedtune.storage import temporary_folder
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -135,8 +135,8 @@ def _native_folder(name: str, revision: str | None) -> Iterator[Path]:
     if read_json(str(folder), "config.json").get("model_type") == "jina_embeddings_v3":
         yield folder
     else:
-        with TemporaryDirectory(prefix="jina-embeddings-v3-") as temporary:
-            yield convert_jina_v3(folder, Path(temporary, "native"))
+        with temporary_folder("jina-v3") as temporary:
+            yield convert_jina_v3(folder, temporary / "native")
 
 
 def _build(folder: Path, mode: Mode, dtype: str, device: str | None) -> TunableModel:

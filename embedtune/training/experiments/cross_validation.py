@@ -44,6 +44,7 @@ FoldsBy = Literal["document", "question"]
 
 _PLAN, _RESULTS = "plan.json", "results.json"
 _FOLD = "fold"
+_MAX_SEEDS, _MAX_PROCESSES = 100, 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +120,7 @@ def cross_validate(
             changes the last bits of a result.
 
     Raises:
-        ValueError: If there are fewer than two folds, ``num_seeds`` or ``num_processes`` is below 1, or ``output_dir`` holds another run.
+        ValueError: If there are fewer than two folds, ``num_seeds`` is not from 1 to 100, or ``output_dir`` holds another run.
 
     Example:
         >>> import tempfile
@@ -131,9 +132,10 @@ def cross_validate(
         >>> found.verdict.num_queries  # doctest: +SKIP
         3
     """
-    check_num_folds(num_folds)
-    whole("num_seeds", num_seeds)
-    whole("num_processes", num_processes)
+    check_numbers(num_folds, k)
+    whole("num_seeds", num_seeds, at_most=_MAX_SEEDS)
+    whole("num_processes", num_processes, at_most=_MAX_PROCESSES)
+    whole("seed", seed, at_least=0)
     unlocked = with_all_in_train(data, locked=locked)
     relevant = unlocked.relevant("train")
     documents = document_of_questions(data, relevant)
@@ -159,11 +161,11 @@ def cross_validate(
         disable_tqdm=settings.disable_tqdm,
     )
     judged = as_judged_by_folds(data, locked=locked)
-    everything = TopKEvaluator(judged, "folds", k=cutoffs)
+    together = TopKEvaluator(judged, "folds", k=cutoffs)
     clusters = documents if folds_by == "document" else None
     num_places = len(places) // num_seeds
     by_seed = [found[start : start + num_places] for start in range(0, len(places), num_places)]
-    pooled = [[_pooled(parts, everything, clusters) for parts in zip(*folds, strict=True)] for folds in by_seed]
+    pooled = [[_pooled(parts, together, clusters) for parts in zip(*folds, strict=True)] for folds in by_seed]
     results = [_over_seeds(seeds) for seeds in zip(*pooled, strict=True)]
     seconds = sum(_record(folder / f"fold-{fold}")["seconds"] for _, folder, fold in places)
     return CrossValidation(compare(*results), tuple(by_seed[0]), fold_of, judged, seconds)
@@ -206,10 +208,11 @@ def with_all_in_train(data: RetrievalDataset, *, locked: Sequence[str] = ()) -> 
     return replace(data, qrels={**{name: data.qrels[name] for name in locked}, "train": rows.select(kept)})
 
 
-def check_num_folds(num_folds: int) -> None:
-    """Raise a ``ValueError`` unless one part can be trained on and another judged."""
-    if num_folds < 2:
-        raise ValueError(f"num_folds={num_folds} must be 2 or more: one to judge by, the others to train on.")
+def check_numbers(num_folds: int, k: Sequence[int]) -> None:
+    """Raise an error unless one part can be trained on and another judged, and each cut-off is a number of chunks."""
+    for one in k:
+        whole("k", one)
+    whole("num_folds", num_folds, at_least=2)  # one to judge by, the others to train on
 
 
 def _units(documents: dict[str, str], folds_by: FoldsBy) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from embedtune.bounds import share, whole
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import compare
 from embedtune.training.arguments import TuningArguments
@@ -95,13 +96,14 @@ def learning_curve(
         ...     args = et.TuningArguments("unused", num_train_epochs=3, dropout=0.0)
         ...     print(et.learning_curve("minilm", data, args=args))
     """
-    shares = tuple(sorted({float(fraction) for fraction in fractions}))
+    whole("seed", seed, at_least=0)
+    shares = tuple(sorted({share("fractions", fraction) for fraction in fractions}))
     if not shares or not 0 < shares[0] <= shares[-1] <= 1:
         raise ValueError(f"fractions={fractions!r} must be above 0 and at most 1, for example (0.25, 0.5, 1.0).")
     evaluator = TopKEvaluator(data, split, k=k)
     start = loaded(model)
     args = args if args is not None else TuningArguments("unused")
-    plans = [Plan(f"{share:.0%}", part_of(data, share, seed=seed), args) for share in shares]
+    plans = [Plan(f"{size:.0%}", part_of(data, size, seed=seed), args) for size in shares]
     base = evaluator.evaluate(start, name="base")
     runs = train_all(start, plans, [evaluator])
     results = [run.evaluations[split] for run in runs]

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from embedtune.bounds import whole
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import compare
 from embedtune.training.arguments import TuningArguments
@@ -95,6 +96,7 @@ def compare_losses(
         ...     comparison = et.compare_losses("minilm", data, losses=["in-batch", "triplet"])
         ...     return et.TuningArguments("out/handbook", loss=comparison.chosen or "in-batch")
     """
+    whole("seed", seed, at_least=0)
     if _DEV not in data.qrels:
         raise ValueError(
             f"The dataset has the splits {data.splits}, but no {_DEV!r} to choose a loss on; the test split must not choose. "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from embedtune.bounds import share
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.statistics import standard_error
 from embedtune.retrieval.fingerprint import vector_settings
@@ -87,9 +88,7 @@ def merge_with_base(
     _check_alike(tuned, base)
     merged = copy.deepcopy(tuned)
     if alpha != "auto":
-        if not 0 <= alpha <= 1:
-            raise ValueError(f"alpha={alpha} must be from 0 (base) to 1 (tuned), or 'auto'.")
-        _interpolate(merged, tuned, base, alpha)
+        _interpolate(merged, tuned, base, share("alpha", alpha))
         return Merge(merged, alpha, {})
     if data is None:
         raise ValueError("alpha='auto' needs data, whose dev split chooses alpha. Pass data, or a number as alpha.")

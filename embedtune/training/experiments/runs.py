@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from sentence_transformers import SentenceTransformer
 
 from embedtune.models.load import load_model
+from embedtune.storage import temporary_folder
 from embedtune.tables import html_table, text_table
 from embedtune.training.loss_kinds import view_for
 from embedtune.training.losses import LOSSES
@@ -147,9 +147,9 @@ def _num_rows(model: SentenceTransformer, plan: Plan) -> int:
 def _train(model: SentenceTransformer, plan: Plan, num_rows: int, evaluators: Sequence[TopKEvaluator]) -> Run:
     tuned = copy.deepcopy(model)
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="embedtune-") as folder:
+    with temporary_folder("run") as folder:
         args = copy.copy(plan.args)
-        args.output_dir = folder
+        args.output_dir = str(folder)
         EmbeddingTrainer(tuned, args, data=plan.data, loss=plan.loss).train()
     relevant = plan.data.relevant("train")
     return Run(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, get_args
 import numpy as np
 from sentence_transformers.util import mine_hard_negatives as mine
 
+from embedtune.bounds import finite, share, whole
 from embedtune.dataset.views import Contents, chunks_for_training, table
 from embedtune.training.arguments import LossName
 
@@ -106,6 +107,16 @@ def mine_hard_negatives(
     return _ROWS[loss](miner.pairs, miner.mine(model), miner.content_of)
 
 
+def _check_options(options: MiningOptions) -> None:
+    whole("range_min", options.get("range_min", 0), at_least=0)
+    for name in ("range_max", "batch_size"):
+        if name in options:
+            whole(name, options[name])
+    for name in ("max_score", "min_score", "absolute_margin"):
+        if options.get(name) is not None:
+            finite(name, options[name], at_least=0 if name == "absolute_margin" else None)
+
+
 @dataclass(frozen=True)
 class _Miner:
     """The settings of `mine_hard_negatives`, and what does not depend on the model.
@@ -131,8 +142,11 @@ class _Miner:
             raise TypeError(
                 f"mine_hard_negatives does not take {unknown}, only {sorted(MiningOptions.__annotations__)}."
             )
-        if self.num_negatives < 1:
-            raise ValueError(f"num_negatives={self.num_negatives} must be at least 1.")
+        whole("num_negatives", self.num_negatives, at_most=max(1, len(self.data.corpus_texts)))
+        if self.relative_margin is not None:
+            share("relative_margin", self.relative_margin)
+        whole("seed", self.seed, at_least=0)
+        _check_options(self.options)
         if not self.data.relevant(self.split):
             raise ValueError(f"The split {self.split!r} has no questions to mine negatives for.")
 
