@@ -489,6 +489,15 @@ def test_misses_are_labelled_once_and_no_label_is_one_too(retriever, log, tmp_pa
     assert [question.text for question in log.to_questions()] == ["where is the pump"]
 
 
+def test_the_ledger_of_a_log_is_beside_it(retriever, tmp_path):
+    for name, reply, named in (("one", {"passages": []}, ()), ("two", {}, None)):
+        log = FeedbackLog(tmp_path / name / "log.sqlite")
+        log.record("where is the pump", [("c0", 0.1)], outcome="not in the documents")
+        et.label_misses(log, retriever, llm=ScriptedLLM(lambda _, reply=reply: reply), show_progress_bar=False)
+        assert log.questions()[0].named == named
+        assert (tmp_path / name / ".embedtune" / "ledger.sqlite").exists()
+
+
 def test_verdicts_are_stored_before_they_are_recorded_and_several_are_asked_at_once(retriever, log, tmp_path):
     for question in ("where is the pump", "who cleans the filter", "how to open the door", "which lamp is red"):
         log.record(question, [("c0", 0.1)], outcome="not in the documents")

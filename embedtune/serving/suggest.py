@@ -111,7 +111,7 @@ def label_misses(
     *,
     llm: LLM,
     k: int = 20,
-    output_dir: str | Path = FOLDER,
+    output_dir: str | Path | None = None,
     mode: Mode = "live",
     budget_usd: float | None = None,
     num_workers: int = 16,
@@ -120,14 +120,15 @@ def label_misses(
     """Let a language model name the relevant chunks of every miss that has none, and return how many it found one for.
 
     Its judgement is recorded under its name, also if no chunk answers the question. Equal questions are judged once. Each
-    reply is stored in the ledger of `generate_questions` before it is read, so that none is paid for twice.
+    reply is stored in a ledger, as those of `generate_questions`, before it is read, so that none is paid for twice.
 
     Args:
         feedback: The log.
         retriever: The retriever to search.
         llm: The judge.
         k: The number of candidates.
-        output_dir: The folder of the ledger. It quotes no question, but its replies name chunks.
+        output_dir: The folder of the ledger, by default ``.embedtune`` beside the log. It quotes no question, but its replies
+            name chunks.
         mode: ``"live"`` or ``"batch"``.
         budget_usd: The most that everything in ``output_dir`` may ever cost.
         num_workers: How many requests may run at once.
@@ -148,7 +149,7 @@ def label_misses(
         version="judge of misses",
         label="Judging",
         output_tokens=_TOKENS,
-        output_dir=output_dir,
+        output_dir=feedback.path.parent / FOLDER if output_dir is None else output_dir,
         mode=mode,
         num_workers=num_workers,
         budget_usd=budget_usd,
