@@ -80,7 +80,7 @@ def _search(desk: Desk) -> None:
         )
     _on(box.submit, lambda text: desk.ask(_question(text)), [box], [asked])
 
-    @gr.render(inputs=[asked])
+    @gr.render(inputs=[asked])  # type: ignore[untyped-decorator]
     def _found(found: Asked | None) -> None:
         if found is None:
             return
@@ -154,7 +154,7 @@ def _misses(desk: Desk, tab: gr.Tab) -> None:
     _on(again.click, listed, [], [choice, asked])
     _on(choice.input, chosen, [choice], [asked])
 
-    @gr.render(inputs=[asked])
+    @gr.render(inputs=[asked])  # type: ignore[untyped-decorator]
     def _candidates(found: Asked | None) -> None:
         if found is None:
             return

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, List, Value
 
@@ -184,7 +184,9 @@ def named_mix(styles: Mapping[str, int]) -> str:
 def questions_in(data: RetrievalTables) -> list[Question]:
     """Return the questions of a dataset; one that is in several splits is repeated under another id."""
     columns = [name for name in _QUERY_FEATURES if name != "_id" and name in data.queries.column_names]
-    rows = {row["_id"]: {name: row[name] or "" for name in columns} for row in data.queries.to_list()}
+    rows: dict[str, dict[str, Any]] = {
+        row["_id"]: {name: row[name] or "" for name in columns} for row in data.queries.to_list()
+    }
     seen: set[str] = set()
     found = []
     for split in data.splits:

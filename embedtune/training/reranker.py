@@ -82,8 +82,8 @@ def train_reranker(
         >>> retriever.with_reranker(reranker).search("How to lock?")  # doctest: +SKIP
     """
     settings = copy.copy(args) if args is not None else _default_arguments(Path(output_dir))
-    trained = load_reranker(model, seed=settings.seed)
-    trained = copy.deepcopy(trained) if trained is model else trained
+    loaded = load_reranker(model, seed=settings.seed)
+    trained: CrossEncoder = copy.deepcopy(loaded) if loaded is model else loaded
     finder = retriever.model if isinstance(retriever, Retriever) else retriever
     trainer = _FiniteTrainer(
         model=trained,

@@ -108,13 +108,11 @@ def mine_hard_negatives(
 
 
 def _check_options(options: MiningOptions) -> None:
-    whole("range_min", options.get("range_min", 0), at_least=0)
-    for name in ("range_max", "batch_size"):
-        if name in options:
-            whole(name, options[name])
-    for name in ("max_score", "min_score", "absolute_margin"):
-        if options.get(name) is not None:
-            finite(name, options[name], at_least=0 if name == "absolute_margin" else None)
+    for name, value in options.items():
+        if name in ("range_min", "range_max", "batch_size"):
+            whole(name, value, at_least=0 if name == "range_min" else 1)
+        elif name in ("max_score", "min_score", "absolute_margin") and value is not None:
+            finite(name, value, at_least=0 if name == "absolute_margin" else None)
 
 
 @dataclass(frozen=True)
