@@ -366,7 +366,8 @@ def test_a_round_that_does_not_pass_changes_nothing_that_serves(asked_for_more, 
 
 
 def test_a_round_that_passes_serves_and_the_next_one_goes_on_from_it(asked_for_more, tmp_path, monkeypatch):
-    monkeypatch.setattr("embedtune.TuningArguments", lambda *_, **__: quick_arguments())
+    args = quick_arguments()
+    monkeypatch.setattr("embedtune.TuningArguments", lambda *_, **__: args)
     command = ["improve", asked_for_more, "--feedback", tmp_path / "log.sqlite", "--epochs", 8]
     result = run(*command)
     assert result.exit_code == shell.DONE, result.stdout + result.stderr
@@ -376,6 +377,7 @@ def test_a_round_that_passes_serves_and_the_next_one_goes_on_from_it(asked_for_m
     assert et.Retriever.load(asked_for_more / "retriever").learned.model_fingerprint == accepted.model_fingerprint
     again = run(*command, "--json")
     assert again.exit_code in (shell.DONE, shell.KEEP), again.stderr
+    assert json.loads(again.stdout)["round"] == 2  # and nothing of the trainer's log beside it
     assert et.Rounds(asked_for_more / "rounds").all()[-1].parent == 1
 
 

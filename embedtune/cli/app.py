@@ -149,7 +149,8 @@ def tune(
     shell.say(f"{quote}\n")
     if material.data is None and not yes:
         shell.agree("Let the language model write the questions?")
-    run = tuning.run(material)
+    with shell.working():
+        run = tuning.run(material)
     folder.save_verdict(output, run.verdict)
     places = {"folder": str(output), "report": str(run.output_dir / "report.html")}
     shell.show(str(run), folder.verdict_facts(run.verdict) | places, as_json=as_json)
@@ -259,7 +260,8 @@ def improve(
 
     from embedtune import folder
 
-    round_ = folder.improved(path, feedback, data or path / folder.DATA, epochs=epochs, seed=seed)
+    with shell.working():
+        round_ = folder.improved(path, feedback, data or path / folder.DATA, epochs=epochs, seed=seed)
     checks = [{"candidate": one.name} | asdict(check) for one in round_.candidates for check in one.checks]
     facts: dict[str, Any] = {
         "headline": folder.round_headline(round_),

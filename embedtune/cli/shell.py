@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from textwrap import fill, wrap
 from typing import TYPE_CHECKING, Any
@@ -48,6 +49,13 @@ class Commands(TyperGroup):
 def say(text: str) -> None:
     """Tell the person something, beside the result."""
     typer.echo(text, err=True)
+
+
+@contextmanager
+def working() -> Iterator[None]:
+    """Send what libraries print to standard error, such as a trainer's log: standard output holds the result alone."""
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def show(text: str, content: Mapping[str, Any] | list[Any], *, as_json: bool) -> None:

@@ -6,7 +6,7 @@ import logging
 import re
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 from tqdm.auto import tqdm
 
@@ -34,7 +34,7 @@ _SPECIAL_TOKENS = 6
 class Chunks(Listing[Chunk]):
     """Chunks, as a list that a notebook shows as a table."""
 
-    header = ("id", "headings", "text")
+    header: ClassVar[Row] = ("id", "headings", "text")
 
     @staticmethod
     def row(one: Chunk) -> Row:

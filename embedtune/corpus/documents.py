@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, get_args
 
 from tqdm.auto import tqdm
 
@@ -45,7 +45,7 @@ class _Options:
 class Documents(Listing[Document]):
     """Documents, as a list that a notebook shows as a table."""
 
-    header = ("id", "title", "characters", "text")
+    header: ClassVar[Row] = ("id", "title", "characters", "text")
 
     @staticmethod
     def row(one: Document) -> Row:

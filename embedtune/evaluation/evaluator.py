@@ -86,7 +86,7 @@ class TopKEvaluator(BaseEvaluator):
             raise ValueError(f"The split {split!r} has no questions. Choose another of {list(data.qrels)}.")
         self.split = split
         self.k: tuple[int, ...] = _checked_k(k, len(data.corpus_texts))
-        self.batch_size = whole("batch_size", batch_size)
+        self.batch_size: int = whole("batch_size", batch_size)
         self.name: str = name or split
         self.show_progress_bar = show_progress_bar
         self.primary_metric: str = f"{self.name}_ndcg@{self.k[-1]}"

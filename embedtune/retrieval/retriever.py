@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class Hit:
 class Hits(Listing[Hit]):
     """The chunks that were found, best first, as a list that a notebook shows as a table."""
 
-    header = ("score", "vectors", "words", "chunk", "text")
+    header: ClassVar[Row] = ("score", "vectors", "words", "chunk", "text")
 
     @staticmethod
     def row(one: Hit) -> Row:
@@ -144,9 +144,9 @@ class Retriever:
         self._is_weight_provisional = word_weight is None and len(index) < MIN_CHUNKS_OF_SPREAD
         self.context: tuple[ContextPart, ...] = tuple(context)
         self.approximate = approximate
-        self.batch_size = whole("batch_size", batch_size)
+        self.batch_size: int = whole("batch_size", batch_size)
         self.reranker = reranker
-        self.rerank_depth = whole("rerank_depth", rerank_depth)
+        self.rerank_depth: int = whole("rerank_depth", rerank_depth)
         self.encoder: ModelEncoder = ModelEncoder(self.model, batch_size)
         self._changing = threading.RLock()
         self._state: list[tuple[int, int]] = []

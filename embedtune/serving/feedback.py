@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from embedtune.bounds import finite, whole
 from embedtune.serving.shared_file import SharedFile, shared_file
@@ -121,7 +121,7 @@ class LoggedQuestion:
 class LoggedQuestions(Listing[LoggedQuestion]):
     """Questions of a log, as a list that a notebook shows as a table."""
 
-    header = ("asked", "question", "outcome", "liked", "relevant chunks")
+    header: ClassVar[Row] = ("asked", "question", "outcome", "liked", "relevant chunks")
 
     @staticmethod
     def row(one: LoggedQuestion) -> Row:

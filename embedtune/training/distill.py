@@ -171,9 +171,9 @@ class DistillationLoss(RetrievalLoss):
         in_batch_weight: float = 1.0,
     ) -> None:
         super().__init__(model)
-        self.scale = finite("scale", scale, above=0)
-        self.temperature = finite("temperature", temperature, above=0)
-        self.in_batch_weight = finite("in_batch_weight", in_batch_weight, at_least=0)
+        self.scale: float = finite("scale", scale, above=0)
+        self.temperature: float = finite("temperature", temperature, above=0)
+        self.in_batch_weight: float = finite("in_batch_weight", in_batch_weight, at_least=0)
         self.listwise = DistillKLDivLoss(
             model, similarity_fct=partial(_scaled, scale=scale), teacher_temperature=temperature
         )

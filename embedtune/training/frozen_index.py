@@ -142,7 +142,7 @@ class FrozenIndexLoss(RetrievalLoss):
         show_progress_bar: bool = False,
     ) -> None:
         super().__init__(model)
-        self.scale = finite("scale", scale, above=0)
+        self.scale: float = finite("scale", scale, above=0)
         whole("max_chunks", max_chunks)
         whole("batch_size", batch_size)
         self.index: FrozenIndex = FrozenIndex(model, batch_size=batch_size, show_progress_bar=show_progress_bar)

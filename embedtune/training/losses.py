@@ -124,7 +124,7 @@ class InBatchNegativesLoss(RetrievalLoss):
 
     def __init__(self, model: SentenceTransformer, *, scale: float = 20.0, gather_across_devices: bool = True) -> None:
         super().__init__(model)
-        self.scale = finite("scale", scale, above=0)
+        self.scale: float = finite("scale", scale, above=0)
         self.gather_across_devices = gather_across_devices
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
@@ -221,8 +221,8 @@ class TripletMarginLoss(RetrievalLoss):
     ) -> None:
         super().__init__(model)
         _check_negatives(negatives)
-        self.margin = finite("margin", margin, above=0)
-        self.p = p if p == math.inf else finite("p", p, at_least=1)
+        self.margin: float = finite("margin", margin, above=0)
+        self.p: float = p if p == math.inf else finite("p", p, at_least=1)
         self.swap = swap
         self.negatives: Negatives = negatives
         self.view: View = "triplets" if negatives == "given" else "pairs"
@@ -293,7 +293,7 @@ class CosineEmbeddingLoss(RetrievalLoss):
     def __init__(self, model: SentenceTransformer, *, margin: float = 0.0, negatives: Negatives = "given") -> None:
         super().__init__(model)
         _check_negatives(negatives)
-        self.margin = finite("margin", margin, at_least=-1)
+        self.margin: float = finite("margin", margin, at_least=-1)
         if margin > 1:
             raise ValueError(f"margin={margin} must be a cosine, from -1 to 1.")
         self.negatives: Negatives = negatives
