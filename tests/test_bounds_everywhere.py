@@ -136,7 +136,7 @@ NUMBERS = [
     Number("word_weight", lambda w, v: et.Retriever.from_chunks(w.model, CHUNKS, word_weight=v), "amount or inf", True),
     Number("batch_size", lambda w, v: et.Retriever.from_chunks(w.model, CHUNKS, batch_size=v)),
     Number("rerank_depth", lambda w, v: et.Retriever.from_chunks(w.model, CHUNKS, rerank_depth=v)),
-    Number("word_weight", lambda w, v: w.retriever.with_word_weight(v), "amount or inf"),
+    Number("word_weight", lambda w, v: w.retriever.with_word_weight(v), "amount or inf", True),
     Number("k", lambda w, v: w.retriever.search("pump", k=v)),
     Number("k", lambda w, v: w.retriever.search_batch(["pump"], k=v)),
     Number("block_size", lambda w, v: et.reindex(w.retriever, w.model, path=w.folder / "i", block_size=v)),
