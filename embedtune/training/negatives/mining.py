@@ -107,7 +107,7 @@ def mine_hard_negatives(
     return _ROWS[loss](miner.pairs, miner.mine(model), miner.content_of)
 
 
-def _check_options(options: MiningOptions) -> None:
+def _check_options(options: Mapping[str, Any]) -> None:
     whole("range_min", options.get("range_min", 0), at_least=0)
     for name in ("range_max", "batch_size"):
         if name in options:
