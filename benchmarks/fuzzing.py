@@ -10,6 +10,7 @@ whatever else happened: an error of another kind, a process that died, or more t
 import argparse
 import collections
 import json
+import logging
 import multiprocessing
 import random
 import resource
@@ -185,4 +186,5 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=30.0)
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
+    logging.disable()  # what could not be read is said for each file
     main(chosen.minutes, chosen.seed)

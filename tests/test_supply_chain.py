@@ -26,7 +26,7 @@ def dangers(source: str) -> list[str]:
         called, options = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
         unsafe = {
             "torch.load": options.get("weights_only") != "True",
-            "yaml.load": True,
+            "yaml.load": options.get("Loader") not in ("yaml.BaseLoader", "yaml.SafeLoader"),
             "yaml.unsafe_load": True,
             "os.system": True,
         }
@@ -52,13 +52,14 @@ def test_no_code_of_a_file_is_run(module):
         "torch.load(path)",
         "torch.load(path, weights_only=False)",
         "np.load(path, allow_pickle=True)",
+        "yaml.load(text, Loader=yaml.Loader)",
         "AutoModel.from_pretrained(name, trust_remote_code=trusted)",
         "subprocess.run(line, shell=True)",
     ],
 )
 def test_the_check_sees_what_it_looks_for(source):
     assert len(dangers(source)) == 1
-    assert dangers("torch.load(path, weights_only=True); model.eval(); np.load(path)") == []
+    assert dangers("torch.load(path, weights_only=True); model.eval(); yaml.load(text, Loader=yaml.BaseLoader)") == []
 
 
 def test_each_dependency_has_a_lower_bound_and_a_reason():

@@ -31,7 +31,7 @@ def check_sizes(split_by: SplitBy, *, test_size: float | None, dev_size: float |
     """Raise a ``ValueError`` unless each size applies, is a share in [0, 1), and they leave something to train on."""
     sizes = {"test_size": test_size, "dev_size": dev_size, "test_seen_size": test_seen_size}
     for name, size in sizes.items():
-        if size is not None and not 0 <= finite(name, size) < 1:
+        if (size is not None or name == "test_seen_size") and not 0 <= finite(name, size) < 1:
             raise ValueError(f"{name}={size} is not a share of the questions. Choose a number from 0 to less than 1.")
         if size and (split_by == "given" or (split_by == "question" and name == "test_seen_size")):
             why = (

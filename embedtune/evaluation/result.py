@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from datasets import Dataset, Features, List, Value
 
+from embedtune.bounds import whole
 from embedtune.evaluation.metrics import metrics_at_k
 from embedtune.evaluation.statistics import Interval, mean_intervals
 from embedtune.storage import reading, replace_file
@@ -193,7 +194,7 @@ class Evaluation:
             return cls(
                 name=content["name"],
                 split=content["split"],
-                k=tuple(content["k"]),
+                k=_cutoffs(content["k"]),
                 per_query=per_query_table(content["per_query"]),
                 num_chunks=content["num_chunks"],
                 fingerprint=content["fingerprint"],
@@ -221,3 +222,9 @@ class Evaluation:
         kinds = dict.fromkeys(metric.partition("@")[0] for metric in self.metrics)
         rows = [[kind, *(f"{self.metrics[f'{kind}@{k}']:.3f}" for k in self.k)] for kind in kinds]
         return ["", *(f"@{k}" for k in self.k)], rows
+
+
+def _cutoffs(k: Sequence[int]) -> tuple[int, ...]:
+    if not k:
+        raise ValueError("k has no cut-off")
+    return tuple(whole("k", one) for one in k)

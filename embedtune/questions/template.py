@@ -79,6 +79,12 @@ class RequestTemplate:
     styles: tuple[str, ...] = ()
     examples: tuple[str, ...] = ()
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.language, str) or not self.language.isprintable():
+            raise ValueError(
+                f"language={self.language!r} must be the name of a language, such as 'German'; '' for the chunk's own."
+            )
+
     @property
     def version(self) -> str:
         """A short hash of the instructions and the schema."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embedtune.bounds import share, whole
+from embedtune.bounds import finite, whole
 from embedtune.evaluation.evaluator import TopKEvaluator
 from embedtune.evaluation.verdict import compare
 from embedtune.training.arguments import TuningArguments
@@ -97,7 +97,7 @@ def learning_curve(
         ...     print(et.learning_curve("minilm", data, args=args))
     """
     whole("seed", seed, at_least=0)
-    shares = tuple(sorted({share("fractions", fraction) for fraction in fractions}))
+    shares = tuple(sorted({finite("fractions", fraction) for fraction in fractions}))
     if not shares or not 0 < shares[0] <= shares[-1] <= 1:
         raise ValueError(f"fractions={fractions!r} must be above 0 and at most 1, for example (0.25, 0.5, 1.0).")
     evaluator = TopKEvaluator(data, split, k=k)

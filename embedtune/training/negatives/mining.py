@@ -107,7 +107,7 @@ def mine_hard_negatives(
     return _ROWS[loss](miner.pairs, miner.mine(model), miner.content_of)
 
 
-def _check_options(options: MiningOptions) -> None:
+def _check_options(options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if name in ("range_min", "range_max", "batch_size"):
             whole(name, value, at_least=0 if name == "range_min" else 1)
