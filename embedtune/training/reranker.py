@@ -83,7 +83,8 @@ def train_reranker(
     """
     settings = copy.copy(args) if args is not None else _default_arguments(Path(output_dir))
     trained = load_reranker(model, seed=settings.seed)
-    trained = copy.deepcopy(trained) if trained is model else trained
+    if not isinstance(model, (str, Path)):
+        trained = copy.deepcopy(trained)
     finder = retriever.model if isinstance(retriever, Retriever) else retriever
     trainer = _FiniteTrainer(
         model=trained,
