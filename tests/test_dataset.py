@@ -499,3 +499,50 @@ def test_a_dataset_shows_the_mix_of_its_questions(chunks, questions):
     plain = build_dataset(chunks, [replace(one, style="") for one in questions])
     assert plain.styles_of(plain.query_texts) == {}
     assert "style" not in repr(plain)
+
+
+# Records and tables that are wrong
+
+
+BEIR = ({"_id": ["a", "b"], "text": ["press", "turn"]}, {"_id": ["1"], "text": ["press"]}, {"query-id": ["1"], "corpus-id": ["a"], "score": [1]})  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("place", "change", "message"),
+    [
+        (0, {"_id": ["a", "a"]}, "corpus has the _id 'a' more than once"),
+        (1, {"_id": ["1", "1"], "text": ["press", "turn"]}, "queries has the _id '1' more than once"),
+        (0, {"text": ["press", None]}, "corpus has no text in row 1 .None, _id 'b'"),
+        (2, {"score": [None]}, r"qrels\['test'\] has the score None in row 0"),
+        (2, {"score": ["1"]}, r"qrels\['test'\] has the score '1' in row 0"),
+    ],
+)
+def test_a_table_that_is_wrong_is_refused_by_its_row(place, change, message):
+    tables = [Dataset.from_dict(table | (change if i == place else {})) for i, table in enumerate(BEIR)]
+    with pytest.raises(ValueError, match=message):
+        RetrievalDataset(tables[0], tables[1], {"test": tables[2]})
+
+
+def test_records_without_a_text_are_refused_by_name():
+    good, question = Chunk("a", "a", "x", 0, 1), Question("q", "what", ("a",))
+    with pytest.raises(TypeError, match=r"The text of chunks\[1\] \('b'\) is None"):
+        build_dataset([good, Chunk("b", "b", None, 0, 1)], [question])
+    with pytest.raises(TypeError, match=r"The text of questions\[0\] \('q'\) is None"):
+        build_dataset([good, Chunk("b", "b", "y", 0, 1)], [replace(question, text=None)])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"corpus": {"n1": None}}, "'n1' in 'corpus' is None, and a text is expected"),
+        ({"corpus": ["a", "b"]}, "'corpus' is a list"),
+        ({"queries": {"q1": 1}}, "'q1' in 'queries' is 1, and a text is expected"),
+        ({"relevant_docs": {"q1": None}}, "'q1' in 'relevant_docs' is None, and a list of ids is expected"),
+        ({"relevant_docs": {"q1": "n1"}}, "'q1' in 'relevant_docs' is 'n1', and a list of ids is expected"),
+    ],
+)
+def test_an_entry_that_llama_index_would_not_write_is_refused_by_name(tmp_path, change, message):
+    content = {"corpus": {"n1": "x", "n2": "y"}, "queries": {"q1": "a?"}, "relevant_docs": {"q1": ["n1"]}} | change
+    (tmp_path / "qa.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=message):
+        RetrievalDataset.from_llama_index(tmp_path / "qa.json")

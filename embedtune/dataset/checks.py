@@ -69,6 +69,10 @@ def check_types(chunks: Sequence[object], questions: Sequence[object]) -> None:
                     f"{what}[{position}] is a {type(record).__name__}, not a {kind.__name__}. {remedy}, or pass pairs of texts "
                     "to RetrievalDataset.from_pairs(...)."
                 )
+            if isinstance(record, (Chunk, Question)) and not isinstance(record.text, str):
+                raise TypeError(
+                    f"The text of {what}[{position}] ({record.id!r}) is {record.text!r:.80}. Give a string, or remove it."
+                )
             if isinstance(record, Question) and isinstance(record.chunk_ids, str):  # each letter would be an id
                 raise TypeError(
                     f"Question {record.id!r} has chunk_ids={record.chunk_ids!r}, a string. Pass a tuple: "

@@ -46,12 +46,27 @@ def records_from_llama_index(path: str | Path) -> tuple[list[Chunk], list[Questi
         raise ValueError(
             f"{path} has no {missing[0]!r}. An EmbeddingQAFinetuneDataset has 'queries', 'corpus' and 'relevant_docs'."
         )
+    _require_llama_index(path, content)
     chunks = [Chunk(node, node, text, 0, len(text)) for node, text in content["corpus"].items()]
     questions = [
         Question(query, text, tuple(content["relevant_docs"].get(query, ())))
         for query, text in content["queries"].items()
     ]
     return chunks, questions
+
+
+def _require_llama_index(path: str | Path, content: dict[str, Any]) -> None:
+    """Raise a ``ValueError`` that names the entry which is not of the form that LlamaIndex writes."""
+    for part, kind in (("corpus", str), ("queries", str), ("relevant_docs", list)):
+        entries = content[part]
+        if not isinstance(entries, dict):
+            raise ValueError(f"{path}: {part!r} is a {type(entries).__name__}, and an object of ids is expected.")
+        for name, value in entries.items():
+            if not isinstance(value, kind) or (kind is list and not all(isinstance(one, str) for one in value)):
+                expected = "a text" if kind is str else "a list of ids"
+                raise ValueError(
+                    f"{path}: {name!r} in {part!r} is {value!r:.80}, and {expected} is expected. Correct or remove it."
+                )
 
 
 def _chunk(text: str) -> Chunk:

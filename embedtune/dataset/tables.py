@@ -86,8 +86,11 @@ class RetrievalTables:
                     f"{name} has the columns {table.column_names} and lacks {missing}. Add or rename them."
                 )
         check_split_names(self.qrels)
+        _check_texts("corpus", self.corpus)
+        _check_texts("queries", self.queries)
         for split in self.qrels:
             self._check_ids(split)
+            _check_scores(split, self.qrels[split])
 
     def _check_ids(self, split: str) -> None:
         for column, known, name in (
@@ -196,6 +199,27 @@ def questions_in(data: RetrievalTables) -> list[Question]:
             found.append(Question(name, chunk_ids=(), split=split, **rows[query]).with_labels(labels))
             seen.add(query)
     return found
+
+
+def _check_texts(name: str, table: Dataset) -> None:
+    """Raise a ``ValueError`` if an id is not unique or a text is missing."""
+    ids, texts = table["_id"][:], table["text"][:]
+    if len(set(ids)) < len(ids):
+        repeated = next(one for one, number in Counter(ids).items() if number > 1)
+        raise ValueError(f"{name} has the _id {repeated!r} more than once. Rename or remove the rows.")
+    if wrong := [row for row, text in enumerate(texts) if not isinstance(text, str)]:
+        raise ValueError(
+            f"{name} has no text in row {wrong[0]} ({texts[wrong[0]]!r}, _id {ids[wrong[0]]!r}). Remove the row."
+        )
+
+
+def _check_scores(split: str, table: Dataset) -> None:
+    """Raise a ``ValueError`` if a score is not a number."""
+    for row, score in enumerate(table["score"][:]):
+        if not isinstance(score, (int, float)):
+            raise ValueError(
+                f"qrels[{split!r}] has the score {score!r} in row {row}. Give a number, 1 where the chunk is relevant."
+            )
 
 
 def check_split_names(names: Iterable[str]) -> None:

@@ -218,7 +218,7 @@ def _drawn(answers: _Answers, number: int, seed: int) -> _Answers:
 
 
 def _dataset(data: RetrievalDataset, answers: Mapping[str, _Answers], texts: Mapping[str, str]) -> RetrievalDataset:
-    asked = [query for split in answers.values() for query in split]
+    asked = list(dict.fromkeys(query for split in answers.values() for query in split))
     return RetrievalDataset(
         corpus=data.corpus,
         queries=Dataset.from_dict({"_id": asked, "text": [texts[query] for query in asked]}),

@@ -78,24 +78,27 @@ def _set_max_seq_length(model: SentenceTransformer, max_seq_length: int) -> None
 
 
 def num_positions(model: SentenceTransformer) -> int | None:
-    """Return how many tokens a model has positions for, or None if its configuration does not say.
-
-    RoBERTa, MPNet and their kind count positions from the id of the padding token on, so that a table of 514 is for 512 tokens.
-    """
-    known = [getattr(getattr(model, "config", None), "max_position_embeddings", None)]
-    for name, module in model.named_modules():
-        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding):
-            known.append(module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1))
+    """Return how many tokens a model has positions for, or None if its configuration does not say."""
+    known = [getattr(getattr(model, "config", None), "max_position_embeddings", None), *_learned_positions(model)]
     return min((one for one in known if isinstance(one, int)), default=None)
 
 
+def _learned_positions(model: SentenceTransformer) -> list[int]:
+    """Return the sizes of the tables of positions; a longer text ends in an index error.
+
+    RoBERTa, MPNet and their kind count positions from the id of the padding token on, so that a table of 514 is for 512 tokens.
+    """
+    return [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in model.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+
+
 def _require_positions(model: SentenceTransformer) -> None:
-    """Raise a ``ValueError`` if a model would read more tokens than it has learned positions for, which ends in an index error."""
-    learned = any(
-        name.endswith("position_embeddings") and isinstance(m, nn.Embedding) for name, m in model.named_modules()
-    )
-    limit, positions = model.max_seq_length, num_positions(model)
-    if learned and limit is not None and positions is not None and positions < limit < _ENDLESS:
+    """Raise a ``ValueError`` if a model would read more tokens than it has learned positions for."""
+    positions, limit = min(_learned_positions(model), default=_ENDLESS), model.max_seq_length
+    if limit is not None and positions < limit < _ENDLESS:
         raise ValueError(
             f"The model says max_seq_length={limit}, and has positions for {positions} tokens. Longer texts would fail: pass "
             f"max_seq_length={positions}."

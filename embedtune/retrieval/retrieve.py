@@ -93,8 +93,21 @@ def _vectors(encoder: Encoder, vectors: object) -> NDArray[np.float32]:
 
 
 def _ranked(ranker: Ranker, queries: list[str], documents: list[str], k: int) -> Ranking:
-    positions, scores = ranker.rank(queries, documents, k)
-    positions, scores = np.asarray(positions), np.asarray(scores)
+    found: Any = ranker.rank(queries, documents, k)
+    positions: NDArray[Any]
+    scores: NDArray[Any]
+    try:
+        positions, scores = map(np.asarray, found)
+    except (TypeError, ValueError) as err:
+        raise ValueError(
+            f"{name_of(ranker)}.rank returned {found!r:.80}. Return a pair of arrays, positions and scores, both of shape "
+            f"{(len(queries), k)}."
+        ) from err
+    if positions.dtype.kind not in "iu" or scores.dtype.kind not in "fiu":
+        raise ValueError(
+            f"{name_of(ranker)}.rank returned positions of the type {positions.dtype} and scores of the type {scores.dtype}. Return "
+            "whole numbers, the places of documents from 0, and then their scores."
+        )
     if not positions.shape == scores.shape == (len(queries), k):
         raise ValueError(
             f"{name_of(ranker)}.rank returned positions of shape {positions.shape} and scores of shape {scores.shape}, "
