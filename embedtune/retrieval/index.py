@@ -42,7 +42,7 @@ VECTORS, CHUNKS, WORDS, GRAPH, NODES, SETTINGS = (
 
 _REMEDY = "Copy the whole folder again, or make the index again."
 
-_SCHEMA = pyarrow.schema(
+SCHEMA = pyarrow.schema(
     [
         ("_id", pyarrow.string()),
         ("text", pyarrow.string()),
@@ -161,8 +161,8 @@ class ChunkIndex:
     def write(self, folder: Path) -> None:
         """Write the files of the index to an empty folder. The settings name each with its SHA-256, so that none can be another's."""
         save_file({"vectors": np.ascontiguousarray(self.vectors)}, folder / VECTORS)
-        with pyarrow.OSFile(str(folder / CHUNKS), "wb") as sink, pyarrow.ipc.new_file(sink, _SCHEMA) as writer:
-            writer.write_table(self.chunks.cast(_SCHEMA))
+        with pyarrow.OSFile(str(folder / CHUNKS), "wb") as sink, pyarrow.ipc.new_file(sink, SCHEMA) as writer:
+            writer.write_table(self.chunks.cast(SCHEMA))
         if "words" in self.__dict__:
             save_file(self.words.arrays(), folder / WORDS)
         if "graph" in self.__dict__:
@@ -251,7 +251,7 @@ def _read_chunks(path: Path) -> pyarrow.Table:
     with reading(path, remedy=_REMEDY):
         table = pyarrow.ipc.open_file(pyarrow.memory_map(str(path))).read_all()
         table.validate(full=True)
-        return table.cast(_SCHEMA)
+        return table.cast(SCHEMA)
 
 
 def _map_vectors(path: Path) -> NDArray[np.float32]:
@@ -291,24 +291,24 @@ def table_of_chunks(chunks: Sequence[Chunk], context: Sequence[ContextPart]) -> 
         }
         for chunk in chunks
     ]
-    return _checked(pyarrow.Table.from_pylist(rows, schema=_SCHEMA))
+    return _checked(pyarrow.Table.from_pylist(rows, schema=SCHEMA))
 
 
 def table_of_corpus(corpus: Dataset) -> pyarrow.Table:
     """Return the rows of a dataset's corpus, sorted by id; columns that it lacks are empty."""
-    rows = corpus.select_columns([name for name in _SCHEMA.names if name in corpus.column_names])
+    rows = corpus.select_columns([name for name in SCHEMA.names if name in corpus.column_names])
     table: pyarrow.Table = rows.with_format("arrow")[:]
     for name, empty in _EMPTY.items():
         if name not in table.column_names:
-            table = table.append_column(name, pyarrow.array([empty] * len(table), _SCHEMA.field(name).type))
-    return _checked(table.select(_SCHEMA.names).cast(_SCHEMA))
+            table = table.append_column(name, pyarrow.array([empty] * len(table), SCHEMA.field(name).type))
+    return _checked(table.select(SCHEMA.names).cast(SCHEMA))
 
 
 def table_of_texts(texts: Sequence[str]) -> pyarrow.Table:
     """Return rows whose ids are the texts' positions, in their order."""
     ids = [f"{position:012}" for position in range(len(texts))]
     empty = {name: [value] * len(ids) for name, value in _EMPTY.items()}
-    return pyarrow.table({"_id": ids, "text": list(texts), **empty}, schema=_SCHEMA)
+    return pyarrow.table({"_id": ids, "text": list(texts), **empty}, schema=SCHEMA)
 
 
 def _checked(table: pyarrow.Table) -> pyarrow.Table:

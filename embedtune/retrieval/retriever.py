@@ -17,6 +17,7 @@ from embedtune.bounds import whole
 from embedtune.models.load import load_model
 from embedtune.retrieval import retriever_files
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions, model_name
+from embedtune.retrieval.engine import EngineParts
 from embedtune.retrieval.fingerprint import model_fingerprint, reranker_fingerprint
 from embedtune.retrieval.fusion import Fusion, check_ranking, similarities
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
@@ -275,6 +276,13 @@ class Retriever:
         saved, model, index = retriever_files.read_parts(folder, model, with_index=chunks is None)
         if index is None:
             index = build_index(_encoder(model, batch_size, False, ()), table_of_chunks(chunks or (), saved.context))
+        return cls._of_saved(saved, model, index, approximate=approximate, batch_size=batch_size)
+
+    @classmethod
+    def _of_saved(
+        cls, saved: Saved, model: SentenceTransformer, index: ChunkIndex, *, approximate: bool, batch_size: int
+    ) -> Retriever:
+        """Put parts together that were read, and see whether the model still makes the vectors of the index."""
         is_provisional = len(index) < MIN_CHUNKS_OF_SPREAD and saved.word_weight == saved.words.multiple * spread_of(
             index
         )
@@ -291,6 +299,81 @@ class Retriever:
         )
         retriever_files.probe(retriever.model, index, batch_size)
         return retriever
+
+    @classmethod
+    def from_engine(
+        cls,
+        path: str | Path,
+        address: str,
+        *,
+        name: str = "chunks",
+        engine_token: str = "",
+        model: SentenceTransformer | None = None,
+        batch_size: int = 32,
+        revision: str | None = None,
+        token: str | None = None,
+    ) -> Retriever:
+        """Search chunks that `to_engine` wrote, with the model and the words of a retriever that was saved.
+
+        As by `load`, a few chunks are encoded again and compared.
+
+        Args:
+            path: A folder that `save` wrote, or a repository on the Hub. Chunks in it are not read.
+            address: Of Milvus, as in `to_engine`.
+            name: Of the collection.
+            engine_token: For Milvus.
+            model: The model, if it is loaded already.
+            batch_size: See `Retriever`.
+            revision: Of the repository on the Hub.
+            token: For the Hub; by default the one of ``hf auth login``.
+
+        Raises:
+            OptionalDependencyError: If ``pymilvus`` is not installed.
+            FileNotFoundError: If there is no such collection, or ``path`` is not a saved retriever.
+            ValueError: If another model made the vectors, or a writer was stopped while it changed the chunks.
+        """
+        folder = retriever_files.found(path, revision=revision, token=token)
+        saved, loaded, _ = retriever_files.read_parts(folder, model, with_index=False)
+        parts = EngineParts.open(address, name=name, token=engine_token)
+        sample = parts.sample(MIN_CHUNKS_OF_SPREAD)
+        return cls._of_saved(saved, loaded, sample, approximate=False, batch_size=batch_size)._searching(parts)
+
+    def to_engine(self, address: str, *, name: str = "chunks", engine_token: str = "") -> Retriever:
+        """Write the chunks to Milvus, and return a retriever that searches, adds, updates and removes them there.
+
+        Vectors and words each give candidates, and these are ranked by the same scores, computed by the same code, as in
+        memory. So the answer differs only where a chunk was no candidate ([measured](integrations.md#milvus)). The folder
+        of `save` is what other processes need to search there too: `from_engine`.
+
+        Args:
+            address: A file for Milvus Lite, which runs in this process, such as ``"handbook.db"``; or that of a server or a
+                cluster, such as ``"http://localhost:19530"``.
+            name: Of the collection that is made; another one, ``<name>_words``, says how many chunks contain each word.
+            engine_token: For Milvus: ``"user:password"``, or a key.
+
+        Raises:
+            OptionalDependencyError: If ``pymilvus`` is not installed.
+            ValueError: If Milvus has the collection already, or vectors are compared by neither cosine nor dot product.
+
+        Example:
+            >>> import tempfile
+            >>> import embedtune as et
+            >>> chunks = [
+            ...     et.Chunk("pump.md#0", "pump.md", "Press both buttons to restart the pump.", 0, 39),
+            ...     et.Chunk("door.md#0", "door.md", "Turn the key to the left.", 0, 25),
+            ... ]
+            >>> retriever = et.Retriever.from_chunks(et.load_model("minilm", device="cpu"), chunks)
+            >>> served = retriever.to_engine(f"{tempfile.mkdtemp()}/handbook.db")
+            >>> served.search("How do I unlock the door?", k=1)[0].id
+            'door.md#0'
+        """
+        return self._searching(EngineParts.of(self.index, address, name=name, token=engine_token))
+
+    def _searching(self, parts: EngineParts) -> Retriever:
+        """Return a retriever like this one that searches other chunks."""
+        other = copy.copy(self)
+        other._parts, other.approximate, other._changing = parts, True, threading.RLock()
+        return other
 
     def save(self, path: str | Path) -> None:
         """Write everything to a folder: the model, the reranker, what was learned about words, and the chunks with their vectors.
@@ -310,7 +393,7 @@ class Retriever:
 
     @index.setter
     def index(self, index: ChunkIndex) -> None:
-        self._parts: IndexParts = IndexParts.of(index)
+        self._parts: IndexParts | EngineParts = IndexParts.of(index)
 
     def __len__(self) -> int:
         return len(self._parts)
@@ -344,18 +427,9 @@ class Retriever:
 
     def with_word_weight(self, word_weight: float) -> Retriever:
         """Return a retriever with the same model and index in which words count otherwise; 0 for the model alone."""
-        other = Retriever(
-            self.model,
-            self.index,
-            words=self.words,
-            word_weight=word_weight,
-            context=self.context,
-            approximate=self.approximate,
-            batch_size=self.batch_size,
-            reranker=self.reranker,
-            rerank_depth=self.rerank_depth,
-        )
-        other.encoder = self.encoder
+        other = copy.copy(self)
+        other.fusion, other._is_weight_provisional = Fusion(word_weight, self.words.weights), False
+        other._changing = threading.RLock()
         return other
 
     def with_reranker(self, reranker: CrossEncoder | None, *, rerank_depth: int = 50) -> Retriever:
@@ -401,10 +475,27 @@ class Retriever:
             )
         whole("k", k)
         parts, fusion = self._parts, self.fusion  # one snapshot for all of this search
-        if not len(parts) or not len(questions):
+        if not len(questions) or not (size := len(parts)):
             return [Hits() for _ in questions]
-        vectors = self._vectors(questions)
-        first = fusion.rank_parts(parts, questions, vectors, self._depth(k, len(parts)), approximate=self.approximate)
+        vectors, depth = self._vectors(questions), self._depth(k, size)
+        if isinstance(parts, IndexParts):
+            return self._search(parts, fusion, questions, vectors, k, depth)
+        found = parts.candidates(fusion, questions, vectors, depth)
+        return [
+            hits for one, some in found for hits in self._search(some, fusion, questions[one], vectors[one], k, depth)
+        ]
+
+    def _search(
+        self,
+        parts: IndexParts,
+        fusion: Fusion,
+        questions: Sequence[str],
+        vectors: NDArray[np.float32],
+        k: int,
+        depth: int,
+    ) -> list[list[Hit]]:
+        nearby = self.approximate and not isinstance(self._parts, EngineParts)
+        first = fusion.rank_parts(parts, questions, vectors, depth, approximate=nearby)
         ranking, scores = self._read(first, questions, parts, k)
         return _hits(parts, ranking, similarities(parts, vectors, ranking.positions), scores, alone=fusion.kind)
 
@@ -425,10 +516,22 @@ class Retriever:
         index = self.index
         if list(documents) != index.texts():
             index = build_index(ModelEncoder(self.model, self.batch_size), table_of_texts(documents))
-        depth = self._depth(k, len(index))
-        first = self.fusion.rank(index, queries, self._vectors(queries), depth, approximate=self.approximate)
+        elif isinstance(self._parts, EngineParts):
+            return self._rank_in_engine(index, queries, k)
+        depth, nearby = self._depth(k, len(index)), self.approximate and not isinstance(self._parts, EngineParts)
+        first = self.fusion.rank(index, queries, self._vectors(queries), depth, approximate=nearby)
         ranking, scores = self._read(first, queries, IndexParts.of(index), k)
         return ranking.positions, scores
+
+    def _rank_in_engine(
+        self, index: ChunkIndex, queries: Sequence[str], k: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        place, hits = index.position_of, self.search_batch(queries, k=k)
+        positions, scores = np.full((len(queries), k), -1), np.zeros((len(queries), k), dtype=np.float32)
+        for row, found in enumerate(hits):
+            positions[row, : len(found)] = [place[hit.id] for hit in found]
+            scores[row, : len(found)] = [hit.score for hit in found]
+        return positions, scores
 
     def word_scores(
         self, queries: Sequence[str], documents: Sequence[str], positions: NDArray[np.int64]
@@ -451,12 +554,13 @@ class Retriever:
         """
         with self._changing:
             ids = [chunk.id for chunk in chunks]
-            known = [chunk for chunk, position in zip(ids, self._parts.find(ids), strict=True) if position >= 0]
+            parts = self._around(ids)
+            known = [chunk for chunk, position in zip(ids, parts.find(ids), strict=True) if position >= 0]
             if known:
                 raise ValueError(
                     f"The index already has chunk {known[0]!r} ({len(known)} in all). Use update() for its document."
                 )
-            self._replace((), table_of_chunks(chunks, self.context))
+            self._replace(parts, (), table_of_chunks(chunks, self.context))
 
     def update(self, chunks: Sequence[Chunk]) -> None:
         """Replace documents: the chunks given are all that their documents have from now on.
@@ -470,16 +574,17 @@ class Retriever:
         with self._changing:
             new = table_of_chunks(chunks, self.context)
             ids, documents = [chunk.id for chunk in chunks], list(dict.fromkeys(chunk.document_id for chunk in chunks))
-            old = self._parts.of_documents(documents)
-            had = set(self._parts.rows(self._parts.find(old))["document_id"].to_pylist())
-            known = set(ids) - {chunk for chunk, p in zip(ids, self._parts.find(ids), strict=True) if p < 0}
+            parts = self._around(ids, documents)
+            old = parts.of_documents(documents)
+            had = set(parts.rows(parts.find(old))["document_id"].to_pylist())
+            known = set(ids) - {chunk for chunk, p in zip(ids, parts.find(ids), strict=True) if p < 0}
             unknown = [one for one in chunks if one.document_id not in had and one.id not in known]
             if unknown:
                 raise ValueError(
                     f"The index has no chunk {unknown[0].id!r} and no other of its document ({len(unknown)} such chunks). Use "
                     "add() for new documents."
                 )
-            self._replace({*old, *known}, new)
+            self._replace(parts, {*old, *known}, new)
 
     def remove(self, chunk_ids: Iterable[str]) -> None:
         """Remove chunks.
@@ -489,12 +594,13 @@ class Retriever:
         """
         wanted = set(chunk_ids)
         with self._changing:
-            unknown = [chunk for chunk in wanted if self._parts.find([chunk])[0] < 0]
+            parts = self._around(sorted(wanted))
+            unknown = [chunk for chunk in wanted if parts.find([chunk])[0] < 0]
             if unknown:
                 raise ValueError(
                     f"The index has no chunk {min(unknown)!r} ({len(unknown)} such ids). Use add() for new ones."
                 )
-            self._replace(wanted, self._parts.main.chunks.schema.empty_table())
+            self._replace(parts, wanted, parts.main.chunks.schema.empty_table())
 
     @contextmanager
     def unchanged(self) -> Iterator[None]:
@@ -502,10 +608,15 @@ class Retriever:
         with self._changing:
             yield
 
-    def _replace(self, old_ids: Collection[str], new: pyarrow.Table) -> None:
+    def _around(self, ids: Sequence[str], document_ids: Sequence[str] = ()) -> IndexParts:
+        """Return the parts of the index that a change of some chunks and documents touches."""
+        parts = self._parts
+        return parts if isinstance(parts, IndexParts) else parts.around(ids, document_ids)
+
+    def _replace(self, parts: IndexParts, old_ids: Collection[str], new: pyarrow.Table) -> None:
         """Put the rows of a table in the place of some chunks; those whose text is the same keep their vectors."""
         self._require_same_model()
-        parts, ids, texts = self._parts, new["_id"].to_pylist(), new["text"].to_pylist()
+        ids, texts = new["_id"].to_pylist(), new["text"].to_pylist()
         old = parts.find(ids)
         there = [p for p in old if p >= 0]
         known = dict(zip(there, parts.rows(there)["text"].to_pylist(), strict=True))
@@ -515,11 +626,11 @@ class Retriever:
         vectors[same] = parts.vectors_at([old[row] for row in same])
         encoder = ModelEncoder(self.model, self.batch_size)
         vectors[changed] = encode_chunks(encoder, [texts[row] for row in changed], ids=[ids[row] for row in changed])
-        parts = parts.changed(old_ids, new, vectors)
-        if self._is_weight_provisional and len(parts) >= MIN_CHUNKS_OF_SPREAD:
-            self.fusion = Fusion(self.words.multiple * spread_of(parts.merged), self.words.weights)
-            self._is_weight_provisional = len(parts) < NUM_SAMPLES
-        self._parts = parts
+        now = parts.changed(old_ids, new, vectors)
+        if self._is_weight_provisional and len(now) >= MIN_CHUNKS_OF_SPREAD:
+            self.fusion = Fusion(self.words.multiple * spread_of(now.merged), self.words.weights)
+            self._is_weight_provisional = len(now) < NUM_SAMPLES
+        self._parts = now
 
     def _depth(self, k: int, num_chunks: int) -> int:
         return min(k if self.reranker is None else max(k, self.rerank_depth), num_chunks)

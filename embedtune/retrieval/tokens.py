@@ -17,12 +17,13 @@ _PART_LENGTH = 5
 _NONE: NDArray[np.uint64] = np.empty(0, dtype=np.uint64)
 
 
-def hashed_tokens(text: str) -> NDArray[np.uint64]:
+def hashed_tokens(text: str, *, pairs: bool = True) -> NDArray[np.uint64]:
     """Return the hashes of a text's tokens, in no particular order and with repetitions, of shape ``(num_tokens,)``.
 
     The tokens are its words, every five neighbouring letters of a longer word (its ends marked), which finds inflected and
     compound words in any language, and every two neighbouring words. A hash is the same in every process and on every
-    machine; two tokens of a corpus share one with a probability below one in a million.
+    machine; two tokens of a corpus share one with a probability below one in a million. Without ``pairs``, those of two words are
+    left out.
 
     Example:
         >>> tokens = hashed_tokens("Press both buttons!")
@@ -32,6 +33,8 @@ def hashed_tokens(text: str) -> NDArray[np.uint64]:
     parts = [_tokens_of_word(word) for word in words(text)]
     if not parts:
         return _NONE
+    if not pairs:
+        return np.concatenate(parts)
     neighbours = np.array([part[0] for part in parts], dtype=np.uint64)
     return np.concatenate([*parts, _mixed(neighbours[:-1], neighbours[1:])])
 
