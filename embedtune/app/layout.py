@@ -80,8 +80,7 @@ def _search(desk: Desk) -> None:
         )
     _on(box.submit, lambda text: desk.ask(_question(text)), [box], [asked])
 
-    @gr.render(inputs=[asked])  # type: ignore[untyped-decorator]
-    def _found(found: Asked | None) -> None:
+    def show(found: Asked | None) -> None:
         if found is None:
             return
         if found.problem:
@@ -99,6 +98,8 @@ def _search(desk: Desk) -> None:
                 gr.HTML(markup.column_head("Base", f"vectors of {model_name(desk.base.model)}"), padding=False)
                 for rank, hit in enumerate(found.base[:_NUM_SHOWN], 1):
                     _hit(desk, asked, found, hit, rank)
+
+    gr.render(inputs=[asked])(show)
 
 
 def _opinions(desk: Desk, asked: gr.State, found: Asked) -> None:
@@ -154,14 +155,15 @@ def _misses(desk: Desk, tab: gr.Tab) -> None:
     _on(again.click, listed, [], [choice, asked])
     _on(choice.input, chosen, [choice], [asked])
 
-    @gr.render(inputs=[asked])  # type: ignore[untyped-decorator]
-    def _candidates(found: Asked | None) -> None:
+    def show(found: Asked | None) -> None:
         if found is None:
             return
         gr.HTML(f"<h2>{escape(found.text)}</h2>", padding=False)
         _none_of_them(desk, asked, found)
         for rank, hit in enumerate(found.hits, 1):
             _hit(desk, asked, found, hit, rank)
+
+    gr.render(inputs=[asked])(show)
 
 
 def _improve(desk: Desk, tab: gr.Tab) -> None:
