@@ -510,3 +510,14 @@ def test_a_file_that_holds_no_result_is_refused(tmp_path, content, message):
     (tmp_path / "x.json").write_text(content)
     with pytest.raises(ValueError, match=rf"x.json {message}|x.json is {message}"):
         Evaluation.load(tmp_path / "x.json")
+
+
+@pytest.mark.parametrize("damage", [{"k": []}, {"k": [True]}, {"k": "ab"}, {"per_query": []}, {"name": ...}])
+def test_a_damaged_result_is_an_error_that_names_the_file(tmp_path, damage):
+    data = RetrievalDataset.from_pairs([("Press both.", ["How?"]), ("Turn it.", ["Where?"])], test_size=0.5, dev_size=0)
+    path = tmp_path / "result.json"
+    TopKEvaluator(data, k=(1,)).evaluate(BM25()).save(path)
+    content = json.loads(path.read_text()) | damage
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+    with pytest.raises(ValueError, match=r"result\.json is damaged or incomplete.*Evaluation\.save"):
+        Evaluation.load(path)
