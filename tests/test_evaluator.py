@@ -529,3 +529,14 @@ def test_what_a_ranker_may_not_return_is_refused_by_name(found, message):
 
     with pytest.raises(ValueError, match=f"Odd.{message}"):
         TopKEvaluator(build(*made_up())).evaluate(Odd())
+
+
+@pytest.mark.parametrize("damage", [{"k": []}, {"k": [True]}, {"k": "ab"}, {"per_query": []}, {"name": ...}])
+def test_a_damaged_result_is_an_error_that_names_the_file(tmp_path, damage):
+    data = RetrievalDataset.from_pairs([("Press both.", ["How?"]), ("Turn it.", ["Where?"])], test_size=0.5, dev_size=0)
+    path = tmp_path / "result.json"
+    TopKEvaluator(data, k=(1,)).evaluate(BM25()).save(path)
+    content = json.loads(path.read_text()) | damage
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not ...}))
+    with pytest.raises(ValueError, match=r"result\.json is damaged or incomplete.*Evaluation\.save"):
+        Evaluation.load(path)
