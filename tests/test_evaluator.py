@@ -517,9 +517,9 @@ def test_a_file_that_holds_no_result_is_refused(tmp_path, content, message):
     [
         (None, "rank returned None. Return a pair of arrays"),
         (([[0], [0, 1]], [[1.0], [1.0, 0.5]]), "rank returned .* Return a pair of arrays"),
-        ((np.full((40, 48), "a"), np.ones((40, 48))), "positions of the type <U1 and scores of the type float64"),
-        ((np.ones((40, 48)), np.ones((40, 48))), "positions of the type float64"),
-        ((np.linspace(0.9, 0.1, 48)[None].repeat(40, 0), np.arange(48)[None].repeat(40, 0)), "positions of the type float64"),
+        ((np.full((40, 48), "a"), np.ones((40, 48))), "rank returned positions of the type <U1 and scores of the type float64"),
+        ((np.ones((40, 48)), np.ones((40, 48))), "rank returned positions of the type float64"),
+        ((np.linspace(0.9, 0.1, 48)[None].repeat(40, 0), np.arange(48)[None].repeat(40, 0)), "rank returned positions of the type float64"),
     ],
 )  # fmt: skip
 def test_what_a_ranker_may_not_return_is_refused_by_name(found, message):
