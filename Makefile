@@ -8,7 +8,7 @@ WORKERS ?= 2
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format types docs bench release-check constraints clean
+.PHONY: help demo test test-all integrations lint format types docs bench release-check constraints clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -31,6 +31,10 @@ test: $(STAMP) ## run the docstrings' examples, and the tests that need neither 
 
 test-all: $(STAMP) ## run the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not network"
+
+integrations: $(STAMP) ## run the blocks of docs/integrations.md with the frameworks and databases that they show
+	@$(PIP) install --constraint constraints.txt --group integrations
+	$(BIN)/python -m pytest -q tests/test_docs.py -k integrations
 
 lint: $(STAMP) ## check style, formatting and the direction of imports
 	$(BIN)/ruff check .

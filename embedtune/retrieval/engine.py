@@ -26,13 +26,13 @@ if TYPE_CHECKING:
     from embedtune.retrieval.search import Similarity
 
 # How far down the vectors and the words are each searched for candidates, unless more hits are wanted.
-_CANDIDATES = 100
+_CANDIDATES = 200
 
 # As in faiss.py.
 _GRAPH = {"M": 32, "efConstruction": 200}
 _SEARCH_WIDTH = 256
 
-_QUESTIONS_PER_REQUEST = 16  # each has a hundred hits with vectors and texts
+_QUESTIONS_PER_REQUEST = 16  # each has hundreds of hits with vectors and texts
 
 _FIELDS = [*SCHEMA.names, "vector"]
 _ALL = 'key >= ""'
