@@ -25,7 +25,7 @@ import torch
 import embedtune as et
 from embedtune.evaluation.verdict import Verdict
 from embedtune.improvement.round_data import HELD_OUT
-from embedtune.retrieval.retriever import Hit
+from embedtune.retrieval.hits import Hit
 
 SHOWN = 5
 

@@ -8,7 +8,8 @@ from scripted_llm import ScriptedLLM
 
 import embedtune as et
 from embedtune.llms.errors import TemporaryError
-from embedtune.retrieval.retriever import Hit, Retriever
+from embedtune.retrieval.hits import Hit
+from embedtune.retrieval.retriever import Retriever
 from embedtune.serving.answer import LOGGED_DEPTH, ask_llm, build_request
 
 torch.set_num_threads(1)

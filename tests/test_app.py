@@ -22,7 +22,7 @@ from embedtune.app import markup, server
 from embedtune.app.desk import Asked, Desk
 from embedtune.dataset import RetrievalDataset
 from embedtune.improvement.rounds import Candidate, Check, Round
-from embedtune.retrieval.retriever import Hit
+from embedtune.retrieval.hits import Hit
 
 HOSTILE = (
     "<script>window.owned = 1</script><img src=x onerror='window.owned = 2'>${window.owned = 3}{{window.owned}}"

@@ -16,7 +16,8 @@ from scripted_llm import ScriptedLLM
 from test_retriever import QUESTIONS, TEXTS, chunks_of
 
 import embedtune as et
-from embedtune.retrieval.retriever import Hit, Retriever
+from embedtune.retrieval.hits import Hit
+from embedtune.retrieval.retriever import Retriever
 from embedtune.serving.feedback import FeedbackLog, LoggedQuestion, distinct_questions
 from embedtune.text import text_hash
 

@@ -30,7 +30,7 @@ from embedtune.improvement.rounds import Check, Round, Rounds
 from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.encoders import ModelEncoder, RememberingEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
-from embedtune.retrieval.retriever import Hit
+from embedtune.retrieval.hits import Hit
 from embedtune.retrieval.retriever_files import read
 from embedtune.retrieval.word_weight import LearnedWords, spread_of
 from embedtune.retrieval.words import WordWeights

@@ -14,7 +14,7 @@ from embedtune.corpus.chunking import Chunks
 from embedtune.evaluation.record import Forgetting
 from embedtune.models.selfcheck import Check, ModelReport
 from embedtune.questions.records import Questions, Review
-from embedtune.retrieval.retriever import Hit, Hits
+from embedtune.retrieval.hits import Hit, Hits
 from embedtune.serving.answer import Answer
 from embedtune.serving.feedback import LoggedQuestion, LoggedQuestions
 from embedtune.tables import html_table

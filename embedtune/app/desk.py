@@ -22,7 +22,7 @@ from embedtune.serving.suggest import suggest_chunk
 if TYPE_CHECKING:
     from embedtune.evaluation.verdict import Verdict
     from embedtune.improvement.rounds import Round
-    from embedtune.retrieval.retriever import Hit
+    from embedtune.retrieval.hits import Hit
     from embedtune.serving.feedback import LoggedQuestion
 
 LOG = "feedback.sqlite"

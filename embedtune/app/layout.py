@@ -14,7 +14,7 @@ from embedtune.retrieval.encoders import model_name
 
 if TYPE_CHECKING:
     from embedtune.app.desk import Asked, Desk
-    from embedtune.retrieval.retriever import Hit
+    from embedtune.retrieval.hits import Hit
 
 _NUM_SHOWN = 5
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from embedtune.app.desk import Asked
     from embedtune.evaluation.verdict import Verdict
     from embedtune.improvement.rounds import Round
-    from embedtune.retrieval.retriever import Hit
+    from embedtune.retrieval.hits import Hit
 
 _SHORT = 280
 
@@ -57,7 +57,7 @@ def rank_note(asked: Asked, hit: Hit, rank: int) -> str:
 
     Example:
         >>> from embedtune.app.desk import Asked
-        >>> from embedtune.retrieval.retriever import Hit
+        >>> from embedtune.retrieval.hits import Hit
         >>> one, other = Hit("a", 0.5, "Press."), Hit("b", 0.4, "Turn.")
         >>> rank_note(Asked(1, "How?", hits=(other, one), base=(one, other)), other, 1)
         'was 2'

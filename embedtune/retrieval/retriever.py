@@ -7,9 +7,8 @@ import hashlib
 import threading
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +19,7 @@ from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_que
 from embedtune.retrieval.engine import EngineParts
 from embedtune.retrieval.fingerprint import model_fingerprint, reranker_fingerprint
 from embedtune.retrieval.fusion import Fusion, check_ranking, similarities
+from embedtune.retrieval.hits import Hit, Hits, hits_of
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
 from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.parts import IndexParts
@@ -27,7 +27,6 @@ from embedtune.retrieval.rerank import check_reranker, reranked
 from embedtune.retrieval.search import Ranking
 from embedtune.retrieval.word_weight import MIN_CHUNKS_OF_SPREAD, NUM_SAMPLES, LearnedWords, spread_of
 from embedtune.retrieval.words import WordIndex
-from embedtune.tables import Listing, Row, excerpt
 
 if TYPE_CHECKING:
     import pyarrow
@@ -36,45 +35,6 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
     from embedtune.types import Chunk, ContextPart
-
-
-@dataclass(frozen=True, slots=True)
-class Hit:
-    """A chunk that was found.
-
-    Attributes:
-        id: The chunk's id.
-        score: ``similarity + words``, or the reranker's score if it has read the chunk.
-        text: The text that was embedded.
-        document_id: The document it is from.
-        title: The document's title, or an empty string.
-        headings: The headings above it.
-        similarity: What the vectors contribute to the score: the similarity of question and chunk.
-        words: What the words contribute.
-        page: The page or slide on which it starts, from 1; 0 if the format has no pages.
-    """
-
-    id: str
-    score: float
-    text: str
-    document_id: str = ""
-    title: str = ""
-    headings: tuple[str, ...] = ()
-    similarity: float = 0.0
-    words: float = 0.0
-    page: int = 0
-
-
-class Hits(Listing[Hit]):
-    """The chunks that were found, best first, as a list that a notebook shows as a table."""
-
-    header: ClassVar[Row] = ("score", "vectors", "words", "chunk", "text")
-
-    @staticmethod
-    def row(one: Hit) -> Row:
-        """Return the cells of a hit."""
-        place = " > ".join(one.headings) or one.title or one.id
-        return f"{one.score:.2f}", f"{one.similarity:.2f}", f"{one.words:.2f}", place, excerpt(one.text)
 
 
 class Retriever:
@@ -497,7 +457,7 @@ class Retriever:
         nearby = self.approximate and not isinstance(self._parts, EngineParts)
         first = fusion.rank_parts(parts, questions, vectors, depth, approximate=nearby)
         ranking, scores = self._read(first, questions, parts, k)
-        return _hits(parts, ranking, similarities(parts, vectors, ranking.positions), scores, alone=fusion.kind)
+        return hits_of(parts, ranking, similarities(parts, vectors, ranking.positions), scores, alone=fusion.kind)
 
     def rank(
         self, queries: Sequence[str], documents: Sequence[str], k: int
@@ -688,32 +648,3 @@ def _encoder(
 ) -> ModelEncoder:
     loaded = load_model(model) if isinstance(model, (str, Path)) else model
     return ModelEncoder(loaded, whole("batch_size", batch_size), show_progress_bar, tuple(devices))
-
-
-def _hits(
-    index: IndexParts, ranking: Ranking, found: NDArray[np.float32], scores: NDArray[np.float32], *, alone: str
-) -> list[list[Hit]]:
-    """Return the chunks of a ranking with their similarities and final scores; positions of -1 are left out."""
-    wanted = ranking.positions[ranking.positions >= 0]
-    rows = dict(zip(wanted.tolist(), index.rows(wanted).to_pylist(), strict=True))
-    by_vectors = np.zeros_like(ranking.scores) if alone == "words" else found
-    by_words = np.zeros_like(ranking.scores) if alone == "vectors" else ranking.scores - by_vectors
-    columns = ranking.positions.tolist(), scores.tolist(), by_vectors.tolist(), by_words.tolist()
-    return [
-        Hits(
-            Hit(
-                id=rows[position]["_id"],
-                score=score,
-                text=rows[position]["text"],
-                document_id=rows[position]["document_id"],
-                title=rows[position]["document_title"],
-                headings=tuple(rows[position]["headings"]),
-                similarity=similarity,
-                words=max(words, 0.0),
-                page=rows[position]["page"],
-            )
-            for position, score, similarity, words in zip(*one, strict=True)
-            if position >= 0
-        )
-        for one in zip(*columns, strict=True)
-    ]

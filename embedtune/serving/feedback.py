@@ -21,7 +21,7 @@ from embedtune.text import same_question, text_hash
 from embedtune.types import Question
 
 if TYPE_CHECKING:
-    from embedtune.retrieval.retriever import Hit
+    from embedtune.retrieval.hits import Hit
     from embedtune.types import Chunk
 
 # A later opinion is a row of its own. Rows are never changed, so processes cannot overwrite one another.

@@ -11,7 +11,7 @@ from embedtune.llms.protocol import Request
 from embedtune.llms.structured import context_tags, escaped, whole_number
 
 if TYPE_CHECKING:
-    from embedtune.retrieval.retriever import Hit
+    from embedtune.retrieval.hits import Hit
 
 
 @cache

@@ -20,7 +20,8 @@ from embedtune.serving.passages import instructions, passages_in, request_with_p
 if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM, Completion, Request
     from embedtune.questions.requests.dispatch import Mode
-    from embedtune.retrieval.retriever import Hit, Retriever
+    from embedtune.retrieval.hits import Hit
+    from embedtune.retrieval.retriever import Retriever
     from embedtune.serving.feedback import FeedbackLog
 
 logger = logging.getLogger(__name__)
