@@ -302,8 +302,8 @@ class Retriever:
         """Write the chunks to Milvus, and return a retriever that searches, adds, updates and removes them there.
 
         Vectors and words each give candidates, and these are ranked by the same scores, computed by the same code, as in
-        memory. So the answer differs only where a chunk was no candidate. The folder
-        of `save` is what other processes need to search there too: `from_engine`.
+        memory. So the answer differs only where a chunk was no candidate. The folder of `save` is what other processes need to
+        search there too: `from_engine`.
 
         Args:
             address: A file for Milvus Lite, which runs in this process, such as ``"handbook.db"``; or that of a server or a
