@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -118,13 +118,9 @@ def improve(
             or seems to be wrong.
         RuntimeError: If another round finished in the meantime.
     """
-    _require_retriever(retriever)
-    for name, value in (("held_out_size", held_out_size), ("dev_size", dev_size), ("max_wrong", max_wrong)):
-        share(name, value)
-    finite("replay", replay, at_least=0)
-    finite("max_loss", max_loss)
-    whole("k", k)
-    whole("seed", seed, at_least=0)
+    sizes = {"held_out_size": held_out_size, "dev_size": dev_size}
+    bar = {"k": k, "max_loss": max_loss}
+    _check_arguments(retriever, sizes | bar | {"max_wrong": max_wrong, "replay": replay, "seed": seed})
     rounds = Rounds(output_dir)
     parent = _parent(rounds, retriever, data)
     prepared = build_round_data(
@@ -158,8 +154,7 @@ def improve(
             candidates=tuple(candidates),
             counts=prepared.counts,
             settings={name: getattr(args, name) for name in _RECORDED}
-            | {"keep_index": keep_index, "replay": replay, "k": k}
-            | {"max_loss": max_loss, "held_out_size": held_out_size, "dev_size": dev_size},
+            | {"keep_index": keep_index, "replay": replay, **bar, **sizes},
         )
         finished.save()
         logger.info("%s", finished)
@@ -168,12 +163,18 @@ def improve(
         return finished
 
 
-def _require_retriever(retriever: object) -> None:
+def _check_arguments(retriever: object, numbers: Mapping[str, float]) -> None:
     if not isinstance(retriever, Retriever):
         raise TypeError(
             f"retriever is a {type(retriever).__name__}. Give the retriever that serves, or make one: "
             "Retriever.from_dataset(model, data)."
         )
+    for name in ("held_out_size", "dev_size", "max_wrong"):
+        share(name, numbers[name])
+    finite("replay", numbers["replay"], at_least=0)
+    finite("max_loss", numbers["max_loss"])
+    whole("k", numbers["k"])
+    whole("seed", numbers["seed"], at_least=0)
 
 
 def _parent(rounds: Rounds, retriever: Retriever, data: RetrievalDataset) -> Round:

@@ -57,7 +57,7 @@ class Hits(Listing[Hit]):
 
 def hits_of(
     index: IndexParts, ranking: Ranking, found: NDArray[np.float32], scores: NDArray[np.float32], *, alone: str
-) -> list[Hits]:
+) -> list[list[Hit]]:
     """Return the chunks of a ranking with their similarities and final scores; positions of -1 are left out."""
     wanted = ranking.positions[ranking.positions >= 0]
     rows = dict(zip(wanted.tolist(), index.rows(wanted).to_pylist(), strict=True))
