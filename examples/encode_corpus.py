@@ -1,8 +1,8 @@
 """Encode a corpus in shards, by any number of processes, and go on where a run was stopped.
 
     python examples/encode_corpus.py                                          # the sample handbook, in this process
-    accelerate launch --num_processes 2 --cpu examples/encode_corpus.py       # by two
-    torchrun --nproc_per_node 2 examples/encode_corpus.py --corpus FOLDER     # Parquet files with the columns _id and text
+    torchrun --nproc_per_node 2 examples/encode_corpus.py                     # by two
+    accelerate launch --num_processes 4 examples/encode_corpus.py --corpus FOLDER  # Parquet files with the columns _id and text
 
     python examples/encode_corpus.py --question "Who is called at night?"     # then ask, in one process
     python examples/encode_corpus.py --to-engine handbook.db                  # or write them to Milvus
@@ -14,10 +14,15 @@ import argparse
 import time
 from pathlib import Path
 
-from accelerate import PartialState
-
 import embedtune as et
-from embedtune.retrieval.shards import encode_shards, read_shards, shards_to_engine, write_corpus
+from embedtune.retrieval.shards import (
+    device_of_process,
+    encode_shards,
+    read_shards,
+    shards_to_engine,
+    this_process,
+    write_corpus,
+)
 
 
 def write_sample(folder: Path, *, documents: int | None, chunks_per_shard: int) -> None:
@@ -36,23 +41,24 @@ def main(
     question: str | None = None,
     to_engine: str | None = None,
 ) -> None:
-    # 1. Which process is this, and which device is its own?
-    state = PartialState()
+    # 1. The first process writes the sample; its folder appears once it is whole
+    rank, num_processes = this_process()
     source, vectors = Path(corpus or f"{output}/corpus"), f"{output}/vectors"
-    if corpus is None:
-        with state.main_process_first():  # the others find the files
-            if not source.exists():
-                write_sample(source, documents=documents, chunks_per_shard=chunks_per_shard)
+    if corpus is not None and not source.exists():
+        raise FileNotFoundError(f"There is no folder {corpus}.")
+    if corpus is None and rank == 0 and not source.exists():
+        write_sample(source, documents=documents, chunks_per_shard=chunks_per_shard)
+    while not source.exists():
+        time.sleep(0.1)
 
     # 2. Encode the shards of this process
-    model = et.load_model(model_name, device=str(state.device))
+    model = et.load_model(model_name, device=device_of_process())
     start, computed = time.perf_counter(), time.process_time()
     new = encode_shards(model, source, output_dir=vectors, batch_size=batch_size)
     seconds, computed = time.perf_counter() - start, time.process_time() - computed
-    process = f"process {state.process_index + 1} of {state.num_processes}"
+    process = f"process {rank + 1} of {num_processes}"
     print(f"{process}: {len(new)} shards encoded in {seconds:.1f} s, {computed:.1f} s of processor time", flush=True)
-    if state.num_processes > 1:
-        state.destroy_process_group()
+    if num_processes > 1:
         return
 
     # 3. All shards are there. Ask, or hand them to an engine

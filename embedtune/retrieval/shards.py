@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow
 import pyarrow.parquet as parquet
-from accelerate import PartialState
+import torch
+from accelerate.utils import get_cpu_distributed_information
 from tqdm.auto import tqdm
 
 from embedtune.bounds import whole
@@ -62,6 +63,23 @@ def write_corpus(
             number += 1
 
 
+def this_process() -> tuple[int, int]:
+    """Return which process of a launcher this is, from 0, and how many there are; without a launcher ``(0, 1)``.
+
+    They are read from the environment that torchrun, accelerate and mpirun set. The processes are not connected.
+    """
+    launched = get_cpu_distributed_information()  # of any device, in spite of its name
+    return launched.rank, launched.world_size
+
+
+def device_of_process() -> str | None:
+    """Return the accelerator that the launcher gave to this process, or None: sentence-transformers chooses."""
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    if kind is None or this_process()[1] == 1:
+        return None
+    return f"{kind.type}:{get_cpu_distributed_information().local_rank}"
+
+
 def encode_shards(
     model: SentenceTransformer | str | Path,
     corpus: str | Path,
@@ -104,13 +122,13 @@ def encode_shards(
         >>> et.Retriever(model, read_shards(folder / "vectors")).search("How do I unlock the door?", k=1)[0].id
         'door.md#0'
     """
-    state, folder = PartialState(), Path(output_dir)
+    (rank, num_processes), folder = this_process(), Path(output_dir)
     sources = sorted(Path(corpus).glob("*.parquet"))
     if not sources:
         raise FileNotFoundError(f"{corpus} has no Parquet files (*.parquet). Write them with write_corpus().")
     if folder.resolve() == Path(corpus).resolve():
         raise ValueError(f"The vectors cannot go to the folder of the corpus, {folder}. Choose another output_dir.")
-    loaded = load_model(model, device=str(state.device)) if isinstance(model, (str, Path)) else model
+    loaded = load_model(model, device=device_of_process()) if isinstance(model, (str, Path)) else model
     encoder = ModelEncoder(loaded, whole("batch_size", batch_size), show_progress_bar=False)
     known = {
         "model_fingerprint": model_fingerprint(loaded, side="document"),
@@ -118,12 +136,12 @@ def encode_shards(
     }
     if (folder / MANIFEST).exists():  # vectors of another model stay what they are
         _require_same(folder / MANIFEST, _manifest(folder), known)
-    if state.is_main_process:
+    if rank == 0:
         folder.mkdir(parents=True, exist_ok=True)
         manifest = known | {"shards": [path.name for path in sources]}
         replace_file(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    mine = sources[state.process_index :: state.num_processes]
-    hidden = (None if show_progress_bar is None else not show_progress_bar) if state.is_main_process else True
+    mine = sources[rank::num_processes]
+    hidden = (None if show_progress_bar is None else not show_progress_bar) if rank == 0 else True
     bar = tqdm(mine, desc="Encoding", unit="shard", delay=2 * (hidden is None), leave=False, disable=hidden)
     return [folder / path.name for path in bar if _encode(encoder, path, folder / path.name, known)]
 
