@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,7 @@ _REMEDY = "Delete it and call encode_shards() again: only what is missing is enc
 
 
 def write_corpus(
-    chunks: Iterable[Chunk], folder: str | Path, *, context: Iterable[ContextPart] = (), chunks_per_shard: int = 10_000
+    chunks: Iterable[Chunk], folder: str | Path, *, context: Sequence[ContextPart] = (), chunks_per_shard: int = 10_000
 ) -> None:
     """Write chunks to the Parquet files of a new folder, for `encode_shards`. A stream is never held as a whole.
 
@@ -55,11 +55,11 @@ def write_corpus(
     whole("chunks_per_shard", chunks_per_shard)
     if Path(folder).exists():
         raise FileExistsError(f"{folder} exists, and what is encoded of it may depend on it. Choose another path.")
-    rest, parts = iter(chunks), tuple(context)
+    rest = iter(chunks)
     with replaced_folder(folder) as new:
         number = 0
         while some := list(islice(rest, chunks_per_shard)):
-            parquet.write_table(table_of_chunks(some, parts), new / f"{number:06}.parquet")
+            parquet.write_table(table_of_chunks(some, context), new / f"{number:06}.parquet")
             number += 1
 
 
