@@ -111,8 +111,8 @@ def merged_folder(path: str | Path, *, without: Collection[str] = ()) -> Iterato
             read_folder(target, lambda folder: _keep_others(old, folder, without))
 
 
-def replace_file(path: str | Path, text: str) -> None:
-    """Replace a file by ``text`` in UTF-8; readers see the old content or the new one. The mode of the file is kept.
+def replace_file(path: str | Path, content: str | bytes) -> None:
+    """Replace a file by bytes, or by a text in UTF-8; readers see the old content or the new one. The mode of the file is kept.
 
     Example:
         >>> import tempfile
@@ -125,7 +125,7 @@ def replace_file(path: str | Path, text: str) -> None:
     # In a new folder, where the file gets the umask's mode; mkstemp would make it readable by its owner only.
     with _naming(target), _workspace(target, target.parent) as workspace:
         new = workspace / "new"
-        new.write_text(text, encoding="utf-8", newline="\n")
+        new.write_bytes(content if isinstance(content, bytes) else content.encode())
         _sync(new)
         if target.exists():
             shutil.copymode(target, new)

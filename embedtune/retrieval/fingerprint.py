@@ -84,8 +84,8 @@ def fingerprint_of(retriever: object) -> str:
     return str(getattr(retriever, "fingerprint", type(retriever).__name__))
 
 
-def corpus_fingerprint(rows: Iterable[tuple[str, str]]) -> str:
-    """Return the SHA-256 of pairs of a chunk's id and its text, in the order given."""
+def corpus_fingerprint(rows: Iterable[tuple[Any, ...]]) -> str:
+    """Return the SHA-256 of rows, in the order given: pairs of a chunk's id and its text, or all that is known of each."""
     digest = hashlib.sha256()
     for row in rows:
         digest.update(json.dumps(row).encode() + b"\n")

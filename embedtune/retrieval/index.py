@@ -297,7 +297,15 @@ def table_of_chunks(chunks: Sequence[Chunk], context: Sequence[ContextPart]) -> 
 def table_of_corpus(corpus: Dataset) -> pyarrow.Table:
     """Return the rows of a dataset's corpus, sorted by id; columns that it lacks are empty."""
     rows = corpus.select_columns([name for name in SCHEMA.names if name in corpus.column_names])
-    table: pyarrow.Table = rows.with_format("arrow")[:]
+    return table_of_rows(rows.with_format("arrow")[:])
+
+
+def table_of_rows(table: pyarrow.Table) -> pyarrow.Table:
+    """Return rows with ``_id`` and ``text``, sorted by id; other columns that they lack are empty.
+
+    Raises:
+        ValueError: If an id occurs twice, or a text is empty.
+    """
     for name, empty in _EMPTY.items():
         if name not in table.column_names:
             table = table.append_column(name, pyarrow.array([empty] * len(table), SCHEMA.field(name).type))
