@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -87,6 +88,30 @@ def test_the_old_file_stays_when_writing_fails(tmp_path, monkeypatch):
         replace_file(target, "second")
     assert target.read_text() == "first"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there it is no rehearsal")
+def test_what_windows_does_not_flush_is_not_flushed(tmp_path, monkeypatch):
+    """There `os.fsync` refuses a descriptor that cannot be written to, and a folder cannot be opened."""
+    fcntl = pytest.importorskip("fcntl")
+    flushed = []
+
+    class OfWindows:
+        name = "nt"
+        __getattr__ = staticmethod(lambda name: getattr(os, name))
+
+        @staticmethod
+        def fsync(handle):
+            if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                raise OSError(errno.EBADF, "Bad file descriptor")
+            flushed.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(storage, "os", OfWindows())
+    replace_file(tmp_path / "a.txt", "text")
+    with replaced_folder(tmp_path / "data") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "b.txt").write_text("whole")
+    assert flushed == [4, 5]
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids="{:03o}".format)
