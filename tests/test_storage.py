@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from embedtune import storage
-from embedtune.storage import merged_folder, read_folder, replace_file, replaced_folder, temporary_folder
+from embedtune.storage import is_folder, merged_folder, read_folder, replace_file, replaced_folder, temporary_folder
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -353,6 +353,25 @@ def test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, write
     assert errors == []
     assert {len(one) for one in found} == {1}
     assert read_folder(target, versions) in ({"59"}, {"159"}, {"259"})
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("writer", [replaced_folder, merged_folder])
+def test_no_reader_takes_a_folder_that_is_being_removed_for_the_old_one(tmp_path, monkeypatch, writer, exchanges):
+    target, remove, found = tmp_path / "data", shutil.rmtree, []
+
+    def remove_while_another_writer_is_between_two_renames(path, **options):
+        aside = target.rename(tmp_path / "elsewhere")
+        found.append(is_folder(target))
+        aside.rename(target)
+        remove(path, **options)
+
+    for number in range(3):
+        with writer(target) as folder:
+            write_version(folder, number)
+        monkeypatch.setattr(shutil, "rmtree", remove_while_another_writer_is_between_two_renames)
+    assert found
+    assert not any(found)
     assert list(tmp_path.iterdir()) == [target]
 
 
