@@ -288,7 +288,7 @@ def _workspace(target: Path, home: Path) -> Iterator[Path]:
         try:
             yield workspace
         finally:
-            shutil.rmtree(workspace, ignore_errors=True)
+            _remove_workspace(workspace)
 
 
 def _clear(left: Path, target: Path) -> None:
@@ -299,7 +299,22 @@ def _clear(left: Path, target: Path) -> None:
         except OSError:
             if not target.exists():  # else another writer was faster, and the old content is outdated
                 raise
-    shutil.rmtree(left, ignore_errors=True)
+    _remove_workspace(left)
+
+
+def _remove_workspace(folder: Path) -> None:
+    _remove_old(folder / "old")
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_old(old: Path) -> None:
+    """Remove what was set aside, first under another name: half of it must not be read as the content of its place."""
+    if old.exists():
+        gone = old.with_name("gone")
+        with suppress(OSError):
+            old.rename(gone)
+        for one in (gone, old):
+            shutil.rmtree(one, ignore_errors=True)
 
 
 def _is_old(left: Path) -> bool:
@@ -372,7 +387,7 @@ def _swapped(new: Path, target: Path) -> Path | None:
 def _set_aside(target: Path, old: Path) -> Path:
     """Rename a folder, unless another writer has just done so; what was set aside before is outdated."""
     if target.exists():
-        shutil.rmtree(old, ignore_errors=True)
+        _remove_old(old)
     with suppress(FileNotFoundError):
         target.rename(old)
     return old

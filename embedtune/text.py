@@ -35,6 +35,7 @@ _SIMPLE_PUNCTUATION = re.compile(r"(?<=[^\s?!.,;:])[?!.,;:]+(?=\s)")  # the same
 _SIMPLE_SIGNS = re.compile(r"\w+|\S")
 _END = regex.compile(r"[^\s?!.;]", regex.V1 | regex.REVERSE)  # the last character that does not end a sentence
 _SURROGATE = regex.compile("[\ud800-\udfff]")
+_UNPRINTABLE = regex.compile(r"[\p{Cc}\p{Cs}--[\n\t]]", regex.V1)
 
 
 def plain(text: str) -> str:
@@ -112,3 +113,13 @@ def storage_problem(text: str) -> str:
 def storable(text: str) -> str:
     """Return the text with U+FFFD in place of each half character, so that all offsets stay the same."""
     return _SURROGATE.sub("\ufffd", text)
+
+
+def printable(text: str) -> str:
+    r"""Return a text as it is safe to print: characters that command a terminal, and half characters, are written as escapes.
+
+    Example:
+        >>> printable("Press both.\x1b[2J")
+        'Press both.\\x1b[2J'
+    """
+    return _UNPRINTABLE.sub(lambda found: found[0].encode("unicode_escape").decode(), text)

@@ -44,6 +44,12 @@ def test_citations_say_where_to_look():
     assert reply.citations == ("n.txt", "manual.pdf, page 3", "pump.md, Start")
 
 
+def test_no_reply_commands_the_terminal_on_which_it_is_printed(retriever):
+    reply = et.answer("what", retriever, llm=ScriptedLLM(lambda _: ANSWERED | {"answer": "Check\x1b[2J\x9b it."}))
+    assert reply.text == "Check\x1b[2J\x9b it."
+    assert repr(reply).startswith("Check\\x1b[2J\\x9b it.\n")
+
+
 def test_not_in_the_documents_is_an_outcome_of_its_own(retriever):
     llm = ScriptedLLM(lambda _: {"outcome": "not in the documents", "answer": "", "passages": []})
     reply = et.answer("who is the king", retriever, llm=llm)

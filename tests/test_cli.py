@@ -239,6 +239,12 @@ def test_search_shows_what_vectors_and_words_contribute(finished):
     assert max(map(len, shown.stdout.splitlines())) <= 80
 
 
+def test_no_document_commands_the_terminal_on_which_results_and_errors_are_printed(capsys):
+    shell.show("The pump\x1b[2J\x9b.\n", {}, as_json=False)
+    shell.say("a\x1b[2J.md cannot be read.")
+    assert tuple(capsys.readouterr()) == ("The pump\\x1b[2J\\x9b.\n\n", "a\\x1b[2J.md cannot be read.\n")
+
+
 def test_evaluate_says_that_questions_were_trained_on(finished, tiny_model_folder, tmp_path):
     _, out, _, _ = finished
     report = tmp_path / "report.html"

@@ -432,6 +432,13 @@ def test_a_chunk_that_only_words_find_is_suggested(retriever, monkeypatch):
     assert f"[{right}] check the warm window" in repr(suggestion)
 
 
+def test_no_document_commands_the_terminal_on_which_a_suggestion_is_printed(tiny_model):
+    retriever = Retriever.from_chunks(tiny_model, chunks_of({"a\x1b[2J": "\x1b]52;c;cHduZWQ=\x07the pump\x9b2J"}))
+    shown = repr(et.suggest_chunk("where\x1b[31m", retriever, k=1))
+    assert "the pump" in shown
+    assert [c for c in shown if not c.isprintable()] == ["\n"]
+
+
 def test_a_judge_chooses_among_the_candidates(retriever):
     llm = ScriptedLLM(lambda _: {"passages": [3, "1"]})
     suggestion = et.suggest_chunk(QUESTIONS[0], retriever, llm=llm, k=5)

@@ -368,7 +368,9 @@ def test_of_equal_questions_the_first_is_kept_with_all_chunks(texts):
 
 def test_a_question_that_thousands_of_chunks_answer_is_merged_in_their_order():
     asked = [question("What is the voltage of the device?", name=f"d{i}") for i in range(20_000)]
+    start = time.process_time()
     kept, dropped = merge_duplicates(asked)
+    assert time.process_time() - start < 3  # in linear time a fraction of a second
     assert kept == [replace(asked[0], chunk_ids=tuple(f"d{i}#0" for i in range(20_000)))]
     assert len(dropped) == 19_999
 

@@ -24,6 +24,7 @@ from embedtune.llms.errors import GenerationStoppedError
 from embedtune.llms.prices import Budget, at_most
 from embedtune.llms.protocol import Completion, Price
 from embedtune.questions.generation import estimate_cost, generate_questions
+from embedtune.questions.records import Review
 from embedtune.questions.requests import live
 from embedtune.questions.requests.ledger import Ledger
 from embedtune.questions.template import RequestTemplate, default_instructions
@@ -469,6 +470,12 @@ def test_a_raised_budget_goes_on_where_the_old_one_ended(server, tmp_path):
     assert server.num_requests("messages") == 40
 
 
+@pytest.mark.parametrize("budget_usd", [0, -1.0, float("inf"), float("nan")])
+def test_a_budget_is_a_finite_number_above_zero(server, tmp_path, budget_usd):
+    with pytest.raises(ValueError, match=f"budget_usd is {budget_usd} and must be a finite number above 0"):
+        generate_questions(make_chunks(2), claude(server), output_dir=tmp_path, budget_usd=budget_usd)
+
+
 def test_a_budget_needs_a_price(server, tmp_path):
     llm = replace(claude(server), model="my-model", price=None)
     with pytest.raises(ValueError, match=r"budget_usd needs the price of 'my-model'.*price=Price"):
@@ -784,3 +791,10 @@ def test_a_review_shows_questions_with_their_chunks_and_the_summary_is_html_too(
     assert isinstance(questions[0], Question)
     assert questions[:1] == (questions[0],)
     assert len(questions.review(100).pairs) == len(questions)
+
+
+def test_no_chunk_commands_the_terminal_on_which_a_review_is_printed():
+    text = "First line\x1b[2J.\nSecond\x9b line."
+    review = Review(((Question("a#0/0", "How\x07?", ("a#0",)), Chunk("a#0", "a", text, 0, len(text))),))
+    assert "First line\\x1b[2J.\nSecond\\x9b line." in str(review)
+    assert "How\\x07?" in str(review)

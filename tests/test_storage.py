@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from embedtune import storage
-from embedtune.storage import merged_folder, read_folder, replace_file, replaced_folder, temporary_folder
+from embedtune.storage import is_folder, merged_folder, read_folder, replace_file, replaced_folder, temporary_folder
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -87,6 +88,30 @@ def test_the_old_file_stays_when_writing_fails(tmp_path, monkeypatch):
         replace_file(target, "second")
     assert target.read_text() == "first"
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there it is no rehearsal")
+def test_what_windows_does_not_flush_is_not_flushed(tmp_path, monkeypatch):
+    """There `os.fsync` refuses a descriptor that cannot be written to, and a folder cannot be opened."""
+    fcntl = pytest.importorskip("fcntl")
+    flushed = []
+
+    class OfWindows:
+        name = "nt"
+        __getattr__ = staticmethod(lambda name: getattr(os, name))
+
+        @staticmethod
+        def fsync(handle):
+            if fcntl.fcntl(handle, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY:
+                raise OSError(errno.EBADF, "Bad file descriptor")
+            flushed.append(os.fstat(handle).st_size)
+
+    monkeypatch.setattr(storage, "os", OfWindows())
+    replace_file(tmp_path / "a.txt", "text")
+    with replaced_folder(tmp_path / "data") as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "b.txt").write_text("whole")
+    assert flushed == [4, 5]
 
 
 @pytest.fixture(params=[0o022, 0o027, 0o077], ids="{:03o}".format)
@@ -328,6 +353,25 @@ def test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, write
     assert errors == []
     assert {len(one) for one in found} == {1}
     assert read_folder(target, versions) in ({"59"}, {"159"}, {"259"})
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("writer", [replaced_folder, merged_folder])
+def test_no_reader_takes_a_folder_that_is_being_removed_for_the_old_one(tmp_path, monkeypatch, writer, exchanges):
+    target, remove, found = tmp_path / "data", shutil.rmtree, []
+
+    def remove_while_another_writer_is_between_two_renames(path, **options):
+        aside = target.rename(tmp_path / "elsewhere")
+        found.append(is_folder(target))
+        aside.rename(target)
+        remove(path, **options)
+
+    for number in range(3):
+        with writer(target) as folder:
+            write_version(folder, number)
+        monkeypatch.setattr(shutil, "rmtree", remove_while_another_writer_is_between_two_renames)
+    assert found
+    assert not any(found)
     assert list(tmp_path.iterdir()) == [target]
 
 

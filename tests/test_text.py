@@ -9,7 +9,7 @@ import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embedtune.text import plain, same_question, storable, storage_problem, words
+from embedtune.text import plain, printable, same_question, storable, storage_problem, words
 
 
 @pytest.mark.parametrize(
@@ -122,3 +122,17 @@ def test_text_is_storable_exactly_where_utf_8_takes_it(text):
 
 def test_the_first_half_character_is_named():
     assert storage_problem("5 \ud83d and \ud800") == "half a character, U+D83D, at offset 2"
+
+
+@given(st.text(alphabet=st.characters(exclude_categories=())))
+def test_text_to_print_commands_no_terminal_and_can_always_be_written(text):
+    shown = printable(text)
+    shown.encode()
+    assert not [c for c in shown if unicodedata.category(c) == "Cc" and c not in "\n\t"]
+    assert printable(shown) == shown
+    assert shown == text or any(unicodedata.category(c) in ("Cc", "Cs") for c in text)
+
+
+def test_joiners_and_spaces_of_real_text_are_printed_as_they_are():
+    text = "می\u200cخواهم 5\u00a0mm \U0001f469\u200d\U0001f52c\tNot\u00adaus\n"
+    assert printable(text) == text

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import typer
 from typer.core import TyperGroup
 
+from embedtune.text import printable
+
 if TYPE_CHECKING:
     from embedtune.evaluation.headline import Headline
 
@@ -48,7 +50,7 @@ class Commands(TyperGroup):
 
 def say(text: str) -> None:
     """Tell the person something, beside the result."""
-    typer.echo(text, err=True)
+    typer.echo(printable(text), err=True)
 
 
 @contextmanager
@@ -60,7 +62,7 @@ def working() -> Iterator[None]:
 
 def show(text: str, content: Mapping[str, Any] | list[Any], *, as_json: bool) -> None:
     """Print a result, as text or as JSON."""
-    typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else text)
+    typer.echo(json.dumps(content, indent=2, ensure_ascii=False) if as_json else printable(text))
 
 
 def rows_text(rows: Mapping[str, str]) -> str:

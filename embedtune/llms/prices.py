@@ -152,7 +152,9 @@ def budget_of(llm: LLM, budget_usd: float | None, *, spent: int) -> Budget:
     if isinstance(budget_usd, bool) or not isinstance(budget_usd, (int, float)):
         raise TypeError(f"budget_usd is {budget_usd!r}, a {type(budget_usd).__name__}. Pass a number of dollars.")
     if not 0 < budget_usd < math.inf:
-        raise ValueError(f"budget_usd is {budget_usd} and must be more than 0. Leave it out for no ceiling.")
+        raise ValueError(
+            f"budget_usd is {budget_usd} and must be a finite number above 0. Leave it out for no ceiling."
+        )
     if llm.price is None:
         raise ValueError(
             f"budget_usd needs the price of {llm.name!r}, which genai-prices does not list (or is not installed). Pass it "

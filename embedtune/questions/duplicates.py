@@ -48,7 +48,8 @@ def merge_duplicates(questions: Sequence[Question]) -> tuple[list[Question], dic
         if key and key in id_of:
             known = labels[id_of[key]]
             dropped[question.id] = SAME if known.keys() & question.chunk_ids else MERGED
-            known.update(question.labels | known)
+            for chunk, chunk_hash in question.labels.items():
+                known.setdefault(chunk, chunk_hash)
         elif any(_nearly_same(question, other) for other in of_chunk[question.chunk_ids[0]]):
             dropped[question.id] = NEARLY_SAME
         else:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import overload
 
 from embedtune.tables import html_table
+from embedtune.text import printable
 from embedtune.types import Chunk, Question
 
 
@@ -131,10 +132,12 @@ class Review:
     pairs: tuple[tuple[Question, Chunk], ...]
 
     def __str__(self) -> str:
-        return "\n\n".join(
-            f"[{chunk.id}] {' > '.join((chunk.title, *chunk.headings)).strip(' >')}\n{chunk.text}\n"
-            f"  Q ({question.style or 'no style'}): {question.text}\n  A: {question.answer or '-'}"
-            for question, chunk in self.pairs
+        return printable(
+            "\n\n".join(
+                f"[{chunk.id}] {' > '.join((chunk.title, *chunk.headings)).strip(' >')}\n{chunk.text}\n"
+                f"  Q ({question.style or 'no style'}): {question.text}\n  A: {question.answer or '-'}"
+                for question, chunk in self.pairs
+            )
         )
 
     __repr__ = __str__

@@ -11,6 +11,7 @@ from embedtune.bounds import whole
 from embedtune.llms.retries import ask
 from embedtune.llms.structured import object_in, schema_of
 from embedtune.serving.passages import instructions, passages_in, request_with_passages
+from embedtune.text import printable
 
 if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM, Completion, Request
@@ -70,7 +71,7 @@ class Answer:
 
     def __repr__(self) -> str:
         said = self.text or f"({self.outcome}{': ' if self.problem else ''}{self.problem})"
-        return "\n".join([said, *(f"  cites {chunk}" for chunk in self.cited)])
+        return printable("\n".join([said, *(f"  cites {chunk}" for chunk in self.cited)]))
 
 
 def answer(question: str, retriever: Retriever, *, llm: LLM, k: int = 5, feedback: FeedbackLog | None = None) -> Answer:

@@ -16,6 +16,7 @@ from embedtune.llms.retries import ask
 from embedtune.llms.structured import object_in, schema_of
 from embedtune.questions.requests.replies import FOLDER, answered
 from embedtune.serving.passages import instructions, passages_in, request_with_passages
+from embedtune.text import printable
 
 if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM, Completion, Request
@@ -61,7 +62,7 @@ class Suggestion:
             f"{'*' if hit.id in chosen else ' '} [{hit.id}] {' '.join(hit.text.split())[:160]}"
             for hit in self.candidates
         ]
-        return "\n".join([self.question, *lines])
+        return "\n".join(map(printable, [self.question, *lines]))
 
     def _repr_html_(self) -> str:
         chosen = set(self.chunk_ids or ())
