@@ -35,7 +35,8 @@ def made(tiny_model_folder, tmp_path_factory):
     """A folder of `embedtune tune` on a tiny model, with a document that would like to be run."""
     place = tmp_path_factory.mktemp("app")
     (write_documents(place / "documents") / "<img src=x>.txt").write_text(HOSTILE, encoding="utf-8")
-    chunks = et.chunk_documents(et.read_documents(place / "documents"), tokenizer=et.load_model(str(tiny_model_folder)))
+    model = et.load_model(str(tiny_model_folder))
+    chunks = et.chunk_documents(et.read_documents(place / "documents"), max_tokens=100, tokenizer=model)
     asked = [et.Question(f"{i}", " ".join(chunk.text.split()[:3]), (chunk.id,)) for i, chunk in enumerate(chunks)]
     et.build_dataset(chunks, asked, test_size=0.3, dev_size=0).save_to_disk(place / "data")
     done = run("tune", "--data", place / "data", "--model", tiny_model_folder, *QUICK, "--test-split", "test", "-o", place / "out")  # fmt: skip
