@@ -63,7 +63,7 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         'whole'
     """
     target = Path(path).resolve()
-    with _naming(target), _workspace(target, target.parent) as workspace:
+    with naming(target), _workspace(target, target.parent) as workspace:
         new = workspace / "new"
         new.mkdir()
         yield new
@@ -97,7 +97,7 @@ def merged_folder(path: str | Path, *, without: Collection[str] = ()) -> Iterato
     """
     target = Path(path).resolve()
     is_fixed = target.is_dir() and not _can_be_renamed(target)
-    with _naming(target), _workspace(target, target if is_fixed else target.parent) as workspace:
+    with naming(target), _workspace(target, target if is_fixed else target.parent) as workspace:
         new = workspace / "new"
         new.mkdir()
         yield new
@@ -123,7 +123,7 @@ def replace_file(path: str | Path, content: str | bytes) -> None:
     """
     target = Path(path).absolute()
     # In a new folder, where the file gets the umask's mode; mkstemp would make it readable by its owner only.
-    with _naming(target), _workspace(target, target.parent) as workspace:
+    with naming(target), _workspace(target, target.parent) as workspace:
         new = workspace / "new"
         new.write_bytes(content if isinstance(content, bytes) else content.encode())
         _sync(new)
@@ -265,7 +265,7 @@ def reading(path: str | Path, *, remedy: str) -> Iterator[None]:
 
 
 @contextmanager
-def _naming(target: Path) -> Iterator[None]:
+def naming(target: Path) -> Iterator[None]:
     """Raise errors with the path that was to be written; the system names a temporary file or a parent folder."""
     try:
         yield

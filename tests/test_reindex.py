@@ -1,11 +1,13 @@
 from __future__ import annotations
 
 import copy
+import errno
 import threading
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from test_retriever import QUESTIONS, TEXTS, chunk, chunks_of, counting, found
 
 import embedtune as et
@@ -75,6 +77,19 @@ def test_after_a_crash_it_continues_where_it_stopped(retriever, tuned, tmp_path,
     del encoded[:]
     assert len(move(retriever, tuned, tmp_path / "saved", block_size=20)) == 80
     assert len(encoded) == 80 - 20 * num_blocks
+
+
+def test_a_full_disk_is_named_and_the_old_retriever_stays(retriever, tuned, tmp_path, monkeypatch):
+    def full(*_):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(reindex_module, "save_file", full)
+        with pytest.raises(OSError, match=r"No space left on device.*Choose another path.*saved-reindex") as caught:
+            move(retriever, tuned, tmp_path / "saved")
+    assert caught.value.errno == errno.ENOSPC
+    assert found(Retriever.load(tmp_path / "saved"), QUESTIONS[:3]) == found(retriever, QUESTIONS[:3])
+    assert len(move(retriever, tuned, tmp_path / "saved")) == len(retriever)
 
 
 def test_a_crash_at_the_switch_leaves_the_old_retriever(retriever, tuned, tmp_path, monkeypatch):

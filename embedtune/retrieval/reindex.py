@@ -24,7 +24,7 @@ from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.index import ChunkIndex
 from embedtune.retrieval.retriever import Retriever
 from embedtune.retrieval.word_weight import spread_of
-from embedtune.storage import replace_file, replaced_folder
+from embedtune.storage import naming, replace_file, replaced_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -183,5 +183,6 @@ def _stored(folder: Path, fingerprint: str) -> dict[str, NDArray[np.float32]]:
 def _write(folder: Path, keys: list[str], vectors: NDArray[np.float32]) -> None:
     """Write a block; its keys come last, and a block without them does not count."""
     path = folder / f"block-{keys[0]}"
-    save_file({"vectors": np.ascontiguousarray(vectors)}, path.with_suffix(".safetensors"))
+    with naming(path):
+        save_file({"vectors": np.ascontiguousarray(vectors)}, path.with_suffix(".safetensors"))
     replace_file(path.with_suffix(".json"), json.dumps(keys))
