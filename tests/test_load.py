@@ -17,7 +17,6 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-import embedtune as et
 from embedtune import storage
 from embedtune.errors import OptionalDependencyError
 from embedtune.models import load, repository
@@ -72,12 +71,6 @@ def test_a_tokenizer_that_is_none_is_refused_by_its_file(tiny_model, tmp_path, g
     (tmp_path / "tokenizer.json").write_text(garbage)
     with pytest.raises(ValueError, match=r"^tokenizer\.json of .* is not"):
         load_model(tmp_path, device="cpu")
-
-
-def test_chunks_beyond_the_positions_of_a_model_are_refused(tiny_model):
-    with pytest.raises(ValueError, match="max_tokens=129 is more than the 128 positions"):
-        et.chunk_documents([et.Document("a", "Press both.")], max_tokens=129, tokenizer=tiny_model)
-    assert et.chunk_documents([et.Document("a", "Press both.")], max_tokens=100, tokenizer=tiny_model)
 
 
 @pytest.mark.parametrize("exchanges", [True, False])

@@ -104,12 +104,6 @@ def chunk_documents(
 
 def _warn_if_cut(tokenizer: object, max_tokens: int) -> None:
     """Warn now, before anybody pays for questions about what the model never reads."""
-    positions = getattr(getattr(tokenizer, "config", None), "max_position_embeddings", None)
-    if isinstance(positions, int) and max_tokens > positions:
-        raise ValueError(
-            f"max_tokens={max_tokens} is more than the {positions} positions that this model has, so that the end of longer chunks "
-            "could never be embedded. Make smaller chunks."
-        )
     limit = getattr(tokenizer, "max_seq_length", None)
     if isinstance(limit, int) and max_tokens > limit:
         logger.warning(

@@ -38,7 +38,9 @@ _FEATURES = {
 
 def per_query_table(columns: Mapping[str, Sequence[Any]]) -> Dataset:
     """Return the rows of `Evaluation.per_query`; ``word_scores`` may be missing."""
-    features = Features({name: feature for name, feature in _FEATURES.items() if name in columns})
+    features = Features(
+        {name: feature for name, feature in _FEATURES.items() if name != "word_scores" or name in columns}
+    )
     return Dataset.from_dict({name: columns[name] for name in features}, features=features)
 
 
