@@ -160,15 +160,16 @@ def read_folder(path: str | Path, read: Callable[[Path], _T]) -> _T:
         'whole'
     """
     for attempt in range(_TRIES):
-        folder = _standing(Path(path))
-        before, failure = _identity(folder), None
-        try:
-            result = read(folder)
-        except Exception as err:
-            failure = err
+        folder, failure = _standing(Path(path)), None
+        with _held(folder) as before:
+            try:
+                result = read(folder)
+            except Exception as err:
+                failure = err
+            is_same = before == _identity(folder) and folder == _standing(Path(path))
         if before is None and not attempt:
             time.sleep(0.01)  # it may be between two renames
-        elif before == _identity(folder) and folder == _standing(Path(path)):
+        elif is_same:
             if failure is not None:
                 raise failure
             return result
@@ -351,7 +352,7 @@ def _release(handle: int | None) -> None:
 
 def _put_in_place(new: Path, target: Path) -> Path | None:
     """Put a folder that is whole at its place, and return where the one is that was there."""
-    if target.is_dir():
+    with suppress(FileNotFoundError):  # it is new, or another writer is between two renames
         shutil.copymode(target, new)
     _sync_all(new)
     old = _swapped(new, target)
@@ -363,8 +364,8 @@ def _swapped(new: Path, target: Path) -> Path | None:
     if not target.exists():
         try:
             new.rename(target)
-        except OSError:
-            if not target.exists():  # another writer may have been faster
+        except OSError as err:
+            if not _was_taken(target, err):
                 raise
         else:
             return None
@@ -374,14 +375,19 @@ def _swapped(new: Path, target: Path) -> Path | None:
         old = _set_aside(target, new.with_name("old"))
         try:
             new.rename(target)
-        except OSError:
-            if target.exists():  # another writer put its own there meanwhile
+        except OSError as err:
+            if _was_taken(target, err):
                 continue
             if old.exists():
                 old.rename(target)
             raise
         return old
     raise OSError(errno.EBUSY, f"Replaced {_TRIES} times by other writers at that moment", str(target))
+
+
+def _was_taken(target: Path, err: OSError) -> bool:
+    """Return whether another writer put its own there: then what was set aside before is outdated, also if it is gone again."""
+    return target.exists() or err.errno in (errno.ENOTEMPTY, errno.EEXIST)
 
 
 def _set_aside(target: Path, old: Path) -> Path:
@@ -489,12 +495,29 @@ def _standing(path: Path) -> Path:
     return aside[0] if aside else path
 
 
+@contextmanager
+def _held(folder: Path) -> Iterator[tuple[int, ...] | None]:
+    """Yield the identity of a folder, which the disk gives to no other while the block runs."""
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # it is missing, or this is Windows
+        yield _identity(folder)
+        return
+    try:
+        yield _marks_of(os.fstat(handle))
+    finally:
+        os.close(handle)
+
+
 def _identity(folder: Path) -> tuple[int, ...] | None:
     """Return what no other folder at the same path has."""
     try:
-        found = folder.stat()
+        return _marks_of(folder.stat())
     except OSError:
         return None
+
+
+def _marks_of(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
