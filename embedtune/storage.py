@@ -37,6 +37,7 @@ except ImportError:  # Windows
 
 _T = TypeVar("_T")
 
+_TRIES_IF_MISSING = 5
 _TRIES = 100
 _SECONDS_UNTIL_ABANDONED = 24 * 3600.0  # where no lock says whether a writer lives
 _AT_FDCWD_LINUX, _RENAME_EXCHANGE, _RENAME_SWAP = -100, 2, 2  # of linux/fcntl.h, linux/fs.h and macOS's stdio.h
@@ -160,16 +161,15 @@ def read_folder(path: str | Path, read: Callable[[Path], _T]) -> _T:
         'whole'
     """
     for attempt in range(_TRIES):
-        folder, failure = _standing(Path(path)), None
-        with _held(folder) as before:
-            try:
-                result = read(folder)
-            except Exception as err:
-                failure = err
-            is_same = before == _identity(folder) and folder == _standing(Path(path))
-        if before is None and not attempt:
+        folder = _standing(Path(path))
+        before, failure = _identity(folder), None
+        try:
+            result = read(folder)
+        except Exception as err:
+            failure = err
+        if before is None and (failure is None or attempt < _TRIES_IF_MISSING):
             time.sleep(0.01)  # it may be between two renames
-        elif is_same:
+        elif before == _identity(folder) and folder == _standing(Path(path)):
             if failure is not None:
                 raise failure
             return result
@@ -294,12 +294,9 @@ def _workspace(target: Path, home: Path) -> Iterator[Path]:
 
 def _clear(left: Path, target: Path) -> None:
     """Remove a dead writer's folder; an old content that is missing at its place goes back there."""
-    if (left / "old").exists() and not target.exists():
-        try:
+    with _alone(target.parent):  # else another writer may be between two renames, and the old content is outdated
+        if (left / "old").exists() and not target.exists():
             (left / "old").rename(target)
-        except OSError:
-            if not target.exists():  # else another writer was faster, and the old content is outdated
-                raise
     _remove_workspace(left)
 
 
@@ -361,28 +358,43 @@ def _put_in_place(new: Path, target: Path) -> Path | None:
 
 
 def _swapped(new: Path, target: Path) -> Path | None:
-    if not target.exists():
-        try:
-            new.rename(target)
-        except OSError as err:
-            if not _was_taken(target, err):
+    with _alone(target.parent):
+        if not target.exists():
+            try:
+                new.rename(target)
+            except OSError as err:
+                if not _was_taken(target, err):
+                    raise
+            else:
+                return None
+        if _exchanged(new, target):
+            return new
+        for _ in range(_TRIES):
+            old = _set_aside(target, new.with_name("old"))
+            try:
+                new.rename(target)
+            except OSError as err:
+                if _was_taken(target, err):
+                    continue
+                if old.exists():
+                    old.rename(target)
                 raise
-        else:
-            return None
-    if _exchanged(new, target):
-        return new
-    for _ in range(_TRIES):
-        old = _set_aside(target, new.with_name("old"))
-        try:
-            new.rename(target)
-        except OSError as err:
-            if _was_taken(target, err):
-                continue
-            if old.exists():
-                old.rename(target)
-            raise
-        return old
-    raise OSError(errno.EBUSY, f"Replaced {_TRIES} times by other writers at that moment", str(target))
+            return old
+        raise OSError(errno.EBUSY, f"Replaced {_TRIES} times by other writers at that moment", str(target))
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Let no other writer rename folders in this one while the block runs, where the system has such locks."""
+    handle = None
+    if fcntl is not None:
+        with suppress(OSError):
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        _release(handle)
 
 
 def _was_taken(target: Path, err: OSError) -> bool:
@@ -495,29 +507,12 @@ def _standing(path: Path) -> Path:
     return aside[0] if aside else path
 
 
-@contextmanager
-def _held(folder: Path) -> Iterator[tuple[int, ...] | None]:
-    """Yield the identity of a folder, which the disk gives to no other while the block runs."""
-    try:
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError:  # it is missing, or this is Windows
-        yield _identity(folder)
-        return
-    try:
-        yield _marks_of(os.fstat(handle))
-    finally:
-        os.close(handle)
-
-
 def _identity(folder: Path) -> tuple[int, ...] | None:
     """Return what no other folder at the same path has."""
     try:
-        return _marks_of(folder.stat())
+        found = folder.stat()
     except OSError:
         return None
-
-
-def _marks_of(found: os.stat_result) -> tuple[int, ...]:
     return found.st_dev, found.st_ino, found.st_mtime_ns
 
 
