@@ -294,9 +294,12 @@ def _workspace(target: Path, home: Path) -> Iterator[Path]:
 
 def _clear(left: Path, target: Path) -> None:
     """Remove a dead writer's folder; an old content that is missing at its place goes back there."""
-    with _alone(target.parent):  # else another writer may be between two renames, and the old content is outdated
-        if (left / "old").exists() and not target.exists():
+    if (left / "old").exists() and not target.exists():
+        try:
             (left / "old").rename(target)
+        except OSError:
+            if not target.exists():  # else another writer was faster, and the old content is outdated
+                raise
     _remove_workspace(left)
 
 
@@ -358,43 +361,29 @@ def _put_in_place(new: Path, target: Path) -> Path | None:
 
 
 def _swapped(new: Path, target: Path) -> Path | None:
-    with _alone(target.parent):
-        if not target.exists():
-            try:
-                new.rename(target)
-            except OSError as err:
-                if not _was_taken(target, err):
-                    raise
-            else:
-                return None
-        if _exchanged(new, target):
-            return new
-        for _ in range(_TRIES):
-            old = _set_aside(target, new.with_name("old"))
-            try:
-                new.rename(target)
-            except OSError as err:
-                if _was_taken(target, err):
-                    continue
-                if old.exists():
-                    old.rename(target)
+    if not target.exists():
+        try:
+            new.rename(target)
+        except OSError as err:
+            if not _was_taken(target, err):
                 raise
-            return old
-        raise OSError(errno.EBUSY, f"Replaced {_TRIES} times by other writers at that moment", str(target))
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Let no other writer rename folders in this one while the block runs, where the system has such locks."""
-    handle = None
-    if fcntl is not None:
-        with suppress(OSError):
-            handle = os.open(folder, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        _release(handle)
+        else:
+            return None
+    if _exchanged(new, target):
+        return new
+    old = new.with_name("old")
+    for _ in range(_TRIES):
+        try:
+            _set_aside(target, old)
+            new.rename(target)
+        except OSError as err:
+            if _was_taken(target, err):
+                continue
+            if old.exists():
+                old.rename(target)
+            raise
+        return old
+    raise OSError(errno.EBUSY, f"Replaced {_TRIES} times by other writers at that moment", str(target))
 
 
 def _was_taken(target: Path, err: OSError) -> bool:
