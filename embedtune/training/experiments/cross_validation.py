@@ -116,7 +116,7 @@ def cross_validate(
             on (`train_reranker`), and becomes the second stage of the tuned retriever. It is not changed.
         seed: Draws the folds.
         num_processes: How many folds are trained at once, each in a process with its share of the cores and a copy of model
-            and data. One uses all cores as well, by threads; with many cores several are faster. Another number of threads
+            and data. One uses all cores as well, by threads; several may use many cores better. Another number of threads
             changes the last bits of a result.
 
     Raises:
