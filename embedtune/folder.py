@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from embedtune.improvement.rounds import Round
 
 QUESTIONS, DATA, EVIDENCE, ROUNDS, COMMAND = "questions", "data", "evidence", "rounds", "command.json"
+LOG = "feedback.sqlite"
 
 _VERDICT = "verdict.json"
 
@@ -154,6 +155,9 @@ def _ranker(name: str) -> Any:
 
 def improved(path: Path, feedback: Path, data: Path, *, epochs: float | None, seed: int) -> Round:
     """Run a round of improvement, and let a better retriever serve in the folder."""
+    for there, option, what in ((feedback, "--feedback", "feedback log"), (data, "--data", "dataset to improve with")):
+        if not there.exists():
+            raise FileNotFoundError(f"There is no {what} in {there}. Name it with {option}.")
     place = path / RETRIEVER if (path / RETRIEVER).is_dir() else path
     retriever, rounds = load_retriever(path), et.Rounds(path / ROUNDS)
     if rounds.all() and retriever.learned.model_fingerprint != rounds.current.model_fingerprint:

@@ -134,16 +134,6 @@ def test_examples_are_questions_that_tuning_fixed(desk):
     assert bool(desk.examples()) == bool(fixed)
 
 
-def test_without_a_locked_test_the_page_says_how_to_get_one(desk, tmp_path):
-    data = RetrievalDataset.load_from_disk(desk.data)
-    replace(data, qrels={"train": data.qrels["train"]}).save_to_disk(tmp_path / "other")
-    other = Desk(desk.path, data=tmp_path / "other")
-    assert "--test-split test" in other.obstacle()
-    with pytest.raises(ValueError, match="--test-split test"):
-        other.improve()
-    assert desk.obstacle() == ""
-
-
 def round_of(out, status):
     checks = (
         Check("locked test", status == "accepted", "lower <bound>"),

@@ -371,6 +371,17 @@ def test_a_round_that_does_not_pass_changes_nothing_that_serves(asked_for_more, 
     assert [one.status for one in et.Rounds(asked_for_more / "rounds").all()] == ["start", "rejected"]
 
 
+def test_the_log_is_that_of_the_folder_unless_another_is_named(asked_for_more, tmp_path, monkeypatch):
+    missing = run("improve", asked_for_more)
+    assert missing.exit_code == shell.FAILED
+    assert f"no feedback log in {asked_for_more / folder.LOG}. Name it with --feedback" in missing.stderr
+    assert not (asked_for_more / folder.LOG).exists()
+    shutil.copy(tmp_path / "log.sqlite", asked_for_more / folder.LOG)
+    assert run("improve", asked_for_more, "--epochs", 1).exit_code == shell.KEEP
+    missing = run("improve", asked_for_more, "--data", asked_for_more / "retriever")
+    assert "Error: " in missing.stderr
+
+
 def test_a_round_that_passes_serves_and_the_next_one_goes_on_from_it(asked_for_more, tmp_path, monkeypatch):
     args = quick_arguments()
     monkeypatch.setattr("embedtune.TuningArguments", lambda *_, **__: args)

@@ -25,7 +25,7 @@ from embedtune.evaluation.comparison import MetricChange
 from embedtune.evaluation.result import Evaluation
 from embedtune.improvement import gate
 from embedtune.improvement import improve as improve_module
-from embedtune.improvement.round_data import HELD_OUT, _leaders, build_round_data, hash_of_test
+from embedtune.improvement.round_data import HELD_OUT, _leaders, build_round_data, hash_of_test, with_locked_test
 from embedtune.improvement.rounds import Check, Round, Rounds
 from embedtune.models.query_side import freeze_index
 from embedtune.retrieval.encoders import ModelEncoder, RememberingEncoder
@@ -790,3 +790,56 @@ def test_the_check_of_general_knowledge_takes_other_questions_and_says_where_it_
     pairs = [*GERMAN, ("Das Tor am Hafen ist rot.", ["Welche Farbe hat das Tor?"])]
     general = et.RetrievalDataset.from_pairs(pairs, test_size=0.5, dev_size=0)
     assert "n = 1 general questions" in FORGETTING_CHECK(tiny_model, tiny_model, general).detail
+
+
+# Without a test
+
+
+def without_a_test():
+    data = problem()
+    return replace(data, qrels={"train": data.qrels["train"]})
+
+
+def test_without_a_test_a_fifth_of_the_training_questions_is_locked_and_the_rounds_do_not_train_on_them(
+    learned, tiny_model, tmp_path, args
+):
+    log, data = FeedbackLog(learned / "log.sqlite"), without_a_test()
+    round_ = improve(tiny_model, log, tmp_path / "rounds", quick(args), data=data, replay=100.0, max_loss=1.0)
+    made = round_.load_data()
+    locked, trained = set(made.relevant("test")), set(made.relevant("train"))
+    assert locked == set(with_locked_test(data).relevant("test"))
+    assert 0.1 < len(locked) / len(data.relevant("train")) < 0.3
+    assert trained > set(data.relevant("train")) - locked
+    assert not trained & locked
+    assert round_.counts["about a document of the locked test"] == 0
+    # The next round finds the same ones, and other questions cannot take their place.
+    again = with_locked_test(without_a_test())
+    assert hash_of_test(again) == round_.test_hash == Rounds(tmp_path / "rounds").current.test_hash
+    log.close()
+
+
+def test_what_is_locked_without_a_test_follows_from_the_text_of_a_question():
+    data = without_a_test()
+    fewer = replace(data, qrels={"train": data.qrels["train"].select(range(0, len(data.qrels["train"]), 2))})
+    of_all, of_fewer = (set(with_locked_test(one).relevant("test")) for one in (data, fewer))
+    assert of_fewer == of_all & set(fewer.relevant("train"))
+    assert of_fewer
+    locked = problem()
+    assert with_locked_test(locked) is locked
+
+
+def test_a_dataset_with_too_few_questions_to_lock_is_refused():
+    data = without_a_test()
+    one = replace(data, qrels={"train": data.qrels["train"].select([0])})
+    with pytest.raises(ValueError, match=r"this dataset has 1 question\(s\) to do so"):
+        with_locked_test(one)
+    with pytest.raises(ValueError, match="'train', and this dataset has only"):
+        with_locked_test(replace(data, qrels={"test": data.qrels["train"]}))
+
+
+def test_too_few_questions_of_the_log_are_named_by_their_use(tiny_model, log, tmp_path, args):
+    fill(log, ways=WAYS[:1])
+    with pytest.raises(
+        ValueError, match=r"The log has \d questions to train on and \d to hold out.*: 0 asked in the locked test, "
+    ):
+        improve(tiny_model, log, tmp_path / "rounds", args)

@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from embedtune import folder
-from embedtune.dataset import RetrievalDataset
-from embedtune.improvement.round_data import LOCKED
 from embedtune.models.load import load_model
 from embedtune.retrieval.encoders import ModelEncoder
 from embedtune.retrieval.index import build_index
@@ -24,8 +22,6 @@ if TYPE_CHECKING:
     from embedtune.improvement.rounds import Round
     from embedtune.retrieval.hits import Hit
     from embedtune.serving.feedback import LoggedQuestion
-
-LOG = "feedback.sqlite"
 
 _DEPTH = 10  # that many are searched and logged
 _NUM_CANDIDATES = 20
@@ -95,7 +91,7 @@ class Desk:
         self.retriever: Retriever = folder.load_retriever(path)
         name = base or _model_of(path)
         self.base: Retriever | None = _by_vectors(name, self.retriever) if name else None
-        self.log: FeedbackLog = FeedbackLog(feedback or path / LOG)
+        self.log: FeedbackLog = FeedbackLog(feedback or path / folder.LOG)
         self.data: Path = data or path / folder.DATA
         self.verdict: Verdict | None = folder.load_verdict(path) if folder.has_verdict(path) else None
         self._improving = threading.Lock()
@@ -156,12 +152,6 @@ class Desk:
             return (
                 f"There is no dataset in {self.data}. Start the page with --data and the folder of the dataset that the retriever "
                 "was tuned on."
-            )
-        splits = RetrievalDataset.load_from_disk(self.data).splits
-        if LOCKED not in splits or "train" not in splits:
-            return (
-                "Every question was trained on, so none is left to show that a new retriever is no worse. Tune again with: "
-                "embedtune tune --test-split test"
             )
         return ""
 

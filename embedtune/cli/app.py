@@ -230,8 +230,11 @@ def search(
 def improve(
     path: Run,
     feedback: Annotated[
-        Path, typer.Option(metavar="FILE", exists=True, dir_okay=False, help="The feedback log, an SQLite file.")
-    ],
+        Path | None,
+        typer.Option(
+            metavar="FILE", exists=True, dir_okay=False, help="The feedback log; by default FOLDER/feedback.sqlite."
+        ),
+    ] = None,
     data: Annotated[
         Path | None,
         typer.Option(
@@ -249,19 +252,21 @@ def improve(
     The new retriever replaces that in FOLDER if it misses fewer questions of the log, is not worse on the locked test, and has not forgotten what it knew.
     Otherwise the old one stays, and the exit code is 3. Rounds are kept in FOLDER/rounds.
 
-    The locked test is the split `test` of the dataset, which must not have been trained on.
+    The locked test is the split `test` of the dataset; without one, a fifth of the questions.
 
     \b
     Examples:
-      embedtune tune docs/ --llm anthropic:claude-haiku-4-5 --test-split test
-      embedtune improve out/ --feedback feedback.sqlite
+      embedtune improve out/
+      embedtune improve out/ --feedback feedback.sqlite --epochs 2
     """
     from dataclasses import asdict
 
     from embedtune import folder
 
     with shell.working():
-        round_ = folder.improved(path, feedback, data or path / folder.DATA, epochs=epochs, seed=seed)
+        round_ = folder.improved(
+            path, feedback or path / folder.LOG, data or path / folder.DATA, epochs=epochs, seed=seed
+        )
     checks = [{"candidate": one.name} | asdict(check) for one in round_.candidates for check in one.checks]
     facts: dict[str, Any] = {
         "headline": folder.round_headline(round_),

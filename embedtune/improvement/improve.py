@@ -15,9 +15,17 @@ from embedtune.bounds import finite, share, whole
 from embedtune.dataset import RetrievalDataset
 from embedtune.improvement.gate import Gate
 from embedtune.improvement.labels import check_labels
-from embedtune.improvement.round_data import HELD_OUT, LOCKED, RoundData, build_round_data, hash_of_test
+from embedtune.improvement.round_data import (
+    HELD_OUT,
+    LOCKED,
+    RoundData,
+    build_round_data,
+    hash_of_test,
+    with_locked_test,
+)
 from embedtune.improvement.rounds import POINTER, Candidate, Round, Rounds
 from embedtune.models.query_side import freeze_index, is_index_frozen
+from embedtune.models.repository import quiet_transformers
 from embedtune.retrieval.encoders import RememberingEncoder
 from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.retriever import Retriever
@@ -26,6 +34,7 @@ from embedtune.retrieval.words import WordWeights
 from embedtune.text import same_question
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.merging import ALPHAS, merge_with_base, smallest_within_one_error
+from embedtune.training.fit import train_with_one_bar
 from embedtune.training.frozen_index import FrozenIndexTrainer
 from embedtune.training.trainer import EmbeddingTrainer
 
@@ -88,8 +97,9 @@ def improve(
     Args:
         retriever: The retriever that serves; it is not changed. From the second round on it must be the one of
             ``Rounds(output_dir).current``, as `reindex` makes it from the round's ``model_path``.
-        data: Questions and chunks, with the splits ``train`` (to replay) and ``test`` (locked). The corpus may grow from
-            round to round.
+        data: Questions and chunks, with the splits ``train`` (to replay) and ``test`` (locked). Without ``test`` a fifth of the
+            training questions is locked. If the first retriever has learned from the locked questions, as after a `tune` that
+            folds judge, they favour it, and a new one passes less easily. The corpus may grow from round to round.
         feedback: The log. Questions whose relevant chunks are confirmed (a person or a language model named them, or a person
             liked the answer) are trained on or held out. Questions with cited but unconfirmed chunks are only held out, so
             that the evaluation does not consist of misses alone.
@@ -121,7 +131,7 @@ def improve(
     sizes = {"held_out_size": held_out_size, "dev_size": dev_size}
     bar = {"k": k, "max_loss": max_loss}
     _check_arguments(retriever, sizes | bar | {"max_wrong": max_wrong, "replay": replay, "seed": seed})
-    rounds = Rounds(output_dir)
+    rounds, data = Rounds(output_dir), with_locked_test(data)
     parent = _parent(rounds, retriever, data)
     prepared = build_round_data(
         data,
@@ -179,10 +189,6 @@ def _check_arguments(retriever: object, numbers: Mapping[str, float]) -> None:
 
 def _parent(rounds: Rounds, retriever: Retriever, data: RetrievalDataset) -> Round:
     """Return the round that serves, after checking the model and the locked test; create the start in the first round."""
-    if LOCKED not in data.qrels or "train" not in data.qrels:
-        raise ValueError(
-            f"improve() needs the splits 'train' and {LOCKED!r}, and this dataset has {data.splits}. Build it with a test_size."
-        )
     found = hash_of_test(data)
     if not (rounds.output_dir / POINTER).exists():
         return _start(rounds, retriever, test_hash=found)
@@ -220,8 +226,9 @@ def _start(rounds: Rounds, retriever: Retriever, *, test_hash: str) -> Round:
 
 def _save(model: SentenceTransformer, learned: Saved, folder: Path) -> None:
     """Save a retriever without its chunks, which are in the data of the round."""
-    model.save_pretrained(str(folder))
-    write_learned(folder, learned)
+    with quiet_transformers():
+        model.save_pretrained(str(folder))
+        write_learned(folder, learned)
 
 
 def _trained_into(rounds: Rounds, parent: Round, data: RetrievalDataset) -> set[str]:
@@ -268,7 +275,7 @@ def _require_enough(prepared: RoundData) -> None:
         raise ValueError(
             f"The log has {counts['trained on']} questions to train on and {counts['held out']} to hold out; at least 1 and "
             f"{_MIN_HELD_OUT} are needed. Name the relevant chunks of more questions with label_misses() or "
-            f"FeedbackLog.name_chunks(). All counts: {dict(counts)}."
+            f"FeedbackLog.name_chunks(). The log's questions: {', '.join(f'{number} {use}' for use, number in counts.items())}."
         )
 
 
@@ -304,7 +311,7 @@ def _train(
     if keep_index and not is_index_frozen(tuned):
         tuned = freeze_index(tuned, query="linear")
     trainer = (FrozenIndexTrainer if keep_index else EmbeddingTrainer)(tuned, args, data=data)
-    trainer.train()
+    train_with_one_bar(trainer)
     shutil.rmtree(args.output_dir, ignore_errors=True)
     return trainer.model
 

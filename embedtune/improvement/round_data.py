@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from embedtune.types import Question
 
 LOCKED, HELD_OUT = "test", "log_held_out"
+
+_LOCKED_SIZE = 0.2  # of the training questions, where there is no test
 
 _Answers = dict[str, tuple[str, ...]]
 
@@ -49,6 +51,30 @@ def hash_of_test(data: RetrievalDataset) -> str:
     relevant = sorted(data.relevant(LOCKED).items())
     rows = [[query, texts[query], sorted(corpus[chunk] for chunk in chunks)] for query, chunks in relevant]
     return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
+
+
+def with_locked_test(data: RetrievalDataset) -> RetrievalDataset:
+    """Return the dataset with a split to lock: where it has none, a fifth of its training questions, by a hash of their texts.
+
+    The first retriever has learned from those. This favours it over a new one, which does not, so the check gets stricter.
+
+    Raises:
+        ValueError: If there are no training questions.
+    """
+    if "train" not in data.qrels:
+        raise ValueError(f"improve() repeats questions of the split 'train', and this dataset has only {data.splits}.")
+    if LOCKED in data.qrels:
+        return data
+    texts, rows = data.query_texts, data.qrels["train"]
+    is_locked = [_draw(same_question(texts[query])) < _LOCKED_SIZE for query in rows["query-id"][:]]
+    if len(set(is_locked)) < 2:
+        raise ValueError(
+            f"improve() repeats some questions and locks others, and this dataset has {len(is_locked)} question(s) to do so."
+        )
+    sides = {"train": np.flatnonzero(np.logical_not(is_locked)), LOCKED: np.flatnonzero(is_locked)}
+    return replace(
+        data, qrels={**data.qrels, **{name: rows.select(of) for name, of in sides.items()}}, split_by="question"
+    )
 
 
 def build_round_data(
@@ -194,10 +220,15 @@ def _sides(
     seen = {leader[question.id] for question in questions if same_question(question.text) in trained_before}
     sides = {}
     for name in set(leader.values()):
-        draw = int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 16**12
+        draw = _draw(name)
         held_out, dev = draw < held_out_size, draw < held_out_size + dev_size
         sides[name] = "train" if name in seen else HELD_OUT if held_out else "dev" if dev else "train"
     return {question.id: sides[leader[question.id]] for question in questions}
+
+
+def _draw(name: str) -> float:
+    """Return a number from 0 up to 1 that is always the same for a text."""
+    return int(hashlib.sha256(name.encode()).hexdigest()[:12], 16) / 16**12
 
 
 def _answers(questions: Iterable[Question]) -> _Answers:

@@ -141,7 +141,7 @@ def require_transformers(minimum: str, *, reason: str) -> None:
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Silence transformers' reports about tensors, which `check_weights` covers."""
+    """Silence transformers' reports about tensors, which `check_weights` covers, and its bars for loading and writing files."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()

@@ -15,6 +15,7 @@ from sentence_transformers import CrossEncoder
 
 from embedtune.bounds import whole
 from embedtune.models.load import load_model
+from embedtune.models.repository import quiet_transformers
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
 from embedtune.retrieval.fingerprint import model_fingerprint, reranker_fingerprint
 from embedtune.retrieval.index import ChunkIndex
@@ -51,7 +52,8 @@ def write(path: str | Path, model: SentenceTransformer, index: ChunkIndex, saved
         )
     is_there = known == saved.model_fingerprint
     card = (target / CARD).read_text(encoding="utf-8") if is_there and (target / CARD).exists() else ""
-    with merged_folder(target, without=(INDEX, WORDS, RERANKER)) if is_there else replaced_folder(target) as folder:
+    replacing = merged_folder(target, without=(INDEX, WORDS, RERANKER)) if is_there else replaced_folder(target)
+    with quiet_transformers(), replacing as folder:
         if not is_there:
             model.save_pretrained(str(folder))
         (folder / INDEX).mkdir()

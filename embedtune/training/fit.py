@@ -60,6 +60,20 @@ def evaluations(before: Retriever, retriever: Retriever, evaluator: TopKEvaluato
     return [evaluator.evaluate(one, name=label) for label, one in rows.items()]
 
 
+def train_with_one_bar(trainer: EmbeddingTrainer, *, resume: bool = False) -> None:
+    """Train, and show one bar that goes when it ends, as ``disable_tqdm`` allows.
+
+    Args:
+        trainer: The trainer.
+        resume: Continue at the last checkpoint.
+    """
+    for printing in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
+        trainer.remove_callback(printing)
+    trainer.add_callback(_Bar(disable=trainer.args.disable_tqdm))
+    with quiet_transformers():  # it would show a bar for each checkpoint
+        trainer.train(resume_from_checkpoint=resume)
+
+
 class _Bar(TrainerCallback):
     """One bar for a training, which goes when it ends. transformers' own would leave lines of figures for each."""
 
@@ -85,12 +99,7 @@ def _trained(base: SentenceTransformer, data: RetrievalDataset, args: TuningArgu
     args = copy.copy(args)
     args.load_best_model_at_end = False  # without a dev split there is nothing to choose by
     trainer = EmbeddingTrainer(copy.deepcopy(base), args, data=data)
-    for printing in (PrinterCallback, DEFAULT_PROGRESS_CALLBACK):
-        trainer.remove_callback(printing)
-    trainer.add_callback(_Bar(disable=args.disable_tqdm))
-    resume = Path(args.output_dir).exists() and bool(complete_checkpoints(args.output_dir))
-    with quiet_transformers():  # it would show a bar for each checkpoint
-        trainer.train(resume_from_checkpoint=resume)
+    train_with_one_bar(trainer, resume=Path(args.output_dir).exists() and bool(complete_checkpoints(args.output_dir)))
     tuned: SentenceTransformer = trainer.model
     tuned.eval()
     return tuned
