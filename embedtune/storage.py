@@ -10,7 +10,9 @@ file after the other, so it may see files of two versions: `read_folder` notices
 and reads again. What a reader has opened or mapped stays readable until it is closed. On Windows a folder whose files are open
 cannot be replaced: the writer gets an error, and the old content stays.
 
-What a killed writer leaves is removed by the next one. A living writer holds a lock on its folder, which ends with the process.
+A folder at its place is never changed, only replaced, so of several writers at once readers see one whole version after the
+other. What a killed writer leaves is removed by the next one. A living writer holds a lock on its folder, which ends with the
+process.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +38,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 _T = TypeVar("_T")
+_Entries = tuple[int, frozenset[str]]
 
 _TRIES_IF_MISSING = 5
 _TRIES = 100
@@ -64,7 +67,7 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         'whole'
     """
     target = Path(path).resolve()
-    with naming(target), _workspace(target, target.parent) as workspace:
+    with naming(target), _workspace(target.parent, target.name, target) as workspace:
         new = workspace / "new"
         new.mkdir()
         yield new
@@ -98,18 +101,48 @@ def merged_folder(path: str | Path, *, without: Collection[str] = ()) -> Iterato
     """
     target = Path(path).resolve()
     is_fixed = target.is_dir() and not _can_be_renamed(target)
-    with naming(target), _workspace(target, target if is_fixed else target.parent) as workspace:
+    with naming(target), _workspace(target if is_fixed else target.parent, target.name, target) as workspace:
         new = workspace / "new"
         new.mkdir()
         yield new
         if is_fixed:
             _move_files(new, target, without)
             return
-        if is_folder(target):
-            read_folder(target, lambda folder: _keep_others(folder, new, without))
+        _merge(new, target, without)
+
+
+def _merge(own: Path, target: Path, without: Collection[str]) -> None:
+    """Put a folder at its place, joined with what only the one there holds. What stands is never changed, only replaced.
+
+    If what was replaced is not what was joined, another writer came between: then its files are joined, and so on.
+    """
+    there, known = target, set[_Entries]()
+    for number in range(_TRIES):
+        new = own.with_name(f"joined-{number}")
+        join = partial(_joined, own, new, without)
+        known.add(read_folder(there, join) if is_folder(there) else join(None))
+        known.add(_entries(new))
         old = _put_in_place(new, target)
-        if old is not None and old.is_dir():  # with what came meanwhile
-            read_folder(target, lambda folder: _keep_others(old, folder, without))
+        if old is None or not old.is_dir() or _entries(old) in known:
+            return
+        there = old
+
+
+def _joined(own: Path, new: Path, without: Collection[str], other: Path | None) -> _Entries:
+    """Make a new folder of links to the files of one folder, and to those that only the other one holds."""
+    shutil.rmtree(new, ignore_errors=True)  # of an attempt during which the other one was replaced
+    new.mkdir()
+    _link_missing(own, new)
+    if other is None:
+        return _entries(new)
+    found = _entries(other)
+    _link_missing(other, new, without)
+    return found
+
+
+def _entries(folder: Path) -> _Entries:
+    """Return what shows that a folder is another one, or holds another file; renaming it does not change that."""
+    return folder.stat().st_ino, frozenset(path.name for path in folder.iterdir())
 
 
 def replace_file(path: str | Path, content: str | bytes) -> None:
@@ -124,7 +157,7 @@ def replace_file(path: str | Path, content: str | bytes) -> None:
     """
     target = Path(path).absolute()
     # In a new folder, where the file gets the umask's mode; mkstemp would make it readable by its owner only.
-    with naming(target), _workspace(target, target.parent) as workspace:
+    with naming(target), _workspace(target.parent, target.name, target) as workspace:
         new = workspace / "new"
         new.write_bytes(content if isinstance(content, bytes) else content.encode())
         _sync(new)
@@ -226,7 +259,7 @@ def temporary_folder(purpose: str) -> Iterator[Path]:
         False
     """
     home = Path(tempfile.gettempdir())
-    with _workspace(home / f"embedtune-{purpose}", home) as folder:
+    with _workspace(home, f"embedtune-{purpose}") as folder:
         yield folder
 
 
@@ -277,10 +310,13 @@ def naming(target: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _workspace(target: Path, home: Path) -> Iterator[Path]:
-    """Yield a new folder on the same file system, where renaming is atomic, and remove it; first remove what others left."""
+def _workspace(home: Path, name: str, target: Path | None = None) -> Iterator[Path]:
+    """Yield a new folder on the same file system, where renaming is atomic, and remove it; first remove what others left.
+
+    An old content of ``target`` that was set aside there goes back if nothing is at its place.
+    """
     home.mkdir(parents=True, exist_ok=True)
-    prefix = f".{target.name}.new-"
+    prefix = f".{name}.new-"
     for left in home.glob(f"{_literal(prefix)}*"):
         with abandoned(left) as is_abandoned:
             if is_abandoned:
@@ -289,12 +325,12 @@ def _workspace(target: Path, home: Path) -> Iterator[Path]:
         try:
             yield workspace
         finally:
-            _remove_workspace(workspace)
+            _clear(workspace, target)
 
 
-def _clear(left: Path, target: Path) -> None:
-    """Remove a dead writer's folder; an old content that is missing at its place goes back there."""
-    if (left / "old").exists() and not target.exists():
+def _clear(left: Path, target: Path | None) -> None:
+    """Remove a writer's folder; an old content that is missing at its place goes back there."""
+    if target is not None and (left / "old").exists() and not target.exists():
         try:
             (left / "old").rename(target)
         except OSError:
@@ -382,7 +418,10 @@ def _swapped(new: Path, target: Path) -> Path | None:
             if old.exists():
                 old.rename(target)
             raise
-        return old
+        gone = new.with_name(f"{new.name}-gone")  # no reader takes it for what stands
+        with suppress(OSError):
+            old.rename(gone)
+        return gone
     raise OSError(errno.EBUSY, f"Replaced {_TRIES} times by other writers at that moment", str(target))
 
 
@@ -446,25 +485,25 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _keep_others(old: Path, new: Path, without: Collection[str] = ()) -> None:
-    """Link what only the old folder holds into the new one."""
-    for source in old.iterdir():
-        place = new / source.name
-        if source.name in without:
+def _link_missing(source: Path, folder: Path, without: Collection[str] = ()) -> None:
+    """Link into a folder what it does not hold yet of another one."""
+    for entry in source.iterdir():
+        place = folder / entry.name
+        if entry.name in without:
             continue
-        if source.is_dir() and not source.is_symlink():
+        if entry.is_dir() and not entry.is_symlink():
             if not place.exists():
                 place.mkdir()
-                shutil.copymode(source, place)
+                shutil.copymode(entry, place)
             if place.is_dir():
-                _keep_others(source, place)
+                _link_missing(entry, place)
         elif not os.path.lexists(place):
-            _link(source, place)
+            _link(entry, place)
 
 
 def _link(source: Path, place: Path) -> None:
     try:
-        os.link(source, place, follow_symlinks=False)
+        os.link(source, place, follow_symlinks=not source.is_symlink())  # Windows takes True alone
     except (OSError, NotImplementedError):  # the disk has no hard links
         shutil.copy2(source, place, follow_symlinks=False)
 

@@ -157,35 +157,78 @@ def versions(folder):
     return {(folder / name).read_text() for name in ("a", "b")}
 
 
+def after_changes_of_names(step, act, patch=setattr):
+    """Let a function be called right after the n-th change of names by this process."""
+    left = [step]
+
+    def counting(function):
+        def call(*args, **options):
+            result = function(*args, **options)
+            left[0] -= 1
+            if not left[0]:
+                act()
+            return result
+
+        return call
+
+    for owner, name in (
+        (Path, "rename"),
+        (Path, "mkdir"),
+        (Path, "replace"),
+        (os, "link"),
+        (shutil, "rmtree"),
+        (tempfile, "mkdtemp"),
+        (storage, "_exchanged"),
+    ):
+        patch(owner, name, counting(getattr(owner, name)))
+
+
 def killed_after(step, write, *args):
     """Run a function in a child process that is killed right after its n-th change of names; return whether it was."""
     child = os.fork()
     if not child:
-        left = [step]
-
-        def counting(function):
-            def call(*args, **options):
-                result = function(*args, **options)
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return result
-
-            return call
-
-        for owner, name in (
-            (Path, "rename"),
-            (Path, "mkdir"),
-            (Path, "replace"),
-            (os, "link"),
-            (shutil, "rmtree"),
-            (tempfile, "mkdtemp"),
-            (storage, "_exchanged"),
-        ):
-            setattr(owner, name, counting(getattr(owner, name)))
+        after_changes_of_names(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
         write(*args)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def interrupted_after(step, write, *args):
+    """Run a function that Ctrl-C ends right after its n-th change of names; return whether it did."""
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        after_changes_of_names(step, interrupt, patch.setattr)
+        try:
+            write(*args)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("writer", [replaced_folder, merged_folder])
+def test_a_writer_that_is_interrupted_at_any_step_leaves_the_old_folder_or_the_new_at_its_place(
+    tmp_path, writer, exchanges
+):
+    target = tmp_path / "data"
+
+    def write(number):
+        with writer(target) as folder:
+            write_version(folder, number)
+
+    write(0)
+    (target / "mine").write_text("mine")
+    steps = 0
+    while interrupted_after(steps + 1, write, steps + 1):
+        steps += 1
+        assert versions(target) in ({f"{n}"} for n in range(steps + 1))
+        assert writer is replaced_folder or (target / "mine").exists()
+    assert steps >= 5
+    write(-1)
+    assert versions(target) == {"-1"}
+    assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
@@ -283,11 +326,18 @@ def test_other_files_stay_as_they_are_and_what_is_named_goes(tmp_path):
     assert (target / "deep" / "mine").stat().st_ino == number  # the same file, not a copy
 
 
-def test_without_hard_links_other_files_are_copied(tmp_path, monkeypatch):
-    def refuses(*args, **options):
+@pytest.fixture
+def without_links(monkeypatch):
+    """A disk without hard links."""
+
+    def refuse(*args, **options):
         raise PermissionError
 
-    monkeypatch.setattr("os.link", refuses)
+    monkeypatch.setattr("os.link", refuse)
+
+
+@pytest.mark.usefixtures("without_links")
+def test_without_hard_links_other_files_are_copied(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine").write_text("mine")
     with merged_folder(tmp_path / "data") as folder:
@@ -325,6 +375,11 @@ def test_errors_name_the_path_that_was_given(tmp_path):
         assert caught.value.errno == 28
 
 
+@pytest.mark.usefixtures("without_links")
+def test_without_hard_links_readers_beside_writers_see_one_version_too(tmp_path, exchanges):
+    test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, merged_folder, exchanges)
+
+
 @pytest.mark.parametrize("writer", [replaced_folder, merged_folder])
 def test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, writer, exchanges):
     target, errors, found, is_over = tmp_path / "data", [], [], threading.Event()
@@ -351,9 +406,51 @@ def test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, write
     is_over.set()
     reader.join()
     assert errors == []
-    if exchanges or writer is replaced_folder:  # merging by two renames, several writers at once are not read whole
-        assert {len(one) for one in found} == {1}
+    assert {len(one) for one in found} == {1}
     assert read_folder(target, versions) in ({"59"}, {"159"}, {"259"})
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_another_writer_puts_there_while_files_are_joined_is_neither_mixed_nor_lost(
+    tmp_path, monkeypatch, exchanges
+):
+    target, link, others = tmp_path / "data", storage._link, ["1", "2"]
+    with replaced_folder(target) as folder:
+        write_version(folder, 0)
+
+    def overtaken(source, place):
+        link(source, place)
+        if others and source.is_relative_to(target):
+            number = others.pop()
+            with merged_folder(target) as folder:
+                write_version(folder, number)
+                (folder / f"new-{number}").write_text("1")
+
+    monkeypatch.setattr(storage, "_link", overtaken)
+    with merged_folder(target) as folder:
+        (folder / "mine").write_text("mine")
+    assert versions(target) in ({"1"}, {"2"})
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b", "mine", "new-1", "new-2"]
+
+
+def test_what_another_writer_puts_there_after_files_were_joined_is_joined_too(tmp_path, monkeypatch, exchanges):
+    target, put, others = tmp_path / "data", storage._put_in_place, [1, 2]
+    with replaced_folder(target) as folder:
+        write_version(folder, 0)
+
+    def overtaken(new, place):
+        if others:
+            number = others.pop()
+            with merged_folder(target) as folder:
+                write_version(folder, number)
+                (folder / f"new-{number}").write_text("1")
+        return put(new, place)
+
+    monkeypatch.setattr(storage, "_put_in_place", overtaken)
+    with merged_folder(target) as folder:
+        (folder / "mine").write_text("mine")
+    assert versions(target) in ({"1"}, {"2"})
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b", "mine", "new-1", "new-2"]
     assert list(tmp_path.iterdir()) == [target]
 
 
