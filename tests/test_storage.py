@@ -14,8 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from embedtune import storage
-from embedtune.storage import is_folder, merged_folder, read_folder, replace_file, replaced_folder, temporary_folder
+from embedtune.storage import (
+    files,
+    folders,
+    is_folder,
+    leftovers,
+    merged_folder,
+    read_folder,
+    renaming,
+    replace_file,
+    replaced_folder,
+    temporary_folder,
+)
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -40,8 +50,8 @@ def test_the_old_folder_stays_when_filling_the_new_one_fails(tmp_path, error):
 def exchanges(request, monkeypatch):
     """Both kinds of systems."""
     if not request.param:
-        monkeypatch.setattr(storage, "_exchange_function", lambda: None)
-    elif storage._exchange_function() is None:
+        monkeypatch.setattr(renaming, "_exchange_function", lambda: None)
+    elif renaming._exchange_function() is None:
         pytest.skip("this system cannot exchange folders")
     return request.param
 
@@ -57,7 +67,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_be_moved(tmp_path, mo
             raise OSError("no")
         return rename(self, other)
 
-    monkeypatch.setattr(storage, "_exchanged", lambda one, other: False)  # a system that renames twice
+    monkeypatch.setattr(renaming, "_exchanged", lambda one, other: False)  # a system that renames twice
     monkeypatch.setattr(type(target), "rename", fail)
     with pytest.raises(OSError, match="no"), replaced_folder(target):
         pass
@@ -106,7 +116,7 @@ def test_what_windows_does_not_flush_is_not_flushed(tmp_path, monkeypatch):
                 raise OSError(errno.EBADF, "Bad file descriptor")
             flushed.append(os.fstat(handle).st_size)
 
-    monkeypatch.setattr(storage, "os", OfWindows())
+    monkeypatch.setattr(files, "os", OfWindows())
     replace_file(tmp_path / "a.txt", "text")
     with replaced_folder(tmp_path / "data") as folder:
         (folder / "deep").mkdir()
@@ -178,7 +188,7 @@ def after_changes_of_names(step, act, patch=setattr):
         (os, "link"),
         (shutil, "rmtree"),
         (tempfile, "mkdtemp"),
-        (storage, "_exchanged"),
+        (renaming, "_exchanged"),
     ):
         patch(owner, name, counting(getattr(owner, name)))
 
@@ -414,7 +424,7 @@ def test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, write
 def test_what_another_writer_puts_there_while_files_are_joined_is_neither_mixed_nor_lost(
     tmp_path, monkeypatch, exchanges
 ):
-    target, link, others = tmp_path / "data", storage._link, ["1", "2"]
+    target, link, others = tmp_path / "data", folders._link, ["1", "2"]
     with replaced_folder(target) as folder:
         write_version(folder, 0)
 
@@ -426,7 +436,7 @@ def test_what_another_writer_puts_there_while_files_are_joined_is_neither_mixed_
                 write_version(folder, number)
                 (folder / f"new-{number}").write_text("1")
 
-    monkeypatch.setattr(storage, "_link", overtaken)
+    monkeypatch.setattr(folders, "_link", overtaken)
     with merged_folder(target) as folder:
         (folder / "mine").write_text("mine")
     assert versions(target) in ({"1"}, {"2"})
@@ -434,7 +444,7 @@ def test_what_another_writer_puts_there_while_files_are_joined_is_neither_mixed_
 
 
 def test_what_another_writer_puts_there_after_files_were_joined_is_joined_too(tmp_path, monkeypatch, exchanges):
-    target, put, others = tmp_path / "data", storage._put_in_place, [1, 2]
+    target, put, others = tmp_path / "data", folders.put_in_place, [1, 2]
     with replaced_folder(target) as folder:
         write_version(folder, 0)
 
@@ -446,7 +456,7 @@ def test_what_another_writer_puts_there_after_files_were_joined_is_joined_too(tm
                 (folder / f"new-{number}").write_text("1")
         return put(new, place)
 
-    monkeypatch.setattr(storage, "_put_in_place", overtaken)
+    monkeypatch.setattr(folders, "put_in_place", overtaken)
     with merged_folder(target) as folder:
         (folder / "mine").write_text("mine")
     assert versions(target) in ({"1"}, {"2"})
@@ -477,8 +487,8 @@ def test_a_writer_whose_place_another_one_took_between_two_renames_puts_its_own_
     target = tmp_path / "data"
     with replaced_folder(target) as folder:
         write_version(folder, 1)
-    monkeypatch.setattr(storage, "_exchange_function", lambda: None)
-    set_aside, others = storage._set_aside, [2, 3]
+    monkeypatch.setattr(renaming, "_exchange_function", lambda: None)
+    set_aside, others = renaming._set_aside, [2, 3]
 
     def overtaken(place, old):
         result = set_aside(place, old)
@@ -487,21 +497,21 @@ def test_a_writer_whose_place_another_one_took_between_two_renames_puts_its_own_
             write_version(place, others.pop(0))
         return result
 
-    monkeypatch.setattr(storage, "_set_aside", overtaken)
+    monkeypatch.setattr(renaming, "_set_aside", overtaken)
     with replaced_folder(target) as folder:
         write_version(folder, 4)
     assert versions(target) == {"4"}
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.skipif(storage.fcntl is None, reason="no locks on folders")
+@pytest.mark.skipif(leftovers.fcntl is None, reason="no locks on folders")
 def test_a_new_folder_that_another_writer_removes_at_once_is_made_again(tmp_path, monkeypatch):
     make, taken = tempfile.mkdtemp, []
 
     def watched(**options):
         path = make(**options)
         if not taken:
-            taken.append((path, storage._lock(Path(path))))
+            taken.append((path, leftovers._lock(Path(path))))
         return path
 
     monkeypatch.setattr(tempfile, "mkdtemp", watched)
@@ -512,7 +522,7 @@ def test_a_new_folder_that_another_writer_removes_at_once_is_made_again(tmp_path
     os.close(handle)
 
 
-@pytest.mark.skipif(storage.fcntl is None, reason="no locks on folders")
+@pytest.mark.skipif(leftovers.fcntl is None, reason="no locks on folders")
 def test_a_temporary_folder_goes_and_so_do_those_of_killed_processes_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / ".embedtune-push.new-dead").mkdir()
