@@ -13,9 +13,7 @@ import errno
 import multiprocessing
 import os
 import random
-import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from endurance_runs import PRELOADED, RUNS, folder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
@@ -333,16 +332,15 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "-l", home], check=True)
 
 
-@contextmanager
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="embedtune-endurance-")).resolve()
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-PARTS = {"kills": kills, "log": killed_log, "readers": readers, "feedback": feedback, "threads": threads, "disk": disk}
+PARTS = {
+    "kills": kills,
+    "log": killed_log,
+    **RUNS,
+    "readers": readers,
+    "feedback": feedback,
+    "threads": threads,
+    "disk": disk,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -352,7 +350,13 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     CONTEXT.set_forkserver_preload(
-        ["sentence_transformers", "embedtune.retrieval.index", "embedtune.serving.feedback", "embedtune.dataset"]
+        [
+            "sentence_transformers",
+            "embedtune.retrieval.index",
+            "embedtune.serving.feedback",
+            "embedtune.dataset",
+            *PRELOADED,
+        ]
     )
     for name in chosen.parts or PARTS:
         PARTS[name](chosen)

@@ -188,7 +188,7 @@ class Evaluation:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as err:
+        except (ValueError, RecursionError) as err:
             raise ValueError(f"{path} is not valid JSON, or is truncated: {err}.") from err
         if not isinstance(content, dict) or "per_query" not in content:
             raise ValueError(f"{path} does not contain an evaluation. Pass a file that Evaluation.save wrote.")
