@@ -10,6 +10,7 @@ megabytes, which only root may mount; elsewhere that part is left out.
 import argparse
 import collections
 import errno
+import itertools
 import multiprocessing
 import os
 import random
@@ -115,20 +116,24 @@ def load_over_and_over(
 
 
 def readers(options: argparse.Namespace) -> None:
-    """Two processes read what a third one replaces."""
-    for kind, (save, _) in KINDS.items():
+    """Two processes read what one or two others replace."""
+    for (kind, (save, _)), num_writers in itertools.product(KINDS.items(), (1, 2)):
         with folder() as home:
             path = home / kind
             save(path, 1)
             saves, found = CONTEXT.Queue(), CONTEXT.Queue()
             both = [CONTEXT.Process(target=load_over_and_over, args=(kind, path, options.seconds, found)) for _ in "ab"]
-            one = CONTEXT.Process(target=save_over_and_over, args=(kind, path, options.seconds, saves))
-            for process in (*both, one):
+            arguments = (kind, path, options.seconds, saves)
+            writers = [CONTEXT.Process(target=save_over_and_over, args=arguments) for _ in range(num_writers)]
+            for process in (*both, *writers):
                 process.start()
             total = sum((found.get() for _ in both), collections.Counter())
-            number = saves.get()
+            number = sum(saves.get() for _ in writers)
             left = sorted(p.name for p in home.iterdir() if p != path)
-            print(f"readers beside a writer, {kind}: {number} saves, loads {dict(total)}, left over {left}", flush=True)
+            print(
+                f"readers beside {num_writers} writers, {kind}: {number} saves, loads {dict(total)}, left over {left}",
+                flush=True,
+            )
 
 
 def kills(options: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ import embedtune as et
 from embedtune.improvement.rounds import Rounds
 from embedtune.questions.requests import batches
 from embedtune.questions.requests.ledger import Ledger
+from embedtune.retrieval.fingerprint import model_fingerprint
 from embedtune.retrieval.hits import Hit
 from embedtune.training.resilience.checkpoints import complete_checkpoints
 
@@ -51,7 +52,7 @@ def killed_until_done(start: Callable[[], Any], seconds: float, counts: "collect
     while True:
         process = start()
         process.start()
-        process.join(timeout=random.uniform(0.1, 1.05) * seconds)
+        process.join(timeout=random.uniform(0.3, 1.2) * seconds)
         if process.exitcode is None:
             process.kill()
             process.join()
@@ -230,7 +231,7 @@ def improve(home: Path) -> None:
     else:
         model = SentenceTransformer(str(home / "model"), device="cpu")
         retriever = et.Retriever.from_dataset(model, data, word_weight=0.0)
-    with et.FeedbackLog(home / "log.sqlite") as log:
+    with closing(et.FeedbackLog(home / "log.sqlite")) as log:
         et.improve(
             retriever,
             data,
@@ -243,12 +244,12 @@ def improve(home: Path) -> None:
         )
 
 
-def log_nicknames(path: Path, nicknames: list[str]) -> None:
-    """Record questions about the last things, by names that only training can tell."""
-    with et.FeedbackLog(path) as log:
-        for thing, nickname in zip(THINGS[16:], nicknames, strict=True):
-            for way in WAYS:
-                number = log.record(f"{way} the {nickname}", [("nothing", 0.1)], outcome="not in the documents")
+def log_nicknames(path: Path, ways: list[str]) -> None:
+    """Record questions about the last things, with nicknames that an untrained model is led astray by."""
+    with closing(et.FeedbackLog(path)) as log:
+        for thing, nickname in zip(THINGS[16:], NICKNAMES, strict=True):
+            for way in ways:
+                number = log.record(f"{way} the {nickname} {thing}", [("nothing", 0.1)], outcome="not in the documents")
                 log.name_chunks(number, [Hit(f"{thing}#0", 0.5, f"check the {thing}")], by="Ada")
 
 
@@ -258,9 +259,9 @@ def killed_improve(options: argparse.Namespace) -> None:
     with folder() as home:
         base = home / "base"
         make_model(base / "model")
-        log_nicknames(base / "log.sqlite", NICKNAMES)
+        log_nicknames(base / "log.sqlite", WAYS[:8])
         undisturbed(partial(CONTEXT.Process, target=improve, args=(base,)))
-        log_nicknames(base / "log.sqlite", [WORDS[44 + i] for i in range(8)])
+        log_nicknames(base / "log.sqlite", WAYS[8:])
         serving = Rounds(base / "rounds").current.number
         shutil.copytree(base, home / "timed")
         seconds = undisturbed(partial(CONTEXT.Process, target=improve, args=(home / "timed",)))
@@ -281,7 +282,7 @@ def killed_improve(options: argparse.Namespace) -> None:
             now = rounds.current
             whole = now.number in (serving, after) and len(rounds.all()) >= 2
             whole &= np.isfinite(now.load_model(device="cpu", check=False).encode_query(WORDS[0])).all()
-            whole &= et.model_fingerprint(now.load_model(device="cpu", check=False)) == now.model_fingerprint
+            whole &= model_fingerprint(now.load_model(device="cpu", check=False)) == now.model_fingerprint
             counts["the new round serves" if now.number != serving else "the old round serves"] += 1
             counts["NOT WHOLE"] += not whole
             counts["left an interrupted round"] += len(list((copy / "rounds").glob("[0-9]*"))) > len(rounds.all())
