@@ -262,7 +262,7 @@ def killed_improve(options: argparse.Namespace) -> None:
         log_nicknames(base / "log.sqlite", WAYS[:8])
         undisturbed(partial(CONTEXT.Process, target=improve, args=(base,)))
         log_nicknames(base / "log.sqlite", WAYS[8:])
-        serving = Rounds(base / "rounds").current.number
+        serving, new = Rounds(base / "rounds").current.number, len(Rounds(base / "rounds").all())
         shutil.copytree(base, home / "timed")
         seconds = undisturbed(partial(CONTEXT.Process, target=improve, args=(home / "timed",)))
         after = Rounds(home / "timed" / "rounds").current.number
@@ -272,7 +272,12 @@ def killed_improve(options: argparse.Namespace) -> None:
             shutil.copytree(base, copy)
             process = CONTEXT.Process(target=improve, args=(copy,))
             process.start()
-            process.join(timeout=random.uniform(0.1, 1.0) * seconds)
+            if counts["killed"] % 2:
+                process.join(timeout=random.uniform(0.1, 1.0) * seconds)
+            else:  # about when the new round begins to serve
+                while process.is_alive() and not (copy / "rounds" / f"{new:04}" / "round.json").exists():
+                    time.sleep(0.001)
+                process.join(timeout=random.uniform(0, 0.02))
             if process.exitcode is not None:
                 continue
             process.kill()
@@ -291,7 +296,10 @@ def killed_improve(options: argparse.Namespace) -> None:
                     f"{one.number:04}" for one in rounds.all()
                 }
                 counts["left after the next round"] += len(left - {path.name})
-    print(f"kills, improve: {dict(counts)}, {seconds:.0f} s each", flush=True)
+    print(
+        f"kills, improve: {dict(counts)}, undisturbed round {after} serves after round {serving}, {seconds:.0f} s each",
+        flush=True,
+    )
 
 
 # A push
