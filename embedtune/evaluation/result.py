@@ -41,6 +41,8 @@ def per_query_table(columns: Mapping[str, Sequence[Any]]) -> Dataset:
     features = Features(
         {name: feature for name, feature in _FEATURES.items() if name != "word_scores" or name in columns}
     )
+    if not all(columns["relevant"]):
+        raise ValueError("a question has no relevant chunks")
     return Dataset.from_dict({name: columns[name] for name in features}, features=features)
 
 
