@@ -10,12 +10,11 @@ megabytes, which only root may mount; elsewhere that part is left out.
 import argparse
 import collections
 import errno
+import itertools
 import multiprocessing
 import os
 import random
-import shutil
 import subprocess
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from endurance_runs import PRELOADED, RUNS, folder
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer
@@ -116,20 +116,24 @@ def load_over_and_over(
 
 
 def readers(options: argparse.Namespace) -> None:
-    """Two processes read what a third one replaces."""
-    for kind, (save, _) in KINDS.items():
+    """Two processes read what one or two others replace."""
+    for (kind, (save, _)), num_writers in itertools.product(KINDS.items(), (1, 2)):
         with folder() as home:
             path = home / kind
             save(path, 1)
             saves, found = CONTEXT.Queue(), CONTEXT.Queue()
             both = [CONTEXT.Process(target=load_over_and_over, args=(kind, path, options.seconds, found)) for _ in "ab"]
-            one = CONTEXT.Process(target=save_over_and_over, args=(kind, path, options.seconds, saves))
-            for process in (*both, one):
+            arguments = (kind, path, options.seconds, saves)
+            writers = [CONTEXT.Process(target=save_over_and_over, args=arguments) for _ in range(num_writers)]
+            for process in (*both, *writers):
                 process.start()
             total = sum((found.get() for _ in both), collections.Counter())
-            number = saves.get()
+            number = sum(saves.get() for _ in writers)
             left = sorted(p.name for p in home.iterdir() if p != path)
-            print(f"readers beside a writer, {kind}: {number} saves, loads {dict(total)}, left over {left}", flush=True)
+            print(
+                f"readers beside {num_writers} writers, {kind}: {number} saves, loads {dict(total)}, left over {left}",
+                flush=True,
+            )
 
 
 def kills(options: argparse.Namespace) -> None:
@@ -333,16 +337,15 @@ def small_disk() -> Iterator[Path]:
             subprocess.run(["umount", "-l", home], check=True)
 
 
-@contextmanager
-def folder() -> Iterator[Path]:
-    path = Path(tempfile.mkdtemp(prefix="embedtune-endurance-")).resolve()
-    try:
-        yield path
-    finally:
-        shutil.rmtree(path, ignore_errors=True)
-
-
-PARTS = {"kills": kills, "log": killed_log, "readers": readers, "feedback": feedback, "threads": threads, "disk": disk}
+PARTS = {
+    "kills": kills,
+    "log": killed_log,
+    **RUNS,
+    "readers": readers,
+    "feedback": feedback,
+    "threads": threads,
+    "disk": disk,
+}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -352,7 +355,13 @@ if __name__ == "__main__":
     chosen = parser.parse_args()
     torch.set_num_threads(1)
     CONTEXT.set_forkserver_preload(
-        ["sentence_transformers", "embedtune.retrieval.index", "embedtune.serving.feedback", "embedtune.dataset"]
+        [
+            "sentence_transformers",
+            "embedtune.retrieval.index",
+            "embedtune.serving.feedback",
+            "embedtune.dataset",
+            *PRELOADED,
+        ]
     )
     for name in chosen.parts or PARTS:
         PARTS[name](chosen)

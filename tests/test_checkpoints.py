@@ -6,10 +6,12 @@ import json
 
 import pytest
 
+from embedtune import EmbeddingTrainer, RetrievalDataset, TuningArguments
 from embedtune.training.resilience.checkpoints import (
     MARKER_NAME,
     complete_checkpoints,
     fault_of,
+    put_back,
     resumable,
     rotate,
     seal,
@@ -35,6 +37,15 @@ def run(tmp_path):
 
     write.folder = tmp_path
     return write
+
+
+def trainer(model, folder, **options):
+    pairs = [(f"check the {thing}", [f"where is the {thing}"]) for thing in ("pump", "valve", "door", "lamp", "roof")]
+    data = RetrievalDataset.from_pairs(pairs, test_size=0.2, dev_size=0.2)
+    settings = {"max_steps": 2, "eval_strategy": "no", "load_best_model_at_end": False, "use_cpu": True} | options
+    return EmbeddingTrainer(
+        model, TuningArguments(str(folder), disable_tqdm=True, report_to="none", **settings), data=data
+    )
 
 
 def names(folders):
@@ -114,6 +125,41 @@ def test_a_checkpoint_of_an_earlier_run_is_replaced_and_not_mixed_with(run):
     assert not (run.folder / "checkpoint-1" / "left-over.bin").exists()
     assert fault_of(run.folder / "checkpoint-1") is None
     assert names(run.folder.iterdir()) == ["checkpoint-1"]
+
+
+@pytest.mark.parametrize("left", ["nothing", "half", "whole"])
+def test_what_a_killed_run_had_set_aside_stands_again_unless_the_new_checkpoint_is_complete(run, left):
+    (run(1) / "model.safetensors").write_bytes(b"old")
+    seal(run.folder / "checkpoint-1")
+    (run.folder / "checkpoint-1").rename(run.folder / ".checkpoint-1.replaced")
+    if left != "nothing":
+        run(1, sealed=left == "whole")
+    put_back(run.folder)
+    assert names(run.folder.iterdir()) == ["checkpoint-1"]
+    assert fault_of(run.folder / "checkpoint-1") is None
+    assert ((run.folder / "checkpoint-1" / "model.safetensors").read_bytes() == b"old") == (left != "whole")
+
+
+def test_a_run_removes_what_a_killed_one_set_aside(tiny_model, tmp_path):
+    leftover = tmp_path / ".checkpoint-9.replaced"
+    leftover.mkdir()
+    trainer(tiny_model, tmp_path, save_strategy="no").train()
+    assert not leftover.exists()
+
+
+@pytest.mark.parametrize("save_strategy", ["no", "steps"])
+def test_an_output_dir_that_cannot_be_made_is_named_with_a_remedy(tiny_model, tmp_path, save_strategy):
+    (tmp_path / "file").write_text("1")
+    with pytest.raises(OSError, match=r"Cannot be written \(.*\)\. Choose another output_dir: '.*file/run'"):
+        trainer(tiny_model, tmp_path / "file" / "run", save_strategy=save_strategy)
+
+
+@pytest.mark.parametrize("act", ["train", "evaluate"])
+def test_an_evaluation_that_cannot_be_written_is_named_with_a_remedy(tiny_model, tmp_path, act):
+    (tmp_path / "eval").write_text("where the stock trainer writes its tables")
+    here = trainer(tiny_model, tmp_path, eval_strategy="steps", eval_steps=1, save_strategy="no")
+    with pytest.raises(OSError, match=r"Cannot be written \([^()]*\)\. Choose another output_dir: '.*eval'$"):
+        getattr(here, act)()
 
 
 def test_rotation_keeps_the_new_and_the_best_and_deletes_incomplete_ones_first(run):

@@ -120,6 +120,11 @@ REFUSED = {
     ),
     "a module elsewhere": (module("../../etc"), r"modules\.json .* leads out of the folder: '\.\./\.\./etc'"),
     "a route that is code": (routed_to("os.system"), r"needs its own code \(os\.system\), which is not run.*'refs/pr"),
+    "a route to what another module imports": (
+        routed_to("sentence_transformers.base.model.torch"),
+        r"names 'sentence_transformers\.base\.model\.torch' as a module, which is not a class of modules",
+    ),
+    "a route that leads nowhere": (routed_to("sentence_transformers.models.Nothing"), r"Nothing' as a module"),
     "a pickle of a module": (pickled_dense, r"only in 2_Dense/pytorch_model\.bin, a pickle.*save_pretrained"),
     "a header that lies": (
         lambda folder: (folder / "model.safetensors").write_bytes(struct.pack("<Q", 2**63) + b"{}"),

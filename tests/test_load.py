@@ -17,14 +17,13 @@ from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 
-from embedtune import storage
 from embedtune.errors import OptionalDependencyError
 from embedtune.models import load, repository
 from embedtune.models.export import TunableModel
 from embedtune.models.families import minilm
 from embedtune.models.load import load_model
 from embedtune.models.prompts import fill_prompts
-from embedtune.storage import merged_folder
+from embedtune.storage import merged_folder, renaming
 
 
 def test_a_folder_loads_in_float32_whatever_it_was_saved_in(tiny_model, tmp_path):
@@ -79,7 +78,7 @@ def test_a_folder_that_is_being_replaced_loads_as_the_old_model_or_the_new(
 ):
     """As a writer goes on between two files of the reader, weights and prompts would be of two models."""
     if not exchanges:
-        monkeypatch.setattr(storage, "_exchange_function", lambda: None)
+        monkeypatch.setattr(renaming, "_exchange_function", lambda: None)
     weights = next(tiny_model.parameters())
 
     def save(version):

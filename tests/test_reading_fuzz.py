@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import random
 import re
 import tempfile
@@ -18,6 +19,12 @@ from embedtune.corpus.documents import read_documents
 from embedtune.corpus.junk import without_junk
 from embedtune.corpus.tokens import token_counter
 from embedtune.corpus.webpages import MAX_DEPTH, read_page
+from embedtune.dataset import RetrievalDataset
+from embedtune.evaluation.evaluator import TopKEvaluator
+from embedtune.evaluation.result import Evaluation
+from embedtune.improvement.rounds import Round
+from embedtune.retrieval.bm25 import BM25
+from embedtune.retrieval.index import ChunkIndex
 from embedtune.types import Document
 
 WORD = st.text("abcdefghijklmnop", min_size=1, max_size=9)
@@ -53,6 +60,37 @@ def read_or_named(folder):
         return read_documents(folder), ""
     except ValueError as err:
         return [], str(err)
+
+
+@pytest.mark.parametrize("content", [b"[" * 100_000, b'{"a":' * 100_000, b"\xff\xfe", b'{"per_query": ', b"[]"])
+@pytest.mark.parametrize(
+    "read",
+    [
+        Evaluation.load,
+        lambda path: RetrievalDataset.from_llama_index(path, test_size=0.2),
+        lambda path: Round.load(path.parent),
+        lambda path: ChunkIndex.load(path.parent),
+        lambda path: RetrievalDataset.load_from_disk(path.parent),
+    ],
+    ids=["evaluation", "llama_index", "round", "index", "dataset"],
+)
+def test_json_that_is_cut_nested_too_deeply_or_no_text_is_refused_with_its_name(tmp_path, read, content):
+    for name in ("round.json", "index.json", "embedtune.json", "corpus.parquet"):
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        read(tmp_path / "round.json")
+
+
+def test_an_evaluation_with_a_question_without_relevant_chunks_is_refused(tmp_path):
+    """Its metrics would be NaN."""
+    data = RetrievalDataset.from_pairs([(f"chunk {i}", [f"what is {i}?"]) for i in range(8)], test_size=0.5, dev_size=0)
+    path = tmp_path / "result.json"
+    TopKEvaluator(data, k=(1,)).evaluate(BM25()).save(path)
+    content = json.loads(path.read_text())
+    content["per_query"]["relevant"][0] = []
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=r"result\.json .* a question has no relevant chunks"):
+        Evaluation.load(path)
 
 
 @settings(deadline=None)

@@ -14,8 +14,18 @@ from pathlib import Path
 
 import pytest
 
-from embedtune import storage
-from embedtune.storage import is_folder, merged_folder, read_folder, replace_file, replaced_folder, temporary_folder
+from embedtune.storage import (
+    files,
+    folders,
+    is_folder,
+    leftovers,
+    merged_folder,
+    read_folder,
+    renaming,
+    replace_file,
+    replaced_folder,
+    temporary_folder,
+)
 
 
 def test_a_folder_appears_only_when_it_is_whole(tmp_path):
@@ -40,8 +50,8 @@ def test_the_old_folder_stays_when_filling_the_new_one_fails(tmp_path, error):
 def exchanges(request, monkeypatch):
     """Both kinds of systems."""
     if not request.param:
-        monkeypatch.setattr(storage, "_exchange_function", lambda: None)
-    elif storage._exchange_function() is None:
+        monkeypatch.setattr(renaming, "_exchange_function", lambda: None)
+    elif renaming._exchange_function() is None:
         pytest.skip("this system cannot exchange folders")
     return request.param
 
@@ -57,7 +67,7 @@ def test_the_old_folder_comes_back_when_the_new_one_cannot_be_moved(tmp_path, mo
             raise OSError("no")
         return rename(self, other)
 
-    monkeypatch.setattr(storage, "_exchanged", lambda one, other: False)  # a system that renames twice
+    monkeypatch.setattr(renaming, "_exchanged", lambda one, other: False)  # a system that renames twice
     monkeypatch.setattr(type(target), "rename", fail)
     with pytest.raises(OSError, match="no"), replaced_folder(target):
         pass
@@ -106,7 +116,7 @@ def test_what_windows_does_not_flush_is_not_flushed(tmp_path, monkeypatch):
                 raise OSError(errno.EBADF, "Bad file descriptor")
             flushed.append(os.fstat(handle).st_size)
 
-    monkeypatch.setattr(storage, "os", OfWindows())
+    monkeypatch.setattr(files, "os", OfWindows())
     replace_file(tmp_path / "a.txt", "text")
     with replaced_folder(tmp_path / "data") as folder:
         (folder / "deep").mkdir()
@@ -157,35 +167,78 @@ def versions(folder):
     return {(folder / name).read_text() for name in ("a", "b")}
 
 
+def after_changes_of_names(step, act, patch=setattr):
+    """Let a function be called right after the n-th change of names by this process."""
+    left = [step]
+
+    def counting(function):
+        def call(*args, **options):
+            result = function(*args, **options)
+            left[0] -= 1
+            if not left[0]:
+                act()
+            return result
+
+        return call
+
+    for owner, name in (
+        (Path, "rename"),
+        (Path, "mkdir"),
+        (Path, "replace"),
+        (os, "link"),
+        (shutil, "rmtree"),
+        (tempfile, "mkdtemp"),
+        (renaming, "_exchanged"),
+    ):
+        patch(owner, name, counting(getattr(owner, name)))
+
+
 def killed_after(step, write, *args):
     """Run a function in a child process that is killed right after its n-th change of names; return whether it was."""
     child = os.fork()
     if not child:
-        left = [step]
-
-        def counting(function):
-            def call(*args, **options):
-                result = function(*args, **options)
-                left[0] -= 1
-                if not left[0]:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return result
-
-            return call
-
-        for owner, name in (
-            (Path, "rename"),
-            (Path, "mkdir"),
-            (Path, "replace"),
-            (os, "link"),
-            (shutil, "rmtree"),
-            (tempfile, "mkdtemp"),
-            (storage, "_exchanged"),
-        ):
-            setattr(owner, name, counting(getattr(owner, name)))
+        after_changes_of_names(step, lambda: os.kill(os.getpid(), signal.SIGKILL))
         write(*args)
         os._exit(0)
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+
+
+def interrupted_after(step, write, *args):
+    """Run a function that Ctrl-C ends right after its n-th change of names; return whether it did."""
+
+    def interrupt():
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        after_changes_of_names(step, interrupt, patch.setattr)
+        try:
+            write(*args)
+        except KeyboardInterrupt:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("writer", [replaced_folder, merged_folder])
+def test_a_writer_that_is_interrupted_at_any_step_leaves_the_old_folder_or_the_new_at_its_place(
+    tmp_path, writer, exchanges
+):
+    target = tmp_path / "data"
+
+    def write(number):
+        with writer(target) as folder:
+            write_version(folder, number)
+
+    write(0)
+    (target / "mine").write_text("mine")
+    steps = 0
+    while interrupted_after(steps + 1, write, steps + 1):
+        steps += 1
+        assert versions(target) in ({f"{n}"} for n in range(steps + 1))
+        assert writer is replaced_folder or (target / "mine").exists()
+    assert steps >= 5
+    write(-1)
+    assert versions(target) == {"-1"}
+    assert list(tmp_path.iterdir()) == [target]
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
@@ -283,11 +336,18 @@ def test_other_files_stay_as_they_are_and_what_is_named_goes(tmp_path):
     assert (target / "deep" / "mine").stat().st_ino == number  # the same file, not a copy
 
 
-def test_without_hard_links_other_files_are_copied(tmp_path, monkeypatch):
-    def refuses(*args, **options):
+@pytest.fixture
+def without_links(monkeypatch):
+    """A disk without hard links."""
+
+    def refuse(*args, **options):
         raise PermissionError
 
-    monkeypatch.setattr("os.link", refuses)
+    monkeypatch.setattr("os.link", refuse)
+
+
+@pytest.mark.usefixtures("without_links")
+def test_without_hard_links_other_files_are_copied(tmp_path):
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "mine").write_text("mine")
     with merged_folder(tmp_path / "data") as folder:
@@ -325,6 +385,11 @@ def test_errors_name_the_path_that_was_given(tmp_path):
         assert caught.value.errno == 28
 
 
+@pytest.mark.usefixtures("without_links")
+def test_without_hard_links_readers_beside_writers_see_one_version_too(tmp_path, exchanges):
+    test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, merged_folder, exchanges)
+
+
 @pytest.mark.parametrize("writer", [replaced_folder, merged_folder])
 def test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, writer, exchanges):
     target, errors, found, is_over = tmp_path / "data", [], [], threading.Event()
@@ -351,9 +416,51 @@ def test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, write
     is_over.set()
     reader.join()
     assert errors == []
-    if exchanges or writer is replaced_folder:  # merging by two renames, several writers at once are not read whole
-        assert {len(one) for one in found} == {1}
+    assert {len(one) for one in found} == {1}
     assert read_folder(target, versions) in ({"59"}, {"159"}, {"259"})
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_what_another_writer_puts_there_while_files_are_joined_is_neither_mixed_nor_lost(
+    tmp_path, monkeypatch, exchanges
+):
+    target, link, others = tmp_path / "data", folders._link, ["1", "2"]
+    with replaced_folder(target) as folder:
+        write_version(folder, 0)
+
+    def overtaken(source, place):
+        link(source, place)
+        if others and source.is_relative_to(target):
+            number = others.pop()
+            with merged_folder(target) as folder:
+                write_version(folder, number)
+                (folder / f"new-{number}").write_text("1")
+
+    monkeypatch.setattr(folders, "_link", overtaken)
+    with merged_folder(target) as folder:
+        (folder / "mine").write_text("mine")
+    assert versions(target) in ({"1"}, {"2"})
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b", "mine", "new-1", "new-2"]
+
+
+def test_what_another_writer_puts_there_after_files_were_joined_is_joined_too(tmp_path, monkeypatch, exchanges):
+    target, put, others = tmp_path / "data", folders.put_in_place, [1, 2]
+    with replaced_folder(target) as folder:
+        write_version(folder, 0)
+
+    def overtaken(new, place):
+        if others:
+            number = others.pop()
+            with merged_folder(target) as folder:
+                write_version(folder, number)
+                (folder / f"new-{number}").write_text("1")
+        return put(new, place)
+
+    monkeypatch.setattr(folders, "put_in_place", overtaken)
+    with merged_folder(target) as folder:
+        (folder / "mine").write_text("mine")
+    assert versions(target) in ({"1"}, {"2"})
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b", "mine", "new-1", "new-2"]
     assert list(tmp_path.iterdir()) == [target]
 
 
@@ -380,8 +487,8 @@ def test_a_writer_whose_place_another_one_took_between_two_renames_puts_its_own_
     target = tmp_path / "data"
     with replaced_folder(target) as folder:
         write_version(folder, 1)
-    monkeypatch.setattr(storage, "_exchange_function", lambda: None)
-    set_aside, others = storage._set_aside, [2, 3]
+    monkeypatch.setattr(renaming, "_exchange_function", lambda: None)
+    set_aside, others = renaming._set_aside, [2, 3]
 
     def overtaken(place, old):
         result = set_aside(place, old)
@@ -390,21 +497,21 @@ def test_a_writer_whose_place_another_one_took_between_two_renames_puts_its_own_
             write_version(place, others.pop(0))
         return result
 
-    monkeypatch.setattr(storage, "_set_aside", overtaken)
+    monkeypatch.setattr(renaming, "_set_aside", overtaken)
     with replaced_folder(target) as folder:
         write_version(folder, 4)
     assert versions(target) == {"4"}
     assert list(tmp_path.iterdir()) == [target]
 
 
-@pytest.mark.skipif(storage.fcntl is None, reason="no locks on folders")
+@pytest.mark.skipif(leftovers.fcntl is None, reason="no locks on folders")
 def test_a_new_folder_that_another_writer_removes_at_once_is_made_again(tmp_path, monkeypatch):
     make, taken = tempfile.mkdtemp, []
 
     def watched(**options):
         path = make(**options)
         if not taken:
-            taken.append((path, storage._lock(Path(path))))
+            taken.append((path, leftovers._lock(Path(path))))
         return path
 
     monkeypatch.setattr(tempfile, "mkdtemp", watched)
@@ -415,7 +522,7 @@ def test_a_new_folder_that_another_writer_removes_at_once_is_made_again(tmp_path
     os.close(handle)
 
 
-@pytest.mark.skipif(storage.fcntl is None, reason="no locks on folders")
+@pytest.mark.skipif(leftovers.fcntl is None, reason="no locks on folders")
 def test_a_temporary_folder_goes_and_so_do_those_of_killed_processes_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "gettempdir", lambda: str(tmp_path))
     (tmp_path / ".embedtune-push.new-dead").mkdir()

@@ -37,7 +37,7 @@ def records_from_llama_index(path: str | Path) -> tuple[list[Chunk], list[Questi
     """Read the JSON of LlamaIndex's ``EmbeddingQAFinetuneDataset``; each node becomes a document."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON in UTF-8: {error}. Write it with save_json.") from error
     missing = [
         key for key in ("queries", "corpus", "relevant_docs") if not isinstance(content, dict) or key not in content

@@ -41,6 +41,8 @@ def per_query_table(columns: Mapping[str, Sequence[Any]]) -> Dataset:
     features = Features(
         {name: feature for name, feature in _FEATURES.items() if name != "word_scores" or name in columns}
     )
+    if not all(columns["relevant"]):
+        raise ValueError("a question has no relevant chunks")
     return Dataset.from_dict({name: columns[name] for name in features}, features=features)
 
 
@@ -188,7 +190,7 @@ class Evaluation:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except json.JSONDecodeError as err:
+        except (ValueError, RecursionError) as err:
             raise ValueError(f"{path} is not valid JSON, or is truncated: {err}.") from err
         if not isinstance(content, dict) or "per_query" not in content:
             raise ValueError(f"{path} does not contain an evaluation. Pass a file that Evaluation.save wrote.")

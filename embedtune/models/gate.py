@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -14,6 +15,8 @@ from typing import Any
 import torch
 import transformers
 from safetensors import SafetensorError, safe_open
+from sentence_transformers.base.modules import Module
+from sentence_transformers.util import import_from_string
 from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
@@ -99,11 +102,25 @@ def check_modules(name: str, *, revision: str | None = None) -> None:
     own = [kind for kind in places.values() if not kind.startswith("sentence_transformers.")]
     if own:
         raise ValueError(f"{name!r} needs its own code ({', '.join(own)}), which is not run. {_INSTEAD}")
+    for kind in places.values():
+        if not _is_module(kind):
+            raise ValueError(f"{name!r} names {kind!r} as a module, which is not a class of modules of sentence-transformers.")
     for place in places:
         if place.startswith("/") or ".." in PurePosixPath(place).parts:
             raise ValueError(f"modules.json of {name!r} leads out of the folder: {place!r}.")
         if place and read_json(name, _in(place, "config.json"), revision=revision):
             _refuse_pickles(name, place, revision)
+
+
+def _is_module(kind: str) -> bool:
+    """Return whether a dotted name leads to a module: it could lead to whatever a file imports, ``torch`` for instance."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of places that modules had in older versions
+        try:
+            found = import_from_string(kind)
+        except ImportError:
+            return False
+    return isinstance(found, type) and issubclass(found, Module)
 
 
 def transformer_folders(name: str, revision: str | None) -> list[str]:

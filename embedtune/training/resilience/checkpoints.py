@@ -6,7 +6,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from embedtune.storage import replace_file, sync
 
 MARKER_NAME = "checkpoint_complete.json"
+_REPLACED = ".replaced"  # follows the name of a checkpoint that is set aside while another one is written in its place
 
 
 def seal(folder: str | Path) -> None:
@@ -92,7 +93,7 @@ def written_whole(folder: str | Path) -> Iterator[None]:
     come back.
     """
     target = Path(folder).absolute()
-    aside = target.with_name(f".{target.name}.replaced")
+    aside = target.with_name(f".{target.name}{_REPLACED}")
     shutil.rmtree(aside, ignore_errors=True)
     if target.exists():
         target.rename(aside)
@@ -105,6 +106,18 @@ def written_whole(folder: str | Path) -> Iterator[None]:
             aside.rename(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def put_back(output_dir: str | Path) -> None:
+    """Let a checkpoint that a killed run had set aside stand again if the one to replace it is not complete, else remove it."""
+    for aside in Path(output_dir).glob(f".{PREFIX_CHECKPOINT_DIR}-*{_REPLACED}"):
+        target = aside.with_name(aside.name[1:].removesuffix(_REPLACED))
+        if fault_of(aside) is None and fault_of(target) is not None:
+            shutil.rmtree(target, ignore_errors=True)
+            with suppress(OSError):  # the disk is read-only: what is written next says so
+                aside.rename(target)
+        else:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def rotate(output_dir: str | Path, *, keep: Path, best: str | None, limit: int | None) -> None:

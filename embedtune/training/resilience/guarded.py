@@ -17,10 +17,10 @@ from torch import nn
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, SaveStrategy
 
 from embedtune.storage import merged_folder
-from embedtune.training.resilience.checkpoints import resumable, rotate, written_whole
+from embedtune.training.resilience.checkpoints import put_back, resumable, rotate, written_whole
 from embedtune.training.resilience.finite import FiniteGuard
 from embedtune.training.resilience.interruption import StopAtCheckpoint
-from embedtune.training.resilience.lock import locked
+from embedtune.training.resilience.lock import locked, output_named
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,8 @@ class GuardedTrainer(SentenceTransformerTrainer):
     model_wrapped: nn.Module
 
     def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
+        with output_named():
+            super().__init__(*args, **options)
         self._interruption = StopAtCheckpoint()
         self.add_callback(self._interruption)
         self._finite = FiniteGuard(deferred=False)
@@ -58,9 +59,11 @@ class GuardedTrainer(SentenceTransformerTrainer):
             FileNotFoundError: If there is no checkpoint to resume from.
             ValueError: If the checkpoint to resume from is not complete.
             RuntimeError: If another training writes to the same ``output_dir``.
-            OSError: If a checkpoint cannot be written.
+            OSError: If ``output_dir`` or a checkpoint cannot be written.
         """
         with self._folder_locked():
+            if self.is_world_process_zero():
+                put_back(self.args.output_dir)
             return self._train_guarded(resume_from_checkpoint, **options)
 
     def _train_guarded(self, resume_from_checkpoint: str | bool | None, **options: Any) -> Any:
@@ -72,7 +75,12 @@ class GuardedTrainer(SentenceTransformerTrainer):
         eval_on_start = self.args.eval_on_start
         self.args.eval_on_start = eval_on_start and checkpoint is None  # a resumed run has already done it
         try:
-            with self._interruption.listening(), self._forward_restored(), self._out_of_memory_explained():
+            with (
+                self._interruption.listening(),
+                self._forward_restored(),
+                self._out_of_memory_explained(),
+                output_named(),
+            ):
                 output = super().train(resume_from_checkpoint=checkpoint, **options)
                 self._finite.flush()
                 return output
@@ -81,7 +89,7 @@ class GuardedTrainer(SentenceTransformerTrainer):
 
     def evaluate(self, *args: Any, **options: Any) -> dict[str, float]:
         """Evaluate as the stock trainer does."""
-        with nullcontext() if self.is_in_train else self._forward_restored():
+        with nullcontext() if self.is_in_train else self._forward_restored(), output_named():
             metrics: dict[str, float] = super().evaluate(*args, **options)
         return metrics
 

@@ -1,4 +1,4 @@
-"""A lock on the folder of a run: a second training in it would mix its checkpoints with those of the first."""
+"""The folder of a run: a lock, since a second training would mix its checkpoints with those of the first, and clear errors."""
 
 from __future__ import annotations
 
@@ -47,6 +47,21 @@ def locked(output_dir: str | Path, *, writes: bool) -> Iterator[None]:
             with suppress(OSError):  # Windows does not delete an open file
                 (folder / name).unlink()
         lock.release()
+
+
+@contextmanager
+def output_named() -> Iterator[None]:
+    """Raise the stock trainer's errors about what it cannot write with the path and the remedy."""
+    try:
+        yield
+    except OSError as err:
+        if (
+            err.errno not in _NOT_WRITABLE or err.filename is None or isinstance(err.__cause__, OSError)
+        ):  # it is said already
+            raise
+        raise OSError(
+            err.errno, f"Cannot be written ({err.strerror}). Choose another output_dir", err.filename
+        ) from err
 
 
 def _acquired(folder: Path, *, writes: bool) -> BaseFileLock:
