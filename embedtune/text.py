@@ -34,6 +34,7 @@ _PUNCTUATION = regex.compile(
 _SIMPLE_PUNCTUATION = re.compile(r"(?<=[^\s?!.,;:])[?!.,;:]+(?=\s)")  # the same for ASCII, and several times faster
 _SIMPLE_SIGNS = re.compile(r"\w+|\S")
 _END = regex.compile(r"[^\s?!.;]", regex.V1 | regex.REVERSE)  # the last character that does not end a sentence
+_MADE_OF_TEXT = re.compile(r"[0-9a-f]{16}#0")
 _SURROGATE = regex.compile("[\ud800-\udfff]")
 _UNPRINTABLE = regex.compile(r"[\p{Cc}\p{Cs}--[\n\t]]", regex.V1)
 
@@ -97,6 +98,16 @@ def text_hash(text: str) -> str:
         'c5fb9896853c947b'
     """
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def hash_in_id(chunk_id: str) -> str:
+    """Return the `text_hash` of which an id of `RetrievalDataset.from_pairs` is made, or an empty string for any other id.
+
+    Example:
+        >>> hash_in_id("c5fb9896853c947b#0"), hash_in_id("pump.md#0")
+        ('c5fb9896853c947b', '')
+    """
+    return chunk_id[:-2] if _MADE_OF_TEXT.fullmatch(chunk_id) else ""
 
 
 def storage_problem(text: str) -> str:

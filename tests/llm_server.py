@@ -136,6 +136,9 @@ class LLMServer:
         with self.lock:
             if self.queued[route]:
                 return self.queued[route].popleft()
+        return self.fault_of_text(body)
+
+    def fault_of_text(self, body: dict[str, Any]) -> Fault:
         said = json.dumps(body, ensure_ascii=False)
         return next((fault for text, fault in self.by_text if text in said), Fault())
 
@@ -403,7 +406,7 @@ class Handler(BaseHTTPRequestHandler):
             state.batches.append(batch)
         for request in requests:
             if state.batch_outcome(request) == "succeeded":
-                request["message"] = state.answer(request["params"], Fault(), share=0.5)
+                request["message"] = state.answer(request["params"], state.fault_of_text(request["params"]), share=0.5)
         return self.batch_row(batch)
 
     def batch_row(self, batch):

@@ -57,13 +57,13 @@ def docx(paragraphs, rows=(), *, extra=""):
     return zipped({**DOCX, "word/document.xml": document})
 
 
-def pdf(pages, *, title="", bookmarks=(), password=False):
-    """A PDF with one line of text per line, and bookmarks as pairs of a page from 0 and a title."""
+def pdf(pages, *, title="", bookmarks=(), password=False, drawing=""):
+    """A PDF with one line of text per line, bookmarks as pairs of a page from 0 and a title, and a drawing on each page."""
     objects = ["<< /Type /Catalog /Pages 2 0 R /Outlines 4 0 R >>", "", "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica /Encoding /WinAnsiEncoding >>", ""]  # fmt: skip
     kids = []
     for lines in pages:
         shown = "".join(f"({line.translate(ESCAPES)}) Tj T*\n" for line in lines)
-        content = f"BT /F1 9 Tf 12 TL 40 780 Td\n{shown}ET"
+        content = f"BT /F1 9 Tf 12 TL 40 780 Td\n{shown}ET\n{drawing}"
         objects.append(f"<< /Length {len(content.encode('cp1252', 'replace'))} >>\nstream\n{content}\nendstream")
         objects.append(
             f"<< /Type /Page /Parent 2 0 R /MediaBox [0 0 595 842] /Contents {len(objects)} 0 R /Resources << /Font << /F1 3 0 R >> >> >>"
@@ -92,6 +92,26 @@ def pdf(pages, *, title="", bookmarks=(), password=False):
     )
     end = f"trailer << /Size {len(objects) + 1} {trailer} >>\nstartxref\n{len(out)}\n%%EOF"
     return out + table.encode() + end.encode()
+
+
+def ruled(rows, *, left=40, top=700, width=100, height=20, without=()):
+    """The drawing of a table: lines around cells, and their texts, which may have several lines; ``without`` leaves out lines.
+
+    A line to leave out is a place of a cell (row, column): the line at its right side.
+    """
+    parts = ["0.5 w"]
+    for row, cells in enumerate(rows):
+        for column, text in enumerate(cells):
+            x, y = left + column * width, top - (row + 1) * height
+            right = [] if (row, column) in without else [((x + width, y), (x + width, y + height))]
+            lines = [((x, y), (x + width, y)), ((x, y + height), (x + width, y + height)), *right]
+            lines += [] if column else [((x, y), (x, y + height))]
+            parts += [f"{a} {b} m {c} {d} l S" for (a, b), (c, d) in lines]
+            for number, line in enumerate(text.split("\n")):
+                parts.append(
+                    f"BT /F1 8 Tf 1 0 0 1 {x + 4} {y + height - 9 - 9 * number} Tm ({line.translate(ESCAPES)}) Tj ET"
+                )
+    return "\n".join(parts)
 
 
 def pptx(slides, notes=""):

@@ -635,6 +635,38 @@ def layout_repository(folder, name, *, seed=0):
     return folder
 
 
+# The folder of the static embedding, the name of its table, and the modules after it.
+STATIC_LAYOUTS = {
+    "sentence-transformers/static-retrieval-mrl-en-v1": ("0_StaticEmbedding", "embedding.weight", []),
+    "minishlab/potion-retrieval-32M": (".", "embeddings", ["Normalize"]),
+}
+
+
+def static_repository(folder, name, *, seed=0):
+    """Write a tiny copy of a repository of `STATIC_LAYOUTS`, as a folder of its name; returns the folder."""
+    place, key, others = STATIC_LAYOUTS[name]
+    folder = Path(folder, name.rpartition("/")[2])
+    (folder / place).mkdir(parents=True)
+    tokenizer, _ = _layout_tokenizer("bert")
+    tokenizer.save(str(folder / place / "tokenizer.json"))
+    table = random_tensors({key: (tokenizer.get_vocab_size(), 16)}, seed=seed)
+    save_file(table, folder / place / "model.safetensors", metadata={"format": "pt"})
+    if key == "embeddings":
+        config = {"model_type": "model2vec", "architectures": ["StaticModel"], "hidden_dim": 16, "seq_length": 1000000}
+        write_json(folder, "config.json", config | {"apply_zipf": True, "normalize": True})
+    modules = [("StaticEmbedding", place), *((kind, f"{i}_{kind}") for i, kind in enumerate(others, start=1))]
+    write_json(
+        folder,
+        "modules.json",
+        [
+            {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+            for i, (kind, path) in enumerate(modules)
+        ],
+    )
+    write_json(folder, "config_sentence_transformers.json", {"prompts": {}, "similarity_fn_name": "cosine"})
+    return folder
+
+
 def _write_modules(folder, layout, settings):
     width = layout.dense[0] if layout.dense else settings.get("embedding_dim", settings["hidden_size"])
     kinds = ["Transformer", "Pooling", *["Dense"] * (len(layout.dense) - 1), *["Normalize"] * layout.normalize]

@@ -513,6 +513,10 @@ BEIR = ({"_id": ["a", "b"], "text": ["press", "turn"]}, {"_id": ["1"], "text": [
         (0, {"_id": ["a", "a"]}, "corpus has the _id 'a' more than once"),
         (1, {"_id": ["1", "1"], "text": ["press", "turn"]}, "queries has the _id '1' more than once"),
         (0, {"text": ["press", None]}, "corpus has no text in row 1 .None, _id 'b'"),
+        (0, {"text": ["press", ""]}, "text of corpus is empty in row 1 ._id 'b', 1 such rows"),
+        (0, {"text": ["press", " \n"], "title": ["Pump", ""]}, "text of corpus is empty in row 1 ._id 'b'"),
+        (0, {"title": [3, 4]}, "corpus has the title 3 in row 0"),
+        (1, {"text": [" "]}, "text of queries is empty in row 0 ._id '1'"),
         (2, {"score": [None]}, r"qrels\['test'\] has the score None in row 0"),
         (2, {"score": ["1"]}, r"qrels\['test'\] has the score '1' in row 0"),
     ],
@@ -521,6 +525,37 @@ def test_a_table_that_is_wrong_is_refused_by_its_row(place, change, message):
     tables = [Dataset.from_dict(table | (change if i == place else {})) for i, table in enumerate(BEIR)]
     with pytest.raises(ValueError, match=message):
         RetrievalDataset(tables[0], tables[1], {"test": tables[2]})
+
+
+def beir(**corpus):
+    tables = [Dataset.from_dict(table | (corpus if i == 0 else {})) for i, table in enumerate(BEIR)]
+    return RetrievalDataset(tables[0], tables[1], {"test": tables[2]})
+
+
+def test_titles_of_beir_are_embedded_before_the_texts_as_context_and_only_once(tmp_path):
+    data = beir(title=["Pump", ""])
+    assert data.corpus_texts == {"a": "Pump\npress", "b": "turn"}
+    assert data.context == ("title",)
+    assert data.corpus["document_title"][:] == ["Pump", ""]
+    assert "title" not in data.corpus.column_names  # a BEIR reader would put it before the text once more
+    assert data.corpus_texts["a"] == Chunk("a", "a", "press", 0, 5, title="Pump").text_with(data.context)
+    data.save_to_disk(tmp_path / "data")
+    again = RetrievalDataset.load_from_disk(tmp_path / "data")
+    assert again.corpus_texts == data.corpus_texts
+    assert again.context == ("title",)
+
+
+def test_a_chunk_of_beir_may_have_a_title_alone_or_none():
+    assert beir(title=["Pump", "Door"], text=["press", ""]).corpus_texts == {"a": "Pump\npress", "b": "Door"}
+    assert beir(title=[None, None]).corpus_texts == {"a": "press", "b": "turn"}
+
+
+@pytest.mark.parametrize(("scores", "warned"), [([3, 1], True), ([1, 1], False), ([2, 0], False)])
+def test_grades_above_zero_are_relevant_and_it_is_said_that_they_count_alike(scores, warned, caplog):
+    qrels = Dataset.from_dict({"query-id": ["1", "1"], "corpus-id": ["b", "a"], "score": scores})
+    data = RetrievalDataset(Dataset.from_dict(BEIR[0]), Dataset.from_dict(BEIR[1]), {"test": qrels})
+    assert data.relevant("test") == {"1": ["b", "a"][: sum(score > 0 for score in scores)]}
+    assert ("grades of relevance from 1 to 3" in caplog.text) is warned
 
 
 def test_records_without_a_text_are_refused_by_name():

@@ -203,7 +203,7 @@ def test_a_ranking_with_a_chunk_twice_is_refused(row):
 
 def test_ranks_are_known_to_a_hundred_and_none_beyond():
     corpus = {f"c{i:03}": str(i) for i in range(150)}
-    data = build(corpus, {"q1": "", "q2": ""}, {"q1": ["c099"], "q2": ["c100"]})
+    data = build(corpus, {"q1": "first", "q2": "second"}, {"q1": ["c099"], "q2": ["c100"]})
     evaluation = TopKEvaluator(data, k=(1,)).evaluate(Fixed([range(100)] * 2))
     assert evaluation.per_query["rank"][:] == [100, None]
     assert evaluation.misses(100)["query-id"][:] == ["q2"]
@@ -239,7 +239,7 @@ def test_equal_texts_are_ranked_by_id(tiny_model):
 
 
 def test_a_repeated_judgement_counts_once():
-    data = build({"a": "one", "b": "two"}, {"q": ""}, {"q": ["a", "a"]})
+    data = build({"a": "one", "b": "two"}, {"q": "which"}, {"q": ["a", "a"]})
     assert TopKEvaluator(data, k=(1,)).evaluate(Fixed([[0, 1]])).metrics["recall@1"] == 1
 
 

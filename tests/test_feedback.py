@@ -316,6 +316,26 @@ def test_what_threads_write_at_once_is_one_transaction_and_a_refused_row_is_one_
 # Labels and texts
 
 
+def test_an_id_that_is_made_of_the_text_is_a_label_of_that_text(log, caplog):
+    def data(*texts):
+        rows = [(text, [f"{text} {number}" for number in range(2)]) for text in texts]
+        return et.RetrievalDataset.from_pairs(rows, test_size=0, dev_size=0)
+
+    before = data("press both", "turn left", "pull it")
+    id_of = {text: chunk for chunk, text in before.corpus_texts.items()}
+    for text in ("press both", "pull it"):
+        log.name_chunks(log.record(f"how to {text}", [(id_of["turn left"], 0.5)]), [id_of[text]], by="Ada")
+    log.record("how to turn it", [(id_of["turn left"], 0.5)], outcome="answered", cited=[id_of["turn left"]])
+    log.rate(3, thumbs_up=True)
+    asked = log.to_questions()
+    assert not caplog.text
+    assert [one.chunk_hashes for one in asked] == [(text_hash(t),) for t in ("press both", "pull it", "turn left")]
+    chunks = cut("turn left", "press both", "wait")
+    now = et.build_dataset(chunks, asked, test_size=0, dev_size=0)
+    assert sorted(map(tuple, now.relevant("train").values())) == [("a#0",), ("a#1",)]
+    assert "1 were set aside" in caplog.text
+
+
 def cut(*texts):
     return [et.Chunk(f"a#{i}", "a", text, 40 * i, 40 * i + len(text)) for i, text in enumerate(texts)]
 
@@ -473,6 +493,10 @@ def test_an_unreadable_verdict_is_never_recorded_as_no_chunk(retriever, log, cap
     assert log.questions()[0].named is None
     assert len(log.misses()) == 1
     assert f"no usable reply for 1 of 1 questions: 1 {problem}." in caplog.text
+    mended = ScriptedLLM(lambda _: {"passages": [1]})
+    for num_found in (1, 0):
+        assert et.label_misses(log, retriever, llm=mended, output_dir=tmp_path, show_progress_bar=False) == num_found
+    assert len(mended.requests) == 1
 
 
 def test_a_draft_in_think_is_not_the_verdict(retriever):

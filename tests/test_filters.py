@@ -502,7 +502,41 @@ def test_a_judge_sees_all_questions_of_a_chunk_at_once_and_drops_with_a_reason(t
 
 def test_a_judge_that_says_nothing_usable_drops_nothing_and_is_reported(tmp_path, caplog):
     assert len(judged(Judge("fine, all of them"), tmp_path)) == 3
-    assert "no usable verdict for 1 of 1 chunks (1 malformed reply). Their questions are kept." in caplog.text
+    assert "no usable verdict for 3 of 3 questions (3 malformed reply). They are kept." in caplog.text
+
+
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "fine, all of them",
+        {"verdicts": []},
+        {"verdicts": [verdict(1), verdict(2)]},
+        {"verdicts": [verdict(1), verdict(2), {"number": 3}]},
+        {"verdicts": [verdict(1), verdict(2), verdict(3, realistic=None)]},
+        {"verdicts": [verdict(1), verdict(2), verdict("three")]},
+    ],
+)
+def test_a_judge_that_leaves_a_question_out_is_asked_again_by_the_next_run_and_at_most_three_times(
+    reply, tmp_path, caplog
+):
+    judge = Judge(reply if isinstance(reply, str) else json.dumps(reply))
+    assert len(judged(judge, tmp_path)) == 3
+    assert len(judge.requests) == 1
+    assert "Run the same again" in caplog.text
+    mended = Judge(json.dumps({"verdicts": [verdict(1), verdict(2, answerable="False"), verdict(3)]}))
+    again = judged(mended, tmp_path)
+    assert [dropped.reason for dropped in again.dropped] == ["judged not answerable"]
+    assert judged(mended, tmp_path) == again
+    assert len(mended.requests) == 1
+    for _ in range(5):
+        judged(judge, tmp_path / "other")
+    assert len(judge.requests) == 1 + 3
+
+
+def test_the_verdicts_of_a_reply_that_judges_some_questions_count(tmp_path, caplog):
+    result = judged(Judge(json.dumps({"verdicts": [verdict(2, answerable=False)]})), tmp_path)
+    assert [dropped.reason for dropped in result.dropped] == ["judged not answerable"]
+    assert "no usable verdict for 2 of 3 questions" in caplog.text
 
 
 def test_a_judge_can_follow_the_generation_in_the_same_folder(tmp_path):

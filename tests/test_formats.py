@@ -2,18 +2,20 @@ from __future__ import annotations
 
 import io
 import logging
+import re
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 import zlib
 
 import pandas
 import pytest
-from mixed_folder import BROKEN, docx, epub, make, notebook, pdf, pptx, table, xlsx, zipped
+from mixed_folder import BROKEN, docx, epub, make, notebook, pdf, pptx, ruled, table, xlsx, zipped
 
 import embedtune as et
-from embedtune.corpus import files, office
+from embedtune.corpus import files, office, pdf_pages, pdf_tables
 from embedtune.corpus.chunking import chunk_documents, questions_of
 from embedtune.corpus.documents import read_documents
 
@@ -89,6 +91,89 @@ def test_a_pdf_keeps_its_pages_and_bookmarks_and_loses_its_headers(tmp_path):
     chunks = chunk_documents([document], max_tokens=8)
     assert {chunk.page for chunk in chunks if "gamma" in chunk.text} == {3}
     assert {chunk.headings for chunk in chunks if "delta" in chunk.text} == {("Part delta",)}
+
+
+PRICES = [["part", "price", "note"], ["red valve", "4", "fits the small pump\nand the large one"], ["hose", "", "new"]]
+ROWS = ["| part | price | note |", "| red valve | 4 | fits the small pump and the large one |", "| hose |  | new |"]
+
+
+def test_rows_of_a_ruled_table_in_a_pdf_are_lines_with_their_cells_apart(tmp_path):
+    page = ["All prices are in crowns.", *[""] * 12, "Ask for more."]
+    document = read_one(tmp_path, "a.pdf", pdf([page, ["The end."]], drawing=ruled(PRICES, top=760)))
+    first, second = document.text[: document.page_starts[1]], document.text[document.page_starts[1] :]
+    assert [line for line in first.split("\n") if line] == ["All prices are in crowns.", "Ask for more.", *ROWS]
+    assert "\n".join(ROWS) in first
+    assert "\n".join(ROWS) in second
+
+
+def test_two_tables_of_a_page_stay_where_they_are_and_a_cell_may_span_columns(tmp_path):
+    below = ruled([["day", "open"], ["closed on Sundays", ""]], top=600, without=[(1, 0)])
+    document = read_one(tmp_path, "a.pdf", pdf([["Prices"]], drawing=ruled(PRICES, top=760) + "\n" + below))
+    assert [line for line in document.text.split("\n") if line] == [
+        "Prices",
+        *ROWS,
+        "| day | open |",
+        "| closed on Sundays |  |",
+    ]
+
+
+@pytest.mark.parametrize(
+    "drawing",
+    [
+        ruled([["a frame around a text"]]),  # one cell
+        "\n".join(f"{i % 500} {i // 9} m {i % 500 + 9} {i // 9 + 9} l S" for i in range(5000)),  # a drawing
+        "40 700 m 500 700 l S",  # a line under a headline
+    ],
+)
+def test_lines_that_are_no_table_leave_the_text_of_a_page_as_it_is(drawing):
+    plain = pdf_pages.read(pdf([["one two", "three"]]))["pages"]
+    assert pdf_pages.read(pdf([["one two", "three"]], drawing=drawing))["pages"][0].startswith(plain[0])
+
+
+@pytest.mark.parametrize(
+    ("cells", "line"),
+    [
+        (["Seal 1", "S-1", "7", "8"], "Seal 1 S-1 7 8"),
+        (["red valve", "4", "fits"], "red valve 4 fits"),
+        (["4", "valve", "5"], "4 valve 5"),
+    ],
+)
+def test_single_digits_in_a_row_without_lines_stay_in_the_row_and_apart(cells, line):
+    drawing = re.sub(r"\S+ \S+ m .* l S\n", "", ruled([cells], top=700) + "\n")
+    assert " m " not in drawing
+    (page,) = pdf_pages.read(pdf([["All prices are in crowns."]], drawing=drawing))["pages"]
+    assert " ".join(page.split()).endswith(line)
+    assert line.partition(" ")[2] in page
+
+
+def test_text_beside_the_page_is_not_read():
+    drawing = "BT /F1 8 Tf 1 0 0 1 40 900 Tm (printer) Tj ET"
+    (page,) = pdf_pages.read(pdf([["Press both buttons."]], drawing=drawing))["pages"]
+    assert page.strip() == "Press both buttons."
+    (page,) = pdf_pages.read(pdf([["Press both buttons."]], drawing=f"{drawing}\n{ruled(PRICES)}"))["pages"]
+    assert "printer" not in page
+    assert ROWS[1] in page
+
+
+def test_a_table_that_cannot_be_read_or_would_lose_text_is_plain_text(monkeypatch):
+    data = pdf([["Prices"]], drawing=ruled(PRICES, top=760))
+    plain = {"part", "price", "note", "red", "valve", "4", "hose", "new", "Prices"}
+
+    def broken(page):
+        raise RecursionError
+
+    def lossy(page, tables=pdf_tables._tables):
+        return [(box, [row[:2] for row in rows]) for box, rows in tables(page)]
+
+    def slow(page):
+        time.sleep(5)
+
+    monkeypatch.setattr(pdf_tables, "SECONDS", 0.2)
+    for reads in (broken, lossy, slow):
+        monkeypatch.setattr(pdf_tables, "_tables", reads)
+        (page,) = pdf_pages.read(data)["pages"]
+        assert "|" not in page
+        assert plain <= set(page.split())
 
 
 def test_pages_that_repeat_by_chance_are_kept_in_short_documents():

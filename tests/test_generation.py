@@ -331,16 +331,52 @@ REPLIES = {
 
 
 @pytest.mark.parametrize("kind", REPLIES)
-def test_a_useless_reply_fails_its_chunk_with_a_reason_and_is_not_paid_for_again(server, tmp_path, kind):
+def test_a_useless_reply_fails_its_chunk_with_a_reason_and_only_a_malformed_one_is_asked_for_again(
+    server, tmp_path, kind
+):
     fault, reason = REPLIES[kind]
     chunks = make_chunks(5)
     server.on_text(chunks[1].text, fault)
     questions = generate_questions(chunks, claude(server), output_dir=tmp_path)
     assert questions.failed == {chunks[1].id: reason}
     adds_up(questions, chunks)
-    before = len(server.log)
-    generate_questions(chunks, claude(server), output_dir=tmp_path)
-    assert len(server.log) == before
+    num_more = []
+    for _ in range(4):
+        before = server.num_requests("messages")
+        assert generate_questions(chunks, claude(server), output_dir=tmp_path).failed == {chunks[1].id: reason}
+        num_more.append(server.num_requests("messages") - before)
+    assert num_more == ([1, 1, 0, 0] if reason == "malformed reply" else [0, 0, 0, 0])
+    server.by_text.clear()
+    limit = 2 * claude(server).max_tokens  # the way out
+    questions = generate_questions(chunks, claude(server, max_tokens=limit), output_dir=tmp_path)
+    assert questions.failed == ({chunks[1].id: reason} if reason == "refused" else {})
+
+
+def test_a_malformed_reply_stays_in_the_ledger_and_the_next_run_mends_it(server, tmp_path, caplog):
+    chunks = make_chunks(5)
+    server.on_text(chunks[1].text, REPLIES["prose"][0])
+    assert generate_questions(chunks, claude(server), output_dir=tmp_path).failed == {chunks[1].id: "malformed reply"}
+    assert "1 of 5 chunks have no usable reply (1 malformed reply)" in caplog.text
+    server.by_text.clear()
+    questions = generate_questions(chunks, claude(server), output_dir=tmp_path)
+    assert questions.failed == {}
+    assert server.num_requests("messages") == 6
+    with Ledger(tmp_path) as ledger:
+        assert len(ledger.all_keys()) == 6
+        assert max(map(len, ledger.all_keys())) <= 64  # what a batch takes
+    assert questions.cost_usd == pytest.approx(server.microdollars / 1e6, abs=7e-6)  # the malformed one, too
+    assert as_bytes(generate_questions(chunks, claude(server), output_dir=tmp_path)) == as_bytes(questions)
+    assert server.num_requests("messages") == 6
+
+
+def test_malformed_replies_of_a_batch_are_asked_for_again_by_the_next_batch_alone(server, tmp_path):
+    chunks = make_chunks(4)
+    server.on_text(chunks[2].text, REPLIES["prose"][0])
+    assert len(generate_questions(chunks, claude(server), output_dir=tmp_path, mode="batch").failed) == 1
+    server.by_text.clear()
+    assert generate_questions(chunks, claude(server), output_dir=tmp_path, mode="batch").failed == {}
+    with Ledger(tmp_path) as ledger:
+        assert len(ledger.all_keys()) == 5
 
 
 def test_a_larger_limit_sends_only_what_was_cut_off(server, tmp_path, caplog):

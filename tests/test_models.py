@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from model_repositories import LAYOUTS, layout_repository, randomize
+from model_repositories import LAYOUTS, STATIC_LAYOUTS, layout_repository, randomize, static_repository
 from safetensors.torch import load_file, save_file
 from sentence_transformers import SentenceTransformer
 from test_encode_once import WITH_IDS, assert_same, step  # noqa: F401  # a fixture
@@ -98,6 +98,80 @@ def test_every_saved_layout_is_loaded_by_plain_sentence_transformers_in_a_fresh_
         base = load_model(folder, device="cpu")
         assert "auto_map" not in json.loads((folder / "config.json").read_text()), name
         assert base.prompts.get("query", "") == LAYOUTS[name].prompts[0], name
+
+
+# Static models: a table of vectors, no transformer
+
+
+@pytest.fixture(params=STATIC_LAYOUTS)
+def static(request, tmp_path):
+    return static_repository(tmp_path, request.param)
+
+
+def test_a_static_model_computes_what_plain_sentence_transformers_does_and_passes_its_check(static):
+    model = load_model(static, device="cpu")
+    assert np.array_equal(model.encode(TEXTS), SentenceTransformer(str(static), device="cpu").encode(TEXTS))
+    report = check_model(model)
+    assert report.ok, str(report)
+    assert not np.allclose(*model.encode(TEXTS[:2]))
+
+
+def test_a_static_model_is_trained_with_the_stock_trainers_loss_and_gradients(static, step):  # noqa: F811
+    model = load_model(static, device="cpu")
+    ours, stock = (step(model, InBatchNegativesLoss, WITH_IDS, encode_once=once) for once in (True, False))
+    assert_same(ours, stock)
+
+
+def test_a_static_model_that_was_changed_is_saved_for_every_sentence_transformers_and_loaded_again(static, tmp_path):
+    model = load_model(static, device="cpu")
+    with torch.no_grad():
+        model[0].embedding.weight.add_(torch.randn_like(model[0].embedding.weight))
+    model.save_pretrained(str(tmp_path / "saved"))
+    kinds = [module["type"] for module in json.loads((tmp_path / "saved/modules.json").read_text())]
+    assert kinds[0] == "sentence_transformers.models.StaticEmbedding"
+    for kind in (load_model, SentenceTransformer):
+        assert np.array_equal(kind(str(tmp_path / "saved"), device="cpu").encode(TEXTS), model.encode(TEXTS))
+
+
+def test_a_static_model_is_float32_unless_another_dtype_is_asked_for(static):
+    for path in static.glob("**/model.safetensors"):
+        halves = {name: tensor.half() for name, tensor in load_file(path).items()}
+        save_file(halves, path, metadata={"format": "pt"})
+    assert load_model(static, device="cpu").dtype == torch.float32
+    assert load_model(static, device="cpu", dtype="bfloat16", check=False).dtype == torch.bfloat16
+
+
+def test_options_that_need_a_transformer_are_refused_for_a_static_model(static):
+    with pytest.raises(ValueError, match="max_seq_length=64 does not apply to a static model"):
+        load_model(static, device="cpu", max_seq_length=64)
+    with pytest.raises(ValueError, match=r"needs a transformer, and the model has none \(StaticEmbedding"):
+        load_model(static, device="cpu", lora=True)
+
+
+def test_a_static_model_whose_files_do_not_fit_is_refused(static):
+    (path,) = static.glob("**/model.safetensors")
+    ((name, table),) = load_file(path).items()
+
+    def refused(message, **tensors):
+        save_file(tensors, path, metadata={"format": "pt"})
+        with pytest.raises(ValueError, match=message):
+            load_model(static, device="cpu")
+
+    refused(f"a token with the id {len(table) - 1}, .* vectors for {len(table) - 1}", **{name: table[:-1].clone()})
+    refused("has one table", **{name: table, "more": table.clone()})
+    refused("has one table", table=table)
+    save_file({name: table}, path, metadata={"format": "pt"})
+    path.write_bytes(path.read_bytes()[:-8])
+    with pytest.raises(ValueError, match=r"model\.safetensors of .* is incomplete"):
+        load_model(static, device="cpu")
+    torch.save({name: table}, path.with_name("pytorch_model.bin"))
+    path.unlink()
+    with pytest.raises(ValueError, match=r"only in .*pytorch_model\.bin, a pickle"):
+        load_model(static, device="cpu")
+    path.with_name("tokenizer.json").unlink()
+    save_file({name: table}, path, metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"has no file .*tokenizer\.json"):
+        load_model(static, device="cpu")
 
 
 # EmbeddingGemma 2

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import unquote
 
-from embedtune.corpus import pdf_pages
+from embedtune.corpus import pdf_pages, pdf_tables
 from embedtune.corpus.formats import Content, first_heading, page_of_html
 from embedtune.corpus.problems import UnreadableError, one_line
 
@@ -28,7 +28,7 @@ MAX_UNPACKED = 1024 * 2**20  # bytes of all files in an archive
 MAX_MARKUP = 128 * 2**20  # bytes of its XML, of which a tree takes about ten times as much memory
 MAX_FILES = 20_000
 MAX_CELLS = 5_000_000  # of a workbook
-PDF_SECONDS, PDF_SECONDS_PER_MB = 60, 5
+PDF_SECONDS, PDF_SECONDS_PER_MB = 60 + pdf_tables.SECONDS, 5
 MAX_CHARACTERS = 128 * 2**20  # of the tables of a workbook, in which cells can share a long text
 
 _SMALL, _HEAD = 2**20, 1024  # bytes

@@ -33,16 +33,22 @@ def read(data: bytes) -> dict[str, Any]:
     """Return the text of each page, the bookmarks as triples of a page from 0, a level and a title, and the title."""
     import pypdfium2
 
+    from embedtune.corpus.pdf_tables import page_text, pages_with_tables
+
     pdf = pypdfium2.PdfDocument(data)
     if len(pdf) > MAX_PAGES:
         return {"problem": "pages", "num_pages": len(pdf)}
     pages: list[str] = []
     left = MAX_CHARACTERS
     for number in range(len(pdf)):
-        pages.append(_text(pdf[number]))
+        page = pdf[number]
+        pages.append(_plain(page_text(page)))
+        page.close()
         left -= len(pages[-1])
         if left < 0:
             return {"problem": "text"}
+    for number, text in pages_with_tables(data, pdf).items():
+        pages[number] = _plain(text) or pages[number]
     bookmarks = [(one.get_dest(), one.level, one.get_title()) for one in pdf.get_toc(max_depth=6)]
     return {
         "pages": pages,
@@ -51,9 +57,7 @@ def read(data: bytes) -> dict[str, Any]:
     }
 
 
-def _text(page: Any) -> str:
-    text: str = page.get_textpage().get_text_bounded()
-    page.close()
+def _plain(text: str) -> str:
     text = re.sub("[\ufffe\x02]\\s*", "", text)  # a word that was divided at the end of a line
     return text.replace("\r\n", "\n").replace("\r", "\n").replace("\0", "").encode("utf-8", "replace").decode()
 

@@ -46,10 +46,10 @@ class RetrievalDataset(RetrievalTables):
 
     Attributes:
         corpus: Every chunk, also those without a question: ``_id``, ``text`` (what is embedded, with its context) and
-            where it comes from.
+            where it comes from. A column ``title``, as BEIR's corpora have it, becomes context: a line before the text.
         queries: Every question: ``_id``, ``text`` and, where known, its style, its answer and the model that wrote it.
-        qrels: For each split a table of ``query-id``, ``corpus-id`` and ``score``. A question's first row is the chunk
-            that it was written for.
+        qrels: For each split a table of ``query-id``, ``corpus-id`` and ``score``, above 0 where the chunk is relevant; grades
+            count alike. A question's first row is the chunk that it was written for.
         split_by: How the splits were made: ``"document"``, ``"question"`` or ``"given"``.
         context: What was put before each chunk's text; serving must do the same.
 

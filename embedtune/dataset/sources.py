@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embedtune.text import text_hash
 from embedtune.types import Chunk, Question
 
 if TYPE_CHECKING:
@@ -71,7 +71,7 @@ def _require_llama_index(path: str | Path, content: dict[str, Any]) -> None:
 
 def _chunk(text: str) -> Chunk:
     """Name a chunk by its content, so that adding another pair neither renames it nor moves it to another split."""
-    document = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    document = text_hash(text)
     return Chunk(f"{document}#0", document, text, 0, len(text))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, List, Value
 
+from embedtune.dataset.beir import warn_of_grades, with_titles_in_texts
 from embedtune.tables import html_table
 from embedtune.text import text_hash
 from embedtune.types import Question, require_descriptions
@@ -56,16 +57,16 @@ class RetrievalTables:
 
     Attributes:
         corpus: Every chunk, also those without a question: ``_id``, ``text`` (what is embedded, with its context) and
-            where it comes from.
+            where it comes from. A column ``title``, as BEIR's corpora have it, becomes context: a line before the text.
         queries: Every question: ``_id``, ``text`` and, where known, its style, its answer and the model that wrote it.
-        qrels: For each split a table of ``query-id``, ``corpus-id`` and ``score``. A question's first row is the chunk
-            that it was written for. A column ``chunk_hash`` has the `text_hash` of the text that a label was given for.
+        qrels: For each split a table of ``query-id``, ``corpus-id`` and ``score``, above 0 where the chunk is relevant; grades
+            count alike. A question's first row is the chunk that it was written for. A column ``chunk_hash`` has the `text_hash` of the text that a label was given for.
         split_by: How the splits were made: ``"document"``, ``"question"`` or ``"given"``.
         context: What was put before each chunk's text; serving must do the same.
         cost_usd: What a language model was paid for the questions; None if that is not known.
 
     Raises:
-        ValueError: If a table lacks a column, or ``qrels`` names an unknown id, or one whose text is not that of the label.
+        ValueError: If a table lacks a column, a text is empty, or ``qrels`` names an unknown id, or one whose text is not that of the label.
     """
 
     corpus: Dataset
@@ -88,9 +89,15 @@ class RetrievalTables:
         check_split_names(self.qrels)
         _check_texts("corpus", self.corpus)
         _check_texts("queries", self.queries)
+        if "title" in self.corpus.column_names:
+            object.__setattr__(self, "corpus", with_titles_in_texts(self.corpus))
+            object.__setattr__(self, "context", ("title", *(part for part in self.context if part != "title")))
+        _check_not_empty("corpus", self.corpus)
+        _check_not_empty("queries", self.queries)
         for split in self.qrels:
             self._check_ids(split)
             _check_scores(split, self.qrels[split])
+        warn_of_grades(self.qrels)
 
     def _check_ids(self, split: str) -> None:
         for column, known, name in (
@@ -210,6 +217,15 @@ def _check_texts(name: str, table: Dataset) -> None:
     if wrong := [row for row, text in enumerate(texts) if not isinstance(text, str)]:
         raise ValueError(
             f"{name} has no text in row {wrong[0]} ({texts[wrong[0]]!r}, _id {ids[wrong[0]]!r}). Remove the row."
+        )
+
+
+def _check_not_empty(name: str, table: Dataset) -> None:
+    """Raise a ``ValueError`` that names the first row whose text is empty."""
+    if empty := [row for row, text in enumerate(table["text"][:]) if not text.strip()]:
+        raise ValueError(
+            f"The text of {name} is empty in row {empty[0]} (_id {table['_id'][empty[0]]!r}, {len(empty)} such rows). Remove "
+            "them, and the judgements that name them."
         )
 
 

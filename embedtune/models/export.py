@@ -135,9 +135,12 @@ def _old_module_names(content: Any) -> None:
         content["types"] = {key: _old_name(name) for key, name in content["types"].items()}
 
 
+_OLD_MODULES = ("Transformer", "StaticEmbedding", "Router", "Pooling", "Normalize")
+
+
 def _old_name(name: str) -> str:
     package, _, module = name.rpartition(".")
-    known = package.startswith("sentence_transformers.") and module in ("Transformer", "Router", "Pooling", "Normalize")
+    known = package.startswith("sentence_transformers.") and module in _OLD_MODULES
     return f"sentence_transformers.models.{module}" if known else name
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from typing import TYPE_CHECKING
 
 from torch import nn
@@ -69,6 +70,10 @@ def finish(
 
 def _set_max_seq_length(model: SentenceTransformer, max_seq_length: int) -> None:
     whole("max_seq_length", max_seq_length, at_least=None)
+    if model.max_seq_length == math.inf:
+        raise ValueError(
+            f"max_seq_length={max_seq_length} does not apply to a static model, which reads texts of any length. Leave it out."
+        )
     positions = num_positions(model)
     if positions is None:
         whole("max_seq_length", max_seq_length)

@@ -21,6 +21,7 @@ from tokenizers import Tokenizer
 from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, PreTrainedModel
 
 from embedtune.models.repository import find_file, quiet_transformers, read_json
+from embedtune.models.static import KIND, check_static
 
 _MOST_LAYERS = 1_000  # the deepest published models have about a hundred
 _MOST = 2**31  # of anything that is counted in config.json
@@ -58,6 +59,8 @@ def check_repository(name: str, *, revision: str | None = None) -> None:
         config = read_json(name, file, revision=revision)
         _check_class(name, file, config)
         _check_tokenizer(name, _in(folder, "tokenizer.json"), config, revision)
+    for folder in _folders_of(KIND, name, revision):
+        _check_tokenizer(name, _in(folder, "tokenizer.json"), {}, revision)
     base = read_json(name, "adapter_config.json", revision=revision).get("base_model_name_or_path")
     if base is not None and not find_file(name, "config.json", revision=revision):
         check_repository(str(base))
@@ -124,8 +127,10 @@ def _is_module(kind: str) -> bool:
 
 
 def transformer_folders(name: str, revision: str | None) -> list[str]:
-    """Return the folders with transformer weights: the root, or those of a ``Router``'s routes."""
-    folders = [place for place, kind in _modules(name, revision).items() if kind.endswith(".Transformer")] or [""]
+    """Return the folders with transformer weights: the root, or those of a ``Router``'s routes. A static model has none."""
+    folders = _folders_of("Transformer", name, revision)
+    if not folders and not _folders_of(KIND, name, revision):
+        folders = [""]
     found = [place for place in folders if find_file(name, _in(place, "config.json"), revision=revision)]
     if found != folders and not find_file(name, "adapter_config.json", revision=revision):
         missing = next(place for place in folders if place not in found)
@@ -133,6 +138,10 @@ def transformer_folders(name: str, revision: str | None) -> list[str]:
             f"{name!r} has no file {_in(missing, 'config.json')}, which describes its transformer. Download it again."
         )
     return found
+
+
+def _folders_of(kind: str, name: str, revision: str | None) -> list[str]:
+    return [place for place, one in _modules(name, revision).items() if one.endswith(f".{kind}")]
 
 
 def _in(folder: str, file: str) -> str:
@@ -242,6 +251,9 @@ def check_weights(name: str, *, revision: str | None = None, allow_missing: str 
     for folder in transformer_folders(name, revision):
         check_files(name, folder, revision)
         _check_tensors(name, folder, revision, allow_missing)
+    for folder in _folders_of(KIND, name, revision):
+        for path in check_files(name, folder, revision):
+            check_static(name, folder, path, revision=revision)
 
 
 def check_files(name: str, folder: str, revision: str | None) -> list[Path]:

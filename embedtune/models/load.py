@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 from sentence_transformers import SentenceTransformer
 
 from embedtune.models.export import TunableModel, as_tunable, merge_when_saved
@@ -15,6 +16,7 @@ from embedtune.models.families.jina_v3 import is_jina_v3, load_jina_v3
 from embedtune.models.families.minilm import MINILM_ID, minilm_folder
 from embedtune.models.finish import complete, finish
 from embedtune.models.gate import check_repository, check_weights, tokenizer_steps
+from embedtune.models.lora import transformers_of
 from embedtune.models.quantized import weights_options
 from embedtune.models.repository import quiet_transformers, read_json, resolve_name
 from embedtune.storage import is_folder, read_folder
@@ -134,6 +136,10 @@ def _load_any(
                 config.get("model_type"),
             )
         model = _build(name, revision=revision, device=device, weights=weights)
+    if not any(
+        True for _ in transformers_of(model)
+    ):  # sentence-transformers loads static embeddings as they were saved
+        model.to(getattr(torch, weights["dtype"]))
     complete(model, name, revision=revision)
     return model
 

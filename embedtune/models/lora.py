@@ -76,6 +76,11 @@ def add_lora(model: SentenceTransformer, lora: bool | LoraConfig | str | Path) -
     require_peft("lora=")
     if not isinstance(lora, (bool, str, Path)):
         check_mergeable(lora)
+    if not any(True for _ in transformers_of(model)):
+        raise ValueError(
+            f"lora={lora!r} needs a transformer, and the model has none ({type(model[0]).__name__}). Leave it out: all weights of "
+            "such a model are trained at little cost."
+        )
     for route, part in transformers_of(model):
         with warnings.catch_warnings():  # jina-embeddings-v3 keeps its own adapter
             warnings.filterwarnings("ignore", message="Already found a `peft_config`")

@@ -73,6 +73,7 @@ def dequantize(backbone: Any) -> None:
 def _weight(layer: Any) -> torch.Tensor:
     from bitsandbytes.functional import dequantize_4bit
 
+    layer.state_dict()  # a forward pass on a CPU packs the weights anew, in a form of its own, and this takes it back
     weight: torch.Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
     return weight
 

@@ -15,7 +15,7 @@ from embedtune.questions.duplicates import is_copy, merge_duplicates
 from embedtune.questions.filters import broken_rule
 from embedtune.questions.parsing import parse_questions
 from embedtune.questions.records import Dropped, Questions
-from embedtune.questions.requests.replies import CUT_OFF, MALFORMED, Replies, answered
+from embedtune.questions.requests.replies import CUT_OFF, MALFORMED, MAX_REPLIES, Replies, answered
 from embedtune.questions.template import STYLES
 from embedtune.text import text_hash
 from embedtune.types import Chunk, Question
@@ -70,6 +70,7 @@ def ask_about(
         version=template.version,
         label="Questions",
         output_tokens=TOKENS_PER_QUESTION * template.per_chunk + 10,
+        is_whole=lambda _, completion: parse_questions(completion.text) is not None,
         output_dir=output_dir,
         mode=mode,
         num_workers=num_workers,
@@ -192,7 +193,10 @@ def _questions_in(
 def _log_failed(questions: Questions, llm: LLM, *, num_asked: int) -> None:
     """Say how many requests have no usable reply, why, and what helps."""
     counts = Counter(reason[:60] for reason in questions.failed.values())
-    remedy = "Run the same again to send those without a reply once more; stored replies are not paid for again."
+    remedy = (
+        f"Run the same again to send those without a reply, and those with a malformed one ({MAX_REPLIES} times in all), "
+        f"once more; usable replies are not paid for again."
+    )
     if any(reason.startswith("not sent: over the budget") for reason in counts):
         remedy += " Those over the budget are sent if you raise budget_usd, the ceiling for all runs in this folder."
     if CUT_OFF in counts:

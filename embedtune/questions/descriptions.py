@@ -101,6 +101,7 @@ def generate_descriptions(
         version="descriptions",
         label="Descriptions",
         output_tokens=_TOKENS,
+        is_whole=lambda _, completion: bool(_description(completion)),
         output_dir=output_dir,
         mode=mode,
         num_workers=num_workers,
@@ -115,7 +116,7 @@ def generate_descriptions(
                 failed[reply[:60] if isinstance(reply, str) else MALFORMED] += 1
     if failed:
         logger.warning(
-            "%d of %d chunks have no description (%s). Run the same again to ask once more for those without a reply.",
+            "%d of %d chunks have no description (%s). Run the same again to ask for them once more.",
             failed.total(),
             len(chunks),
             ", ".join(f"{number} {reason}" for reason, number in failed.most_common()),

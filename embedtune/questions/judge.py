@@ -48,7 +48,8 @@ def filter_by_judge(
     """Let a language model judge each question, and drop those that fail.
 
     It sends one request per chunk, costs about as much as writing the questions, and stores its replies in the same
-    ledger. Questions without a verdict are kept, and counted in a warning with the reasons.
+    ledger. Questions without a verdict are kept, and counted in a warning with the reasons. The next run asks once more
+    about the questions of a reply that judges only some of them.
 
     Args:
         questions: What `generate_questions` returned.
@@ -84,13 +85,14 @@ def filter_by_judge(
     for question in questions:
         asked[question.chunk_ids[0]].append(question)
     dropped: dict[str, str] = {}
-    unjudged: dict[str, str] = {}
+    unjudged: Counter[str] = Counter()
     with answered(
         {i: partial(_request, instructions, chunks[i], group) for i, group in asked.items()},
         llm,
         version="judge",
         label="Judging",
         output_tokens=_TOKENS_PER_QUESTION * max(map(len, asked.values()), default=0),
+        is_whole=lambda i, reply: len(_verdicts(reply, asked[i])) == len(asked[i]),
         output_dir=output_dir,
         mode=mode,
         num_workers=num_workers,
@@ -99,17 +101,17 @@ def filter_by_judge(
     ) as replies:
         for i, group in asked.items():
             reply = replies.get(i)
-            verdicts = None if isinstance(reply, str) else _verdicts(reply, group)
-            if verdicts is None:
-                unjudged[i] = reply if isinstance(reply, str) else MALFORMED
-            dropped |= verdicts or {}
+            verdicts = {} if isinstance(reply, str) else _verdicts(reply, group)
+            dropped |= {question: failed for question, failed in verdicts.items() if failed}
+            if missing := len(group) - len(verdicts):
+                unjudged[reply[:60] if isinstance(reply, str) else MALFORMED] += missing
     if unjudged:
-        reasons = ", ".join(f"{number} {reason[:60]}" for reason, number in Counter(unjudged.values()).most_common())
         logger.warning(
-            "The judge gave no usable verdict for %d of %d chunks (%s). Their questions are kept.",
-            len(unjudged),
-            len(asked),
-            reasons,
+            "The judge gave no usable verdict for %d of %d questions (%s). They are kept. Run the same again to ask for "
+            "their verdicts once more.",
+            unjudged.total(),
+            len(questions),
+            ", ".join(f"{number} {reason}" for reason, number in unjudged.most_common()),
         )
     return questions.without(dropped)
 
@@ -120,15 +122,22 @@ def _request(instructions: str, chunk: Chunk, questions: Sequence[Question]) -> 
     return Request(instructions, text, SCHEMA)
 
 
-def _verdicts(completion: Completion, questions: Sequence[Question]) -> dict[str, str] | None:
-    """Return the reason for each question that fails, by its id; None if the reply is not usable."""
+def _verdicts(completion: Completion, questions: Sequence[Question]) -> dict[str, str]:
+    """Return the reason for each question that fails, and an empty string for each that passes, by its id.
+
+    A question without a verdict is left out.
+    """
     rows = (object_in(completion) or {}).get("verdicts")
-    if not isinstance(rows, list):
-        return None
     reasons: dict[str, str] = {}
-    for row in (row for row in rows if isinstance(row, dict)):
+    for row in (row for row in (rows if isinstance(rows, list) else ()) if isinstance(row, dict)):
         number = whole_number(row.get("number"))
-        failed = [name for name in CRITERIA if row.get(name) in (False, "false")]
-        if failed and number and 1 <= number <= len(questions):
-            reasons[questions[number - 1].id] = f"judged not {failed[0]}"
+        said = {name: _said(row.get(name)) for name in CRITERIA}
+        failed = [name for name in CRITERIA if said[name] is False]
+        if number and 1 <= number <= len(questions) and (failed or None not in said.values()):
+            reasons[questions[number - 1].id] = f"judged not {failed[0]}" if failed else ""
     return reasons
+
+
+def _said(value: Any) -> bool | None:
+    """Read yes or no as models write it; None for anything else."""
+    return value if isinstance(value, bool) else {"true": True, "false": False}.get(str(value).strip().lower())

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from embedtune.bounds import finite, whole
 from embedtune.serving.shared_file import SharedFile, shared_file
 from embedtune.tables import Listing, Row, excerpt
-from embedtune.text import same_question, text_hash
+from embedtune.text import hash_in_id, same_question, text_hash
 from embedtune.types import Question
 
 if TYPE_CHECKING:
@@ -189,7 +189,10 @@ class FeedbackLog:
             ValueError: If a score is not finite.
             OSError: If the file cannot be written.
         """
-        rows = [(*hit, "") if isinstance(hit, tuple) else (hit.id, hit.score, text_hash(hit.text)) for hit in retrieved]
+        rows = [
+            (*hit, hash_in_id(hit[0])) if isinstance(hit, tuple) else (hit.id, hit.score, text_hash(hit.text))
+            for hit in retrieved
+        ]
         found = json.dumps([(chunk, finite("score", score), digest) for chunk, score, digest in rows])
         text = self.redact(question) if self.redact else question
         number, _ = self._file.write(
@@ -208,7 +211,8 @@ class FeedbackLog:
         Args:
             number: The number of the question.
             chunks: Hits or chunks; their texts are recognised if ids move later. Or ids of hits that the question was recorded
-                with. Any other id is a label of an unknown text: it is kept, with a warning, and never trained on.
+                with, or that `RetrievalDataset.from_pairs` made of the texts. Any other id is a label of an unknown text: it is
+                kept, with a warning, and never trained on.
             by: The name of the person or language model. The last call counts.
 
         Raises:
@@ -216,7 +220,8 @@ class FeedbackLog:
             ValueError: If there is no such question.
         """
         named = [
-            (one, "") if isinstance(one, str) else (one.id, text_hash(one.text)) for one in _listed("chunks", chunks)
+            (one, hash_in_id(one)) if isinstance(one, str) else (one.id, text_hash(one.text))
+            for one in _listed("chunks", chunks)
         ]
         self._say(number, chunk_ids=json.dumps(named), source=_storable(by))
         if {chunk for chunk, digest in named if not digest} - self._hashes_of(number).keys():

@@ -151,6 +151,7 @@ def label_misses(
         version="judge of misses",
         label="Judging",
         output_tokens=_TOKENS,
+        is_whole=lambda text, reply: _judged(text, found[text], reply, llm).chunk_ids is not None,
         output_dir=feedback.path.parent / FOLDER if output_dir is None else output_dir,
         mode=mode,
         num_workers=num_workers,
@@ -165,7 +166,10 @@ def label_misses(
     if problems := Counter(one.problem for one in chosen.values() if one.chunk_ids is None):
         reasons = ", ".join(f"{number} {problem}" for problem, number in problems.most_common())
         logger.warning(
-            "The judge gave no usable reply for %d of %d questions: %s.", problems.total(), len(chosen), reasons
+            "The judge gave no usable reply for %d of %d questions: %s. Run the same again to ask for them once more.",
+            problems.total(),
+            len(chosen),
+            reasons,
         )
     return sum(1 for miss in open_misses if chosen[miss.text].chunk_ids)
 

@@ -93,6 +93,7 @@ class LLMTeacher:
             version="teacher",
             label="Asking the teacher",
             output_tokens=_TOKENS_PER_PASSAGE * max((len(texts) for _, texts in asked), default=0),
+            is_whole=lambda row, reply: not isinstance(_grades(reply, orders[int(row)]), str),
             output_dir=self.output_dir,
             mode=self.mode,
             num_workers=self.num_workers,
@@ -103,7 +104,10 @@ class LLMTeacher:
         if problems := Counter(one[:60] for one in read if isinstance(one, str)):
             reasons = ", ".join(f"{number} {problem}" for problem, number in problems.most_common())
             logger.warning(
-                "The teacher gave no usable grades for %d of %d questions: %s.", problems.total(), len(read), reasons
+                "The teacher gave no usable grades for %d of %d questions: %s. Run the same again to ask for them once more.",
+                problems.total(),
+                len(read),
+                reasons,
             )
         return [None if isinstance(one, str) else one for one in read]
 

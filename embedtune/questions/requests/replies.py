@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,9 @@ FOLDER = ".embedtune"
 
 MALFORMED = "malformed reply"
 CUT_OFF = "cut off"
+
+MAX_REPLIES = 3
+"""How many replies a request gets at most, one a run, while they are malformed: a fourth would be no better."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ def answered(
     version: str,
     label: str,
     output_tokens: int,
+    is_whole: Callable[[str, Completion], bool],
     output_dir: str | Path,
     mode: Mode = "live",
     num_workers: int = 16,
@@ -65,12 +70,16 @@ def answered(
 ) -> Iterator[Replies]:
     """Get requests answered, and yield their replies while the ledger is open.
 
+    A request whose stored reply is malformed is sent once more by each run, until it has `MAX_REPLIES` at this limit of
+    tokens. All of them stay in the ledger, and their costs count.
+
     Args:
         requests: What builds each request, by a name. They are sent in this order.
         llm: The model.
         version: The version of the instructions.
         label: What the progress bar says.
         output_tokens: About how many tokens a reply has, to warn of a budget that will not suffice.
+        is_whole: Whether the reply to the request of a name has all that was asked for; otherwise it is malformed.
         output_dir: The folder of the ledger.
         mode: ``"live"`` or ``"batch"``.
         num_workers: How many requests may run at once.
@@ -84,7 +93,7 @@ def answered(
         OSError: If the ledger cannot be written.
     """
     with Ledger(output_dir) as ledger:
-        keys = _keys(ledger, llm, version, requests)
+        keys = _keys(ledger, llm, version, requests, is_whole=is_whole)
         first = {keys[name]: build for name, build in reversed(list(requests.items()))}  # the first of equal requests
         failures = answer_requests(
             {key: first[key] for key in dict.fromkeys(keys.values())},
@@ -101,10 +110,17 @@ def answered(
         yield Replies(cost, ledger.in_doubt() / MICRODOLLARS, llm, ledger, keys, failures)
 
 
-def _keys(ledger: Ledger, llm: LLM, version: str, requests: Mapping[str, Callable[[], Request]]) -> dict[str, str]:
+def _keys(
+    ledger: Ledger,
+    llm: LLM,
+    version: str,
+    requests: Mapping[str, Callable[[], Request]],
+    *,
+    is_whole: Callable[[str, Completion], bool],
+) -> dict[str, str]:
     """Return the key of each request: that of a usable reply in the ledger, or else of the request as it would be sent.
 
-    A reply that was not cut off is usable whatever the limit of tokens was, so raising it sends only what was cut off.
+    A usable reply stays usable whatever the limit of tokens is now, so raising it sends only what was cut off.
     """
     known: dict[str, list[str]] = defaultdict(list)
     for stored in ledger.all_keys():
@@ -112,12 +128,20 @@ def _keys(ledger: Ledger, llm: LLM, version: str, requests: Mapping[str, Callabl
     keys = {}
     for name, build in requests.items():
         digest = request_digest(version, llm.body(build()))
-        key = f"{digest}-{llm.max_tokens}"
-        others = sorted(one for one in known.get(digest, ()) if one != key)
-        usable = (one for one in (key, *others) if others and _is_usable(llm, ledger.reply(one)))
-        keys[name] = next(usable, key)
+        problems = {key: _problem(ledger, llm, key, partial(is_whole, name)) for key in sorted(known.get(digest, ()))}
+        keys[name] = _key(f"{digest}-{llm.max_tokens}", problems)
     return keys
 
 
-def _is_usable(llm: LLM, reply: Mapping[str, object] | None) -> bool:
-    return reply is not None and llm.read(reply).problem != CUT_OFF
+def _problem(ledger: Ledger, llm: LLM, key: str, is_whole: Callable[[Completion], bool]) -> str:
+    """Return why a stored reply is not usable, or an empty string."""
+    completion = llm.read(ledger.reply(key) or {})
+    return completion.problem or ("" if is_whole(completion) else MALFORMED)
+
+
+def _key(first: str, problems: Mapping[str, str]) -> str:
+    """Choose among the stored replies of a request, or name the next one: ``first``, ``first-2``, ``first-3``."""
+    tries = [first, *(f"{first}-{number}" for number in range(2, MAX_REPLIES + 1))]
+    usable = (key for key in (*tries, *problems) if problems.get(key, CUT_OFF) not in (CUT_OFF, MALFORMED))
+    unasked = (key for key in tries if problems.get(key) != MALFORMED)
+    return next(usable, None) or next(unasked, tries[-1])
