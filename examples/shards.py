@@ -40,7 +40,8 @@ def main(
         time.sleep(0.1)
     if data is None:
         sample = et.load_sample(num_documents=documents)
-        questions = et.build_dataset(et.chunk_documents(sample.documents, max_tokens=250), sample.questions)
+        chunks = et.chunk_documents(sample.documents, max_tokens=250)
+        questions = et.build_dataset(chunks, sample.questions_for(chunks))
     else:
         questions = et.RetrievalDataset.load_from_disk(data)
 

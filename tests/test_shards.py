@@ -271,3 +271,28 @@ def test_the_example_runs_alone_and_under_accelerate_and_writes_the_same(tiny_mo
     assert "process 2 of 2" in result.stdout
     assert content(tmp_path / "two" / "vectors") == content(tmp_path / "one" / "vectors")
     assert json.loads((tmp_path / "one" / "vectors" / shards.MANIFEST).read_text())["similarity"] == "cosine"
+
+
+@pytest.mark.slow
+def test_the_example_mines_and_evaluates_the_same_alone_and_by_two_processes(tiny_model_folder, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    example = [str(ROOT / "examples" / "shards.py"), "--model", str(tiny_model_folder), "--documents", "9"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name, size, command in (("one", 1, []), ("two", 2, torchrun)):
+        output = ["--output", str(tmp_path / name), "--chunks-per-shard", "4"]
+        result = subprocess.run(
+            [sys.executable, *command, *example, *output],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+        for step in ("encoded", "mined", "evaluated"):
+            assert f"process {size} of {size}: {step} in" in result.stdout
+    found = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
+    assert found[0] == found[1]
+    rows = [parquet.read_table(tmp_path / name / "negatives.parquet").to_pydict() for name in ("one", "two")]
+    assert rows[0] == rows[1]
+    assert list(rows[0]) == ["anchor", "positive", "negative_1", "negative_2", "label"]

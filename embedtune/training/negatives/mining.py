@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # The lowest rank of a negative. If the relevant chunk ranks even lower, all candidates are hard.
 _RANGE_MAX = 200
