@@ -86,6 +86,7 @@ def encode_shards(
     *,
     output_dir: str | Path,
     batch_size: int = 32,
+    share: tuple[int, int] | None = None,
     show_progress_bar: bool | None = None,
 ) -> list[Path]:
     """Encode the shards of this process: all of them, or its share of them under ``accelerate launch`` or ``torchrun``.
@@ -100,6 +101,8 @@ def encode_shards(
             kept where they are there. A process holds a file at a time: 10,000 chunks are a good size.
         output_dir: A folder that all processes see.
         batch_size: How many texts go through the model at once.
+        share: Which of how many shares is encoded, from 0, such as ``(0, 4)``, where something else than a launcher distributes
+            the work; by default what the launcher says.
         show_progress_bar: Show the progress in shards of the first process; by default only in a terminal, after two seconds.
 
     Returns:
@@ -122,7 +125,7 @@ def encode_shards(
         >>> et.Retriever(model, read_shards(folder / "vectors")).search("How do I unlock the door?", k=1)[0].id
         'door.md#0'
     """
-    (rank, num_processes), folder = this_process(), Path(output_dir)
+    (rank, num_shares), folder = share or this_process(), Path(output_dir)
     sources = sorted(Path(corpus).glob("*.parquet"))
     if not sources:
         raise FileNotFoundError(f"{corpus} has no Parquet files (*.parquet). Write them with write_corpus().")
@@ -136,11 +139,11 @@ def encode_shards(
     }
     if (folder / MANIFEST).exists():  # vectors of another model stay what they are
         require_same(folder / MANIFEST, read_manifest(folder), known)
+    folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         manifest = known | {"shards": [path.name for path in sources]}
         replace_file(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    mine = sources[rank::num_processes]
+    mine = sources[rank::num_shares]
     hidden = (None if show_progress_bar is None else not show_progress_bar) if rank == 0 else True
     bar = tqdm(mine, desc="Encoding", unit="shard", delay=2 * (hidden is None), leave=False, disable=hidden)
     return [folder / path.name for path in bar if _encode(encoder, path, folder / path.name, known)]
