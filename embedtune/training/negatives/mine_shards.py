@@ -84,7 +84,7 @@ def mine_shards(
     check_loss(loss)
     if unknown := sorted(filters.keys() - ScoreFilters.__annotations__.keys()):
         raise TypeError(f"mine_shards does not take {unknown}, only {sorted(ScoreFilters.__annotations__)}.")
-    miner = Miner(data, split, num_negatives, relative_margin, seed, {**filters})
+    miner = Miner(data, split, num_negatives, relative_margin, seed, filters)
     questions = list(miner.relevant)
     encoder = ModelEncoder(model, batch_size, show_progress_bar=False)
     index = build_index(encoder, table_of_texts(sorted(set(miner.pairs["positive"][:]))))
@@ -103,7 +103,7 @@ def mine_shards(
     }
     known = set(data.corpus_texts.values())
     others = tuple(sorted({text for some in candidates.values() for text in some} - known))
-    miner = Miner(data, split, num_negatives, relative_margin, seed, {**filters}, others)
+    miner = Miner(data, split, num_negatives, relative_margin, seed, filters, others)
     return rows_for(loss, miner, candidates)
 
 
@@ -121,7 +121,8 @@ def _lowest_scores(
     """Return the score of each question's relevant chunk, the lowest where there are several, of shape ``(num_questions,)``."""
     row_of = {text: row for row, text in enumerate(retriever.index.texts())}
     width = max(map(len, positives))
-    rows = np.array([[row_of[text] for text in (*some, *some[:1] * (width - len(some)))] for some in positives])
+    filled = [[*some, *[some[0]] * (width - len(some))] for some in positives]
+    rows = np.array([[row_of[text] for text in some] for some in filled])
     vectors = encode_questions(retriever.encoder, questions)
     lowest: NDArray[np.float32] = similarities(retriever.index, vectors, rows).min(axis=1)
     return lowest

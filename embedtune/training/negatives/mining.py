@@ -140,7 +140,7 @@ class Miner:
         num_negatives: Negatives per question.
         relative_margin: As in `mine_hard_negatives`.
         seed: Seed of the random negatives.
-        options: Passed on to sentence-transformers.
+        options: Passed on to sentence-transformers, which takes more than these.
         others: Texts from elsewhere that may become negatives: none is like a chunk of the data.
     """
 
@@ -149,7 +149,7 @@ class Miner:
     num_negatives: int
     relative_margin: float | None
     seed: int
-    options: MiningOptions
+    options: ScoreFilters
     others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
