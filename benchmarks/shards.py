@@ -3,8 +3,9 @@
     python benchmarks/shards.py --chunks 1024 --tokens 200 --processes 1 2 4
 
 MiniLM on CPUs, one thread for each process, started by torchrun (examples/shards.py). Texts are random words, with lengths spread evenly
-around the given one; a question is some words of a chunk, and the dataset has the chunks that are asked about. Times are from the loaded
-model on, the longest of any process, waiting included; processor time is that of all processes together.
+around the given one; a question is some words of a chunk, and the dataset has the chunks that are asked about. Half of the questions are
+mined for, and half are evaluated. Times are from the loaded model on, the longest of any process, waiting included; processor time is
+that of all processes together.
 """
 
 import argparse
@@ -61,8 +62,11 @@ def seconds(work):
 def main(num_chunks: int, num_tokens: int, num_questions: int, processes: list[int], shards: int) -> None:
     texts = make_texts(et.load_model("minilm", device="cpu"), num_chunks, num_tokens)
     chunks = [et.Chunk(f"{i:09}", f"{i:09}", text, 0, len(text)) for i, text in enumerate(texts)]
-    asked = [et.Question(f"{one.id}/0", " ".join(one.text.split()[5:13]), (one.id,)) for one in chunks[:num_questions]]
-    data = et.build_dataset(chunks[:num_questions], asked, split_by="question", test_size=0.5, dev_size=0)
+    asked = [
+        et.Question(f"{one.id}/0", " ".join(one.text.split()[5:13]), (one.id,), split=("train", "test")[i % 2])
+        for i, one in enumerate(chunks[:num_questions])
+    ]
+    data = et.build_dataset(chunks[:num_questions], asked, split_by="given")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_corpus(chunks, folder / "corpus", chunks_per_shard=-(-num_chunks // shards))

@@ -43,7 +43,7 @@ def main(
     if corpus is None and not source.exists():
         write_sample(source, documents=documents, chunks_per_shard=chunks_per_shard)
     num_shards = len(list(source.glob("*.parquet")))
-    shards = ray.data.range(num_shards, override_num_blocks=num_shards).map_batches(
+    shards = ray.data.from_items([{"id": i} for i in range(num_shards)], override_num_blocks=num_shards).map_batches(
         Encoder,
         fn_constructor_args=(model_name, str(source), str(vectors), num_shards),
         batch_size=1,
