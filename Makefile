@@ -32,9 +32,10 @@ test: $(STAMP) ## run the docstrings' examples, and the tests that need neither 
 test-all: $(STAMP) ## run the slow tests too
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not gpu and not network"
 
-integrations: $(STAMP) ## run the blocks of docs/integrations.md with the frameworks and databases that they show
+integrations: $(STAMP) ## run what docs/integrations.md shows, and the example for Ray, with the packages that they need
 	@$(PIP) install --constraint constraints.txt --group integrations
 	$(BIN)/python -m pytest -q tests/test_docs.py -k integrations
+	$(BIN)/python -m pytest -q tests/test_shards.py -k ray
 
 lint: $(STAMP) ## check style, formatting and the direction of imports
 	$(BIN)/ruff check .

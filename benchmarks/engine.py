@@ -17,9 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from embedtune.retrieval.engine import EngineParts
+from embedtune.retrieval.engine_words import sparse_query
 from embedtune.retrieval.fusion import Fusion
 from embedtune.retrieval.index import ChunkIndex, table_of_texts
+from embedtune.retrieval.tokens import hashed_tokens
 from embedtune.retrieval.word_weight import DEFAULT_MULTIPLE, spread_of
+from embedtune.retrieval.words import K1, B
 
 DIM = 384
 
@@ -60,7 +63,27 @@ def seconds(work):
     return found, time.perf_counter() - start, time.process_time() - computed
 
 
-def main(folder, num_chunks, num_questions, address):
+def places(index, questions, asked, best):
+    """How deep the best chunks of each question are in an exact ranking by vectors or by words, whichever is higher, from 0."""
+    words, counts = index.words, index.words.counts.tocsc()
+    lengths = words.lengths / words.statistics.mean_length
+    found = []
+    for question, vector, rows in zip(questions, asked, best, strict=True):
+        tokens = np.unique(hashed_tokens(question, pairs=False))
+        query, scores = sparse_query(tokens, words.statistics.idf(tokens)), np.zeros(len(index))
+        for token in tokens:
+            place = np.searchsorted(words.hashes, token)
+            if (weight := query.get(int(token % np.uint64(2**32 - 1)))) and words.hashes[
+                place % len(words.hashes)
+            ] == token:
+                some = counts[:, [place]]
+                scores[some.indices] += weight * some.data / (some.data + K1 * (1 - B + B * lengths[some.indices]))
+        by_words, by_vectors = (np.argsort(np.argsort(-one, kind="stable")) for one in (scores, index.vectors @ vector))
+        found.append(np.minimum(by_words, by_vectors)[rows])
+    return np.array(found)
+
+
+def main(folder, num_chunks, num_questions, address, in_memory):
     texts, vectors, questions, asked = corpus(folder, num_chunks, num_questions, np.random.default_rng(0))
     index = ChunkIndex(table_of_texts(texts), vectors, "drawn by a benchmark")
     fusion = Fusion(DEFAULT_MULTIPLE * spread_of(index))
@@ -70,6 +93,11 @@ def main(folder, num_chunks, num_questions, address):
     )
     print(f"{num_chunks} chunks, {len(questions)} questions, words count {fusion.word_weight:.2f}")
     print(f"in memory: {computed / len(questions) * 1e3:.0f} ms of processor time a question", flush=True)
+    deep = places(index, questions, asked, np.concatenate([one.positions for one in exact]))
+    shares = ", ".join(f"{np.mean(deep < depth):.1%} ({depth})" for depth in (100, 200, 500, 1000))
+    print(f"of the exact 10 best are among the first by vectors or by words: {shares}", flush=True)
+    if in_memory:
+        return
     parts = EngineParts.create(index, address, name="chunks", token="", num_words=len(index.words.hashes))
     lengths, mean_length = index.words.lengths, index.words.statistics.mean_length
     _, wall, computed = seconds(lambda: parts.write(index.chunks, index.vectors, lengths, mean_length=mean_length))
@@ -109,6 +137,7 @@ if __name__ == "__main__":
     parser.add_argument("--chunks", type=int, default=100_000)
     parser.add_argument("--questions", type=int, default=200)
     parser.add_argument("--address", help="of a server; by default Milvus Lite, in a temporary folder")
+    parser.add_argument("--in-memory", action="store_true", help="stop before anything is written")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
-        main(args.folder, args.chunks, args.questions, args.address or f"{place}/chunks.db")
+        main(args.folder, args.chunks, args.questions, args.address or f"{place}/chunks.db", args.in_memory)

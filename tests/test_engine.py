@@ -15,10 +15,12 @@ from sentence_transformers import SentenceTransformer
 
 import embedtune as et
 from embedtune.errors import OptionalDependencyError
+from embedtune.retrieval import engine
 from embedtune.retrieval.engine import EngineParts
 from embedtune.retrieval.engine_words import WordTable, sparse_query
 from embedtune.retrieval.fusion import Fusion
 from embedtune.retrieval.index import ChunkIndex, table_of_texts
+from embedtune.retrieval.search import top_k
 from embedtune.retrieval.words import WordIndex, WordWeights
 
 DIM = 8
@@ -242,3 +244,19 @@ def test_without_the_client_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "pymilvus", None)
     with pytest.raises(OptionalDependencyError, match=r"embedtune\[milvus\]"):
         EngineParts.open("chunks.db", name="chunks", token="")
+
+
+def test_in_a_file_no_chunk_is_overlooked_by_its_vector(tmp_path, monkeypatch):
+    pytest.importorskip("milvus_lite", reason="needs Milvus Lite")
+    monkeypatch.setattr(engine, "_CANDIDATES", 20)
+    draw = np.random.default_rng(0)
+    vectors = draw.standard_normal((1_500, 64)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    index = ChunkIndex(table_of_texts(["pump"] * len(vectors)), vectors, "drawn")
+    EngineParts.of(index, str(tmp_path / "chunks.db"), name="chunks", token="")
+    parts = EngineParts.open(str(tmp_path / "chunks.db"), name="chunks", token="")
+    asked = draw.standard_normal((20, 64)).astype(np.float32)
+    wanted = top_k(asked, vectors, 20, similarity="dot").positions
+    found = parts.candidates(Fusion(0.0), ["?"] * len(asked), asked, 20)
+    for row, (_, some) in zip(wanted, found, strict=True):
+        assert set(some.main.ids) == {index.ids[position] for position in row}

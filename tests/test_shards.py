@@ -271,3 +271,59 @@ def test_the_example_runs_alone_and_under_accelerate_and_writes_the_same(tiny_mo
     assert "process 2 of 2" in result.stdout
     assert content(tmp_path / "two" / "vectors") == content(tmp_path / "one" / "vectors")
     assert json.loads((tmp_path / "one" / "vectors" / shards.MANIFEST).read_text())["similarity"] == "cosine"
+
+
+@pytest.mark.slow
+def test_the_example_mines_and_evaluates_the_same_alone_and_by_two_processes(tiny_model_folder, tmp_path):
+    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+    example = [str(ROOT / "examples" / "shards.py"), "--model", str(tiny_model_folder), "--documents", "9"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    for name, size, command in (("one", 1, []), ("two", 2, torchrun)):
+        output = ["--output", str(tmp_path / name), "--chunks-per-shard", "4"]
+        result = subprocess.run(
+            [sys.executable, *command, *example, *output],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr[-4000:]
+        for step in ("encoded", "mined", "evaluated"):
+            assert f"process {size} of {size}: {step} in" in result.stdout
+    found = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
+    assert found[0] == found[1]
+    rows = [parquet.read_table(tmp_path / name / "negatives.parquet").to_pydict() for name in ("one", "two")]
+    assert rows[0] == rows[1]
+    assert list(rows[0]) == ["anchor", "positive", "negative_1", "negative_2", "label"]
+
+
+def test_any_share_of_the_shards_can_be_encoded_without_a_launcher(corpus, tiny_model, tmp_path):
+    new = [encode_shards(tiny_model, corpus, output_dir=tmp_path / "vectors", share=(i, 5)) for i in (3, 0, 1, 4, 2)]
+    assert [[path.stem for path in paths] for paths in new] == [[f"{i:06}"] for i in (3, 0, 1, 4, 2)]
+    encode_shards(tiny_model, corpus, output_dir=tmp_path / "one")
+    assert content(tmp_path / "vectors") == content(tmp_path / "one")
+
+
+@pytest.mark.slow
+def test_two_workers_of_ray_write_what_one_process_writes_and_go_on_where_they_stopped(tiny_model_folder, tmp_path):
+    pytest.importorskip("ray.data", reason="needs ray[data]")
+    example = [str(ROOT / "examples" / "encode_on_ray.py"), "--model", str(tiny_model_folder), "--documents", "5"]
+    example += ["--output", str(tmp_path / "ray"), "--chunks-per-shard", "4", "--workers", "2"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": f"{ROOT}:{ROOT / 'examples'}"}
+
+    def run():
+        done = subprocess.run(
+            [sys.executable, *example], capture_output=True, text=True, check=False, env=environment, timeout=400
+        )
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    num_shards = run().split()[0]
+    corpus, vectors = tmp_path / "ray" / "corpus", tmp_path / "ray" / "vectors"
+    assert int(num_shards) == len(list(corpus.iterdir())) > 2
+    encode_shards(tiny_model_folder, corpus, output_dir=tmp_path / "one")
+    assert content(vectors) == content(tmp_path / "one")
+    (vectors / "000001.parquet").unlink()
+    assert run().startswith(f"1 of {num_shards} shards encoded")
+    assert content(vectors) == content(tmp_path / "one")

@@ -29,7 +29,7 @@ _NUM_EXAMPLES = 3
 _NUM_NEEDED = 35  # 30% of them judge, and improve() asks for 10 that do
 _SOMEBODY = "person"
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

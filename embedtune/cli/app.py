@@ -10,7 +10,7 @@ import typer
 
 from embedtune.cli import shell
 
-app = typer.Typer(
+app: typer.Typer = typer.Typer(
     name="embedtune",
     cls=shell.Commands,
     add_completion=False,

@@ -18,7 +18,7 @@ from embedtune.tables import Listing, Row, excerpt
 from embedtune.text import text_hash
 from embedtune.types import Chunk, Document, Question
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Strategy = Literal["structure", "fixed"]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from embedtune.corpus.problems import Problems, UnreadableError, one_line
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_BYTES = 256 * 2**20
 

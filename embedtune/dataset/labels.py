@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from embedtune.dataset.tables import RetrievalTables
     from embedtune.types import Chunk, ContextPart, Question
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

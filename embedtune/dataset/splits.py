@@ -18,7 +18,7 @@ from embedtune.text import same_question
 if TYPE_CHECKING:
     from embedtune.types import Question
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 SplitBy = Literal["document", "question", "given"]
 SPLIT_BY: tuple[SplitBy, ...] = get_args(SplitBy)

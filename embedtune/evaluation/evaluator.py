@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sys
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -19,13 +21,14 @@ from embedtune.retrieval.bm25 import BM25
 from embedtune.retrieval.fingerprint import fingerprint_of
 from embedtune.retrieval.retrieve import Retrieving, check_retriever, is_approximate, name_of, retrieve
 from embedtune.retrieval.retriever import Retriever
+from embedtune.retrieval.shard_search import rows_of_shards, search_shards
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
     from sentence_transformers import SentenceTransformer
 
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class TopKEvaluator(BaseEvaluator):
@@ -125,32 +128,88 @@ class TopKEvaluator(BaseEvaluator):
         ids = list(self._corpus)
         self._check_distinct(positions, ids, name)
         found = [[ids[position] for position in row if position >= 0] for row in positions.tolist()]
-        columns: dict[str, list[Any]] = {
-            "query-id": list(self._queries),
-            "query": list(self._queries.values()),
-            "relevant": list(self._relevant.values()),
-            "rank": [_rank(chunks, relevant) for chunks, relevant in zip(found, self._relevant.values(), strict=True)],
-            "retrieved": [chunks[: self.k[-1]] for chunks in found],
-            "scores": self._of_found(scores, positions),
-        }
+        columns = {"scores": _of_found(scores, positions)}
         if isinstance(retriever, Retriever) and retriever.reranker is None:  # a reranker's score is not a sum
-            words = retriever.word_scores(columns["query"], list(self._corpus.values()), positions)
-            columns["word_scores"] = self._of_found(words, positions)
-        return Evaluation(
+            words = retriever.word_scores(list(self._queries.values()), list(self._corpus.values()), positions)
+            columns["word_scores"] = _of_found(words, positions)
+        return self._record(
+            found,
+            columns,
+            relevant=self._relevant,
             name=name,
-            split=self.split,
-            k=self.k,
-            per_query=per_query_table(columns),
+            model=model,
             num_chunks=len(self._corpus),
             fingerprint=self.fingerprint,
-            model=model,
             approximate=is_approximate(retriever),
-            documents=self._documents,
         )
 
-    def _of_found(self, values: NDArray[np.float32], positions: NDArray[np.int64]) -> list[list[float]]:
-        """Return the values of the first ``max(k)`` chunks that were found for each question."""
-        return [row[found][: self.k[-1]].tolist() for row, found in zip(values, positions >= 0, strict=True)]
+    def evaluate_shards(self, retriever: Retriever, folder: str | Path, *, name: str | None = None) -> Evaluation:
+        """Search all chunks that `encode_shards` wrote, for every question, with all processes of a launcher or in this one.
+
+        All processes call it, and each gets the result. The corpus of the dataset may be as small as the chunks that answer its
+        questions; what is searched, counted and found are the chunks of the shards. Results for the same shards of a corpus can
+        be compared with each other, whatever model encoded them.
+
+        Args:
+            retriever: Its model and its words are evaluated, as `search_shards` uses them.
+            folder: The ``output_dir`` of `encode_shards`.
+            name: Its name in tables.
+
+        Raises:
+            ValueError: If a chunk that answers a question is not in the shards with the text that it has in the dataset, or
+                `search_shards` refuses the retriever or the shards.
+        """
+        relevant = self._relevant_in(folder)
+        found = search_shards(
+            retriever,
+            folder,
+            list(self._queries.values()),
+            k=search_depth(self.k, sys.maxsize),
+            show_progress_bar=self.show_progress_bar,
+        )
+        return self._record(
+            found.ids,
+            {"scores": found.scores, "word_scores": found.word_scores},
+            relevant=relevant,
+            name=name or name_of(retriever),
+            model=fingerprint_of(retriever),
+            num_chunks=found.num_chunks,
+            fingerprint=_fingerprint(self._queries, relevant, {"shards": found.fingerprint}),
+        )
+
+    def _relevant_in(self, folder: str | Path) -> dict[str, list[str]]:
+        """Return the ids of the chunks of shards that answer each question, copies included."""
+        texts = {self._corpus[chunk] for chunks in self._relevant.values() for chunk in chunks}
+        rows = rows_of_shards(folder, "text", texts)
+        there = dict(zip(rows["_id"].to_pylist(), rows["text"].to_pylist(), strict=True))
+        judged = sorted({chunk for chunks in self._relevant.values() for chunk in chunks})
+        if missing := [chunk for chunk in judged if there.get(chunk) != self._corpus[chunk]]:
+            raise ValueError(
+                f"{len(missing)} chunks that answer questions, such as {missing[0]!r}, are not in {folder} with the texts that the "
+                "dataset has. Encode these chunks too, with the same context."
+            )
+        return _with_copies(self._relevant, dict(sorted(there.items())))
+
+    def _record(
+        self,
+        found: Sequence[Sequence[str]],
+        columns: Mapping[str, list[list[float]]],
+        *,
+        relevant: Mapping[str, list[str]],
+        **about: Any,
+    ) -> Evaluation:
+        """Return the result for the chunks found for each question, best first, with columns of their scores."""
+        rows: dict[str, list[Any]] = {
+            "query-id": list(self._queries),
+            "query": list(self._queries.values()),
+            "relevant": list(relevant.values()),
+            "rank": [_rank(chunks, wanted) for chunks, wanted in zip(found, relevant.values(), strict=True)],
+            "retrieved": [chunks[: self.k[-1]] for chunks in found],
+            **{column: [row[: self.k[-1]] for row in values] for column, values in columns.items()},
+        }
+        return Evaluation(
+            split=self.split, k=self.k, per_query=per_query_table(rows), documents=self._documents, **about
+        )
 
     def _check_distinct(self, positions: NDArray[np.int64], ids: Sequence[str], name: str) -> None:
         """Raise if a ranking has a chunk twice, which would count one hit several times."""
@@ -198,6 +257,11 @@ def _with_copies(relevant: Mapping[str, Sequence[str]], corpus: Mapping[str, str
         query: list(dict.fromkeys(copy for chunk in chunks for copy in ids_of[corpus[chunk]]))
         for query, chunks in relevant.items()
     }
+
+
+def _of_found(values: NDArray[np.float32], positions: NDArray[np.int64]) -> list[list[float]]:
+    """Return the values of the chunks that were found for each question."""
+    return [row[found].tolist() for row, found in zip(values, positions >= 0, strict=True)]
 
 
 def _rank(found: Sequence[str], relevant: Sequence[str]) -> int | None:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.report.curve import Log
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _MAX_RESAMPLES = 1_000_000
 

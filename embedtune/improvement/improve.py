@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from embedtune.serving.feedback import FeedbackLog
     from embedtune.types import Encoder
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # With fewer, no difference is significant.
 _MIN_HELD_OUT = 10

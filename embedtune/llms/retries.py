@@ -14,7 +14,7 @@ from embedtune.llms.errors import TemporaryError
 if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM, Completion, Request
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_WAIT = 60.0  # seconds between two tries, whatever a server asks for
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from sentence_transformers import SentenceTransformer
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _ENDLESS = 10**9  # tokenizers that have no limit say 10**30
 _JINA_LICENCE = "cc-by-nc-4.0"

@@ -24,7 +24,7 @@ from embedtune.storage import is_folder, read_folder
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # No embedding depends on a pooler or on T5's decoder, and many checkpoints leave them out.
 _UNUSED = r"(^|\.)pooler\.|^decoder\."

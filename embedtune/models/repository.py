@@ -23,7 +23,7 @@ from packaging.version import Version
 from transformers import __version__ as transformers_version
 from transformers.utils import logging as transformers_logging
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _LARGEST_JSON = 2**28  # bytes; the largest published tokenizers have a tenth of it
 

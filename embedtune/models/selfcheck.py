@@ -21,7 +21,7 @@ from embedtune.models.repository import quiet_transformers
 from embedtune.storage import temporary_folder
 from embedtune.tables import html_table
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _TEXTS = ["The pump restarts after both buttons are held for five seconds.", "pump", "How long must it rest?"]
 

@@ -35,7 +35,7 @@ from embedtune.types import Chunk
 if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # The files that plain sentence-transformers reads, and the card with its charts.
 _ALLOWED = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "assets/*.svg")

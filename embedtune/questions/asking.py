@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from embedtune.questions.requests.dispatch import Mode
     from embedtune.questions.template import RequestTemplate
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 SURPLUS = "more than asked for"
 COPIED = "copied from the examples"

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embedtune.questions.requests.dispatch import Mode
     from embedtune.types import Chunk, Document
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 SCHEMA = schema_of({"description": {"type": "string"}})
 MAX_CHARACTERS = 1_000  # of a description: one that is longer is not one

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embedtune.questions.requests.dispatch import Mode
     from embedtune.types import Chunk, Question
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _TOKENS_PER_QUESTION = 40
 

@@ -48,7 +48,8 @@ class BM25:
     """
 
     def __init__(self, *, k1: float = K1, b: float = B, weights: WordWeights | None = None) -> None:
-        self.k1, self.b = finite("k1", k1, at_least=0), share("b", b)
+        self.k1: float = finite("k1", k1, at_least=0)
+        self.b: float = share("b", b)
         self.weights: WordWeights | None = weights
         self._index: WordIndex | None = None
         self._indexed = ""

@@ -15,7 +15,7 @@ import pyarrow
 from embedtune.errors import OptionalDependencyError
 from embedtune.retrieval.engine_words import WordTable, batches, create_collection, sparse_query, sparse_row
 from embedtune.retrieval.index import SCHEMA, ChunkIndex, order_of_ids
-from embedtune.retrieval.parts import IndexParts
+from embedtune.retrieval.parts import IndexParts, SomeChunks
 from embedtune.retrieval.tokens import hashed_tokens
 from embedtune.retrieval.words import WordIndex
 
@@ -26,11 +26,9 @@ if TYPE_CHECKING:
     from embedtune.retrieval.search import Similarity
 
 # How far down the vectors and the words are each searched for candidates, unless more hits are wanted.
-_CANDIDATES = 200
+_CANDIDATES = 500
 
-# As in faiss.py.
-_GRAPH = {"M": 32, "efConstruction": 200}
-_SEARCH_WIDTH = 256
+_GRAPH = {"M": 32, "efConstruction": 200}  # as in faiss.py
 
 _QUESTIONS_PER_REQUEST = 16  # each has hundreds of hits with vectors and texts
 
@@ -93,7 +91,7 @@ class EngineParts:
                 )
         dim = index.vectors.shape[1]
         words = WordTable.create(client, f"{name}_words", num_words=num_words)
-        _create_chunks(client, name, dim)
+        _create_chunks(client, name, dim, in_file="://" not in address)
         settings = {
             "bits": words.bits,
             "dim": dim,
@@ -171,9 +169,7 @@ class EngineParts:
                 found[row] += more
         for row, rows in enumerate(found):
             index = self._index({one["_id"]: one for one in rows}.values())
-            parts = _Candidates.of(index)
-            parts.__dict__["words"] = corpus
-            yield slice(row, row + 1), parts
+            yield slice(row, row + 1), SomeChunks.of_corpus(index, corpus)
 
     def put(self, old: pyarrow.Table, chunks: pyarrow.Table, vectors: NDArray[np.float32]) -> None:
         """Replace some rows, all that there are of these chunks, by others."""
@@ -221,7 +217,7 @@ class EngineParts:
         return ChunkIndex(table.take(pyarrow.array(order, pyarrow.int64())), vectors, *known)
 
     def _search(self, queries: Sequence[Any], field: str, k: int) -> list[list[dict[str, Any]]]:
-        params = {"metric_type": "IP", "params": {"ef": max(_SEARCH_WIDTH, k)} if field == "vector" else {}}
+        params = {"metric_type": "IP", "params": {"ef": 2 * k} if field == "vector" else {}}
         found = []
         for some in batches(queries, _QUESTIONS_PER_REQUEST):
             found += self.client.search(
@@ -254,12 +250,6 @@ class _Around(IndexParts):
         return self.engine
 
 
-class _Candidates(IndexParts):
-    """Chunks that were found, with the words of the corpus, which say more than theirs."""
-
-    is_merged = False
-
-
 def _key(chunk_id: str) -> str:
     """Return an id without quotation marks, which Milvus's client does not escape when it iterates."""
     return quote(chunk_id, safe="/#: ")
@@ -273,7 +263,7 @@ def _connect(address: str, token: str) -> Any:
     return MilvusClient(address, token=token)
 
 
-def _create_chunks(client: Any, name: str, dim: int) -> None:
+def _create_chunks(client: Any, name: str, dim: int, *, in_file: bool) -> None:
     from pymilvus import DataType
 
     schema = client.create_schema(auto_id=False, enable_dynamic_field=False)
@@ -285,7 +275,9 @@ def _create_chunks(client: Any, name: str, dim: int) -> None:
     schema.add_field("vector", DataType.FLOAT_VECTOR, dim=dim)
     schema.add_field("words", DataType.SPARSE_FLOAT_VECTOR)
     index = client.prepare_index_params()
-    index.add_index("vector", index_type="HNSW", metric_type="IP", params=_GRAPH)
+    # A graph is approximate, and Milvus Lite, which is for a few chunks, is no faster with one.
+    how = {"index_type": "FLAT"} if in_file else {"index_type": "HNSW", "params": _GRAPH}
+    index.add_index("vector", metric_type="IP", **how)
     index.add_index("words", index_type="SPARSE_INVERTED_INDEX", metric_type="IP")
     index.add_index("document_id", index_type="INVERTED")
     create_collection(client, name, schema, index)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from embedtune.retrieval.tokens import hashed_tokens
-from embedtune.retrieval.words import K1, B, WordIndex, WordStatistics
+from embedtune.retrieval.words import K1, B, WordStatistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -72,12 +71,12 @@ class WordTable:
         rows = self._rows([_SIZE, *buckets])
         size = json.loads(rows.pop(_SIZE))
         entries = np.concatenate([_unpacked(""), *(_unpacked(rows[one]) for one in buckets if one in rows)])
-        known = WordIndex(entries["hash"], csr_array(np.empty((0, len(entries)), dtype=np.uint16)))
-        known.__dict__["num_chunks_with"] = entries["count"].astype(np.int64)
-        found = WordStatistics((known,))
-        found.__dict__["size"] = size["num_chunks"]
-        found.__dict__["mean_length"] = size["num_tokens"] / size["num_chunks"] if size["num_chunks"] else 0.0
-        return found
+        return WordStatistics.of_counts(
+            entries["hash"],
+            entries["count"].astype(np.int64),
+            num_chunks=size["num_chunks"],
+            num_tokens=size["num_tokens"],
+        )
 
     def count(self, hashes: NDArray[np.uint64], changes: NDArray[np.int64]) -> None:
         """Add to the number of chunks that contain some words, each given once."""

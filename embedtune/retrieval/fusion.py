@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from embedtune.retrieval.index import ChunkIndex
     from embedtune.retrieval.parts import IndexParts
-    from embedtune.retrieval.words import WordIndex, WordWeights
+    from embedtune.retrieval.words import WordIndex, WordStatistics, WordWeights
 
 # How far down the vectors and the words are each searched for candidates where the search is approximate.
 _CANDIDATES = 100
@@ -106,15 +106,27 @@ class Fusion:
         return Ranking(np.take_along_axis(positions, order, axis=1), np.take_along_axis(scores, order, axis=1))
 
     def word_scores(
-        self, words: WordIndex, questions: Sequence[str], positions: NDArray[np.int64]
+        self,
+        words: WordIndex,
+        questions: Sequence[str],
+        positions: NDArray[np.int64],
+        *,
+        corpus: WordStatistics | None = None,
     ) -> NDArray[np.float32]:
-        """Return what words contribute to the scores of chunks, of the shape of ``positions``; 0 for a position of -1."""
+        """Return what words contribute to the scores of chunks, of the shape of ``positions``; 0 for a position of -1.
+
+        Args:
+            words: Those of the chunks.
+            questions: As given to `rank`.
+            positions: Of shape ``(num_questions, k)``.
+            corpus: The words of the whole, if these chunks are a part of it.
+        """
         found = np.zeros(positions.shape, dtype=np.float32)
         if not self.word_weight:
             return found
         weight = np.float32(1 if math.isinf(self.word_weight) else self.word_weight)
         for block in question_blocks(len(questions), len(words)):
-            scores = weight * words.scores(questions[block], self.weights)
+            scores = weight * words.scores(questions[block], self.weights, corpus=corpus)
             found[block] = np.take_along_axis(scores, np.maximum(positions[block], 0), axis=1)
         return np.where(positions >= 0, found, np.float32(0))
 

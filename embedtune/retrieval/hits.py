@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -12,6 +13,7 @@ from embedtune.tables import Listing, Row, excerpt
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from embedtune.retrieval.index import ChunkIndex
     from embedtune.retrieval.parts import IndexParts
     from embedtune.retrieval.search import Ranking
 
@@ -82,3 +84,14 @@ def hits_of(
         )
         for one in zip(*columns, strict=True)
     ]
+
+
+def positions_of(
+    index: ChunkIndex, hits: Sequence[Sequence[Hit]], k: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the positions of hits in an index and their scores, both of shape ``(num_questions, k)``; -1 where there are fewer."""
+    positions, scores = np.full((len(hits), k), -1), np.zeros((len(hits), k), dtype=np.float32)
+    for row, found in enumerate(hits):
+        positions[row, : len(found)] = [index.position_of[hit.id] for hit in found]
+        scores[row, : len(found)] = [hit.score for hit in found]
+    return positions, scores

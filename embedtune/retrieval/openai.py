@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_TRIES = 6
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_INPUTS = 2048
 """The most texts in one request."""

@@ -16,6 +16,7 @@ from embedtune.retrieval.words import WordStatistics
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from typing_extensions import Self
 
     from embedtune.retrieval.index import ChunkIndex
     from embedtune.retrieval.search import Similarity
@@ -41,7 +42,7 @@ class IndexParts:
     gone: NDArray[np.bool_]
 
     @classmethod
-    def of(cls, index: ChunkIndex) -> IndexParts:
+    def of(cls, index: ChunkIndex) -> Self:
         """Return the parts of an index: all of it, and nothing."""
         empty = replace(index, chunks=index.chunks.slice(0, 0), vectors=np.asarray(index.vectors[:0]))
         parts = cls(index, empty, np.zeros(len(index), dtype=bool))
@@ -146,3 +147,16 @@ class IndexParts:
             return row
         new = self.tail.position_of.get(chunk_id, -1)
         return new + len(self.main) if new >= 0 else -1
+
+
+class SomeChunks(IndexParts):
+    """Some chunks of a larger corpus, with the words of all of it, which say more than theirs."""
+
+    is_merged = False
+
+    @classmethod
+    def of_corpus(cls, index: ChunkIndex, words: WordStatistics) -> Self:
+        """Return the chunks of an index, and what the whole corpus says about words."""
+        parts = cls.of(index)
+        parts.__dict__["words"] = words
+        return parts

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from embedtune.retrieval.learned import Saved
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _PLAN = "model.json"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -10,13 +11,13 @@ from sentence_transformers import CrossEncoder
 from torch import nn
 from tqdm.auto import tqdm
 
+from embedtune.retrieval.search import Ranking
 from embedtune.text import storable
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embedtune.retrieval.parts import IndexParts
-    from embedtune.retrieval.search import Ranking
 
 
 def reranked(
@@ -61,6 +62,46 @@ def reranked(
         order[row, : len(found)] = first
         scores[row, : len(found)] = shown[first]
     return order, scores
+
+
+@dataclass(frozen=True)
+class SecondStage:
+    """A reranker, or none, behind a ranking.
+
+    Attributes:
+        reranker: The cross-encoder.
+        depth: How many chunks it reads for each question.
+        batch_size: How many it reads at once.
+        show_progress_bar: By default only in a terminal, after two seconds.
+    """
+
+    reranker: CrossEncoder | None
+    depth: int
+    batch_size: int
+    show_progress_bar: bool | None
+
+    def num_read(self, k: int, num_chunks: int) -> int:
+        """Return how many chunks must be ranked for the best ``k``."""
+        return min(k if self.reranker is None else max(k, self.depth), num_chunks)
+
+    def read(
+        self, first: Ranking, questions: Sequence[str], chunks: IndexParts, k: int
+    ) -> tuple[Ranking, NDArray[np.float32]]:
+        """Return the ``k`` best of a ranking in the order of the reranker, with the scores of the ranking and the final ones."""
+        if self.reranker is None:
+            return first, first.scores
+        order, scores = reranked(
+            self.reranker,
+            first,
+            questions,
+            chunks,
+            depth=self.depth,
+            batch_size=self.batch_size,
+            show_progress_bar=self.show_progress_bar,
+        )
+        kept = order[:, :k]
+        positions, own = np.take_along_axis(first.positions, kept, 1), np.take_along_axis(first.scores, kept, 1)
+        return Ranking(positions, own), scores[:, :k]
 
 
 def scores_of(

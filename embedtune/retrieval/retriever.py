@@ -10,25 +10,23 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from embedtune.bounds import whole
 from embedtune.models.load import load_model
-from embedtune.retrieval import retriever_files
-from embedtune.retrieval.encoders import ModelEncoder, encode_chunks, encode_questions, model_name
+from embedtune.retrieval import changes, retriever_files
+from embedtune.retrieval.encoders import ModelEncoder, encode_questions, model_name
 from embedtune.retrieval.engine import EngineParts
 from embedtune.retrieval.fingerprint import model_fingerprint, reranker_fingerprint
 from embedtune.retrieval.fusion import Fusion, check_ranking, similarities
-from embedtune.retrieval.hits import Hit, Hits, hits_of
+from embedtune.retrieval.hits import Hit, Hits, hits_of, positions_of
 from embedtune.retrieval.index import ChunkIndex, build_index, table_of_chunks, table_of_corpus, table_of_texts
 from embedtune.retrieval.learned import Saved
 from embedtune.retrieval.parts import IndexParts
-from embedtune.retrieval.rerank import check_reranker, reranked
-from embedtune.retrieval.search import Ranking
+from embedtune.retrieval.rerank import SecondStage, check_reranker
 from embedtune.retrieval.word_weight import MIN_CHUNKS_OF_SPREAD, NUM_SAMPLES, LearnedWords, spread_of
 from embedtune.retrieval.words import WordIndex
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow
     from numpy.typing import NDArray
     from sentence_transformers import CrossEncoder, SentenceTransformer
@@ -437,7 +435,7 @@ class Retriever:
         parts, fusion = self._parts, self.fusion  # one snapshot for all of this search
         if not len(questions) or not (size := len(parts)):
             return [Hits() for _ in questions]
-        vectors, depth = self._vectors(questions), self._depth(k, size)
+        vectors, depth = self._vectors(questions), self._second.num_read(k, size)
         if isinstance(parts, IndexParts):
             return self._search(parts, fusion, questions, vectors, k, depth)
         found = parts.candidates(fusion, questions, vectors, depth)
@@ -456,7 +454,7 @@ class Retriever:
     ) -> list[list[Hit]]:
         nearby = self.approximate and not isinstance(self._parts, EngineParts)
         first = fusion.rank_parts(parts, questions, vectors, depth, approximate=nearby)
-        ranking, scores = self._read(first, questions, parts, k)
+        ranking, scores = self._second.read(first, questions, parts, k)
         return hits_of(parts, ranking, similarities(parts, vectors, ranking.positions), scores, alone=fusion.kind)
 
     def rank(
@@ -477,21 +475,14 @@ class Retriever:
         if list(documents) != index.texts():
             index = build_index(ModelEncoder(self.model, self.batch_size), table_of_texts(documents))
         elif isinstance(self._parts, EngineParts):
-            return self._rank_in_engine(index, queries, k)
-        depth, nearby = self._depth(k, len(index)), self.approximate and not isinstance(self._parts, EngineParts)
+            return positions_of(index, self.search_batch(queries, k=k), k)
+        depth, nearby = (
+            self._second.num_read(k, len(index)),
+            self.approximate and not isinstance(self._parts, EngineParts),
+        )
         first = self.fusion.rank(index, queries, self._vectors(queries), depth, approximate=nearby)
-        ranking, scores = self._read(first, queries, IndexParts.of(index), k)
+        ranking, scores = self._second.read(first, queries, IndexParts.of(index), k)
         return ranking.positions, scores
-
-    def _rank_in_engine(
-        self, index: ChunkIndex, queries: Sequence[str], k: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        place, hits = index.position_of, self.search_batch(queries, k=k)
-        positions, scores = np.full((len(queries), k), -1), np.zeros((len(queries), k), dtype=np.float32)
-        for row, found in enumerate(hits):
-            positions[row, : len(found)] = [place[hit.id] for hit in found]
-            scores[row, : len(found)] = [hit.score for hit in found]
-        return positions, scores
 
     def word_scores(
         self, queries: Sequence[str], documents: Sequence[str], positions: NDArray[np.int64]
@@ -512,14 +503,10 @@ class Retriever:
         Raises:
             ValueError: If the index has a chunk with one of these ids.
         """
+        ids = [chunk.id for chunk in chunks]
         with self._changing:
-            ids = [chunk.id for chunk in chunks]
             parts = self._around(ids)
-            known = [chunk for chunk, position in zip(ids, parts.find(ids), strict=True) if position >= 0]
-            if known:
-                raise ValueError(
-                    f"The index already has chunk {known[0]!r} ({len(known)} in all). Use update() for its document."
-                )
+            changes.require_new(parts, ids)
             self._replace(parts, (), table_of_chunks(chunks, self.context))
 
     def update(self, chunks: Sequence[Chunk]) -> None:
@@ -531,20 +518,11 @@ class Retriever:
         Raises:
             ValueError: If the index has no chunk of one of these documents.
         """
+        documents = list(dict.fromkeys(chunk.document_id for chunk in chunks))
         with self._changing:
             new = table_of_chunks(chunks, self.context)
-            ids, documents = [chunk.id for chunk in chunks], list(dict.fromkeys(chunk.document_id for chunk in chunks))
-            parts = self._around(ids, documents)
-            old = parts.of_documents(documents)
-            had = set(parts.rows(parts.find(old))["document_id"].to_pylist())
-            known = set(ids) - {chunk for chunk, p in zip(ids, parts.find(ids), strict=True) if p < 0}
-            unknown = [one for one in chunks if one.document_id not in had and one.id not in known]
-            if unknown:
-                raise ValueError(
-                    f"The index has no chunk {unknown[0].id!r} and no other of its document ({len(unknown)} such chunks). Use "
-                    "add() for new documents."
-                )
-            self._replace(parts, {*old, *known}, new)
+            parts = self._around([chunk.id for chunk in chunks], documents)
+            self._replace(parts, changes.ids_before_update(parts, chunks), new)
 
     def remove(self, chunk_ids: Iterable[str]) -> None:
         """Remove chunks.
@@ -555,11 +533,7 @@ class Retriever:
         wanted = set(chunk_ids)
         with self._changing:
             parts = self._around(sorted(wanted))
-            unknown = [chunk for chunk in wanted if parts.find([chunk])[0] < 0]
-            if unknown:
-                raise ValueError(
-                    f"The index has no chunk {min(unknown)!r} ({len(unknown)} such ids). Use add() for new ones."
-                )
+            changes.require_known(parts, wanted)
             self._replace(parts, wanted, parts.main.chunks.schema.empty_table())
 
     @contextmanager
@@ -576,43 +550,15 @@ class Retriever:
     def _replace(self, parts: IndexParts, old_ids: Collection[str], new: pyarrow.Table) -> None:
         """Put the rows of a table in the place of some chunks; those whose text is the same keep their vectors."""
         self._require_same_model()
-        ids, texts = new["_id"].to_pylist(), new["text"].to_pylist()
-        old = parts.find(ids)
-        there = [p for p in old if p >= 0]
-        known = dict(zip(there, parts.rows(there)["text"].to_pylist(), strict=True))
-        changed = [row for row, (p, text) in enumerate(zip(old, texts, strict=True)) if known.get(p) != text]
-        same = sorted(set(range(len(ids))) - set(changed))
-        vectors = np.empty((len(ids), parts.main.vectors.shape[1]), dtype=np.float32)
-        vectors[same] = parts.vectors_at([old[row] for row in same])
-        encoder = ModelEncoder(self.model, self.batch_size)
-        vectors[changed] = encode_chunks(encoder, [texts[row] for row in changed], ids=[ids[row] for row in changed])
-        now = parts.changed(old_ids, new, vectors)
+        now = parts.changed(old_ids, new, changes.vectors_of(parts, new, ModelEncoder(self.model, self.batch_size)))
         if self._is_weight_provisional and len(now) >= MIN_CHUNKS_OF_SPREAD:
             self.fusion = Fusion(self.words.multiple * spread_of(now.merged), self.words.weights)
             self._is_weight_provisional = len(now) < NUM_SAMPLES
         self._parts = now
 
-    def _depth(self, k: int, num_chunks: int) -> int:
-        return min(k if self.reranker is None else max(k, self.rerank_depth), num_chunks)
-
-    def _read(
-        self, first: Ranking, questions: Sequence[str], parts: IndexParts, k: int
-    ) -> tuple[Ranking, NDArray[np.float32]]:
-        """Return the ``k`` best of a ranking in the order of the reranker, with the scores of the ranking and the final ones."""
-        if self.reranker is None:
-            return first, first.scores
-        order, scores = reranked(
-            self.reranker,
-            first,
-            questions,
-            parts,
-            depth=self.rerank_depth,
-            batch_size=self.batch_size,
-            show_progress_bar=self.encoder.show_progress_bar,
-        )
-        kept = order[:, :k]
-        positions, own = np.take_along_axis(first.positions, kept, 1), np.take_along_axis(first.scores, kept, 1)
-        return Ranking(positions, own), scores[:, :k]
+    @property
+    def _second(self) -> SecondStage:
+        return SecondStage(self.reranker, self.rerank_depth, self.batch_size, self.encoder.show_progress_bar)
 
     def _vectors(self, questions: Sequence[str]) -> NDArray[np.float32]:
         self._require_same_model()

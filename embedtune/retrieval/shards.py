@@ -86,6 +86,7 @@ def encode_shards(
     *,
     output_dir: str | Path,
     batch_size: int = 32,
+    share: tuple[int, int] | None = None,
     show_progress_bar: bool | None = None,
 ) -> list[Path]:
     """Encode the shards of this process: all of them, or its share of them under ``accelerate launch`` or ``torchrun``.
@@ -100,6 +101,8 @@ def encode_shards(
             kept where they are there. A process holds a file at a time: 10,000 chunks are a good size.
         output_dir: A folder that all processes see.
         batch_size: How many texts go through the model at once.
+        share: Which of how many shares is encoded, from 0, such as ``(0, 4)``, where something else than a launcher distributes
+            the work; by default what the launcher says.
         show_progress_bar: Show the progress in shards of the first process; by default only in a terminal, after two seconds.
 
     Returns:
@@ -122,7 +125,7 @@ def encode_shards(
         >>> et.Retriever(model, read_shards(folder / "vectors")).search("How do I unlock the door?", k=1)[0].id
         'door.md#0'
     """
-    (rank, num_processes), folder = this_process(), Path(output_dir)
+    (rank, num_shares), folder = share or this_process(), Path(output_dir)
     sources = sorted(Path(corpus).glob("*.parquet"))
     if not sources:
         raise FileNotFoundError(f"{corpus} has no Parquet files (*.parquet). Write them with write_corpus().")
@@ -135,12 +138,12 @@ def encode_shards(
         "similarity": loaded.similarity_fn_name,
     }
     if (folder / MANIFEST).exists():  # vectors of another model stay what they are
-        _require_same(folder / MANIFEST, _manifest(folder), known)
+        require_same(folder / MANIFEST, read_manifest(folder), known)
+    folder.mkdir(parents=True, exist_ok=True)
     if rank == 0:
-        folder.mkdir(parents=True, exist_ok=True)
         manifest = known | {"shards": [path.name for path in sources]}
         replace_file(folder / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-    mine = sources[rank::num_processes]
+    mine = sources[rank::num_shares]
     hidden = (None if show_progress_bar is None else not show_progress_bar) if rank == 0 else True
     bar = tqdm(mine, desc="Encoding", unit="shard", delay=2 * (hidden is None), leave=False, disable=hidden)
     return [folder / path.name for path in bar if _encode(encoder, path, folder / path.name, known)]
@@ -153,8 +156,8 @@ def read_shards(folder: str | Path) -> ChunkIndex:
         FileNotFoundError: If a shard is missing, since a process was stopped or has not finished.
         ValueError: If a shard is damaged or another model's, or an id occurs twice.
     """
-    manifest = _manifest(folder)
-    shards = [_read(path, manifest) for path in _paths(folder, manifest)]
+    manifest = read_manifest(folder)
+    shards = [read_shard(path, manifest) for path in shard_paths(folder, manifest)]
     table = pyarrow.concat_tables([shard.chunks for shard in shards])
     vectors = np.concatenate([shard.vectors for shard in shards])[order_of_ids(table)]
     return ChunkIndex(table_of_rows(table), vectors, shards[0].model_fingerprint, shards[0].similarity)
@@ -177,15 +180,19 @@ def shards_to_engine(folder: str | Path, address: str, *, name: str = "chunks", 
         FileNotFoundError: If a shard is missing.
         ValueError: If a shard is damaged or another model's, an id occurs twice, or Milvus has the collection already.
     """
-    manifest = _manifest(folder)
-    paths = _paths(folder, manifest)
+    manifest = read_manifest(folder)
+    paths = shard_paths(folder, manifest)
     words = _Words()
-    lengths = [words.add(_read(path, manifest)) for path in tqdm(paths, desc="Counting words", delay=2, leave=False)]
+    lengths = [
+        words.add(read_shard(path, manifest)) for path in tqdm(paths, desc="Counting words", delay=2, leave=False)
+    ]
     hashes, counts = words.merged()
     num_chunks, num_tokens = sum(map(len, lengths)), int(sum(float(one.sum()) for one in lengths))
-    parts = EngineParts.create(_read(paths[0], manifest), address, name=name, token=engine_token, num_words=len(hashes))
+    parts = EngineParts.create(
+        read_shard(paths[0], manifest), address, name=name, token=engine_token, num_words=len(hashes)
+    )
     for path, some in zip(tqdm(paths, desc="Writing", delay=2, leave=False), lengths, strict=True):
-        index = _read(path, manifest)
+        index = read_shard(path, manifest)
         parts.write(index.chunks, index.vectors, some, mean_length=num_tokens / max(num_chunks, 1))
     parts.words.count(hashes, counts)
     parts.client.flush(name)
@@ -230,7 +237,7 @@ def _encode(encoder: ModelEncoder, source: Path, target: Path, known: Mapping[st
     rows = zip(*(table[name].to_pylist() for name in SCHEMA.names), strict=True)
     wanted = {**known, "corpus_fingerprint": corpus_fingerprint(rows)}
     if target.exists():
-        _require_same(target, _said(target), wanted)
+        require_same(target, said_by(target), wanted)
         return False
     vectors = encode_chunks(encoder, table["text"].to_pylist(), ids=table["_id"].to_pylist())
     column = pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(vectors.reshape(-1)), vectors.shape[1])
@@ -255,7 +262,8 @@ def _source(path: Path) -> pyarrow.Table:
         raise ValueError(f"{path}: {err}") from err
 
 
-def _manifest(folder: str | Path) -> dict[str, Any]:
+def read_manifest(folder: str | Path) -> dict[str, Any]:
+    """Return the model and the names of the shards."""
     path = Path(folder) / MANIFEST
     with reading(path, remedy="Encode the corpus with encode_shards()."):
         manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -263,7 +271,12 @@ def _manifest(folder: str | Path) -> dict[str, Any]:
     return manifest
 
 
-def _paths(folder: str | Path, manifest: Mapping[str, Any]) -> list[Path]:
+def shard_paths(folder: str | Path, manifest: Mapping[str, Any]) -> list[Path]:
+    """Return the files of all shards.
+
+    Raises:
+        FileNotFoundError: If one is missing.
+    """
     paths = [Path(folder) / Path(name).name for name in manifest["shards"]]
     if missing := [path for path in paths if not path.exists()]:
         raise FileNotFoundError(
@@ -273,14 +286,15 @@ def _paths(folder: str | Path, manifest: Mapping[str, Any]) -> list[Path]:
     return paths
 
 
-def _said(path: Path) -> dict[str, str]:
+def said_by(path: Path) -> dict[str, str]:
     """Return what a shard says about its vectors."""
     with reading(path, remedy=_REMEDY):
         said: dict[str, str] = json.loads(parquet.read_schema(path).metadata[_KEY])
     return said
 
 
-def _require_same(path: Path, said: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
+def require_same(path: Path, said: Mapping[str, Any], wanted: Mapping[str, str]) -> None:
+    """Raise a ``ValueError`` unless a file says what is wanted."""
     made = {
         "model_fingerprint": "by another model",
         "similarity": "for another similarity",
@@ -294,11 +308,18 @@ def _require_same(path: Path, said: Mapping[str, Any], wanted: Mapping[str, str]
             )
 
 
-def _read(path: Path, manifest: Mapping[str, Any]) -> ChunkIndex:
+def read_shard(path: Path, manifest: Mapping[str, Any]) -> ChunkIndex:
+    """Read a shard.
+
+    Raises:
+        ValueError: If it is damaged or another model's.
+    """
     known = {key: manifest[key] for key in ("model_fingerprint", "similarity")}
-    _require_same(path, _said(path), known)
+    require_same(path, said_by(path), known)
     with reading(path, remedy=_REMEDY):
         table = parquet.read_table(path)
         column = table["vector"].combine_chunks()
-        vectors = column.flatten().to_numpy().reshape(len(table), column.type.list_size)
+        vectors = (
+            column.flatten().to_numpy().reshape(len(table), column.type.list_size).copy()
+        )  # torch warns about memory that it may not write
         return ChunkIndex(table.select(SCHEMA.names).cast(SCHEMA), vectors, **known)

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # In units of the spread of similarities, so that they suit a model whose similarities are all close together, too. For
 # all-MiniLM-L6-v2 the spread is about 0.1.

@@ -184,6 +184,15 @@ class WordIndex:
         found: NDArray[np.float32] = (table @ postings).toarray()
         return found
 
+    def num_chunks_of(self, tokens: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Return how many chunks contain each token, of the shape of ``tokens``."""
+        if tokens is self.hashes:
+            return self.num_chunks_with
+        places, found = _look_up(self.hashes, tokens)
+        if not len(self.hashes):
+            return np.zeros(len(tokens), dtype=np.int64)
+        return np.where(found, self.num_chunks_with[places], 0)
+
     def prepare(self) -> None:
         """Compute what the first question would compute."""
         _ = self._postings
@@ -251,6 +260,25 @@ class WordStatistics:
     parts: tuple[WordIndex, ...]
     removed: WordIndex | None = None
 
+    @classmethod
+    def of_counts(
+        cls, hashes: NDArray[np.uint64], counts: NDArray[np.int64], *, num_chunks: int, num_tokens: float
+    ) -> WordStatistics:
+        """Return what is known of a corpus by numbers alone.
+
+        Args:
+            hashes: Some tokens, ascending. Others are taken to be in no chunk.
+            counts: How many chunks contain each.
+            num_chunks: The number of chunks.
+            num_tokens: The number of tokens of all chunks.
+        """
+        known = WordIndex(hashes, csr_array(np.empty((0, len(hashes)), dtype=np.uint16)))
+        known.__dict__["num_chunks_with"] = counts
+        found = cls((known,))
+        found.__dict__["size"] = num_chunks
+        found.__dict__["mean_length"] = num_tokens / num_chunks if num_chunks else 0.0
+        return found
+
     @cached_property
     def size(self) -> int:
         """The number of chunks."""
@@ -265,19 +293,8 @@ class WordStatistics:
 
     def idf(self, tokens: NDArray[np.uint64]) -> NDArray[np.float64]:
         """Return ``log(1 + (n - d + 0.5) / (d + 0.5))`` for each token, which ``d`` of the ``n`` chunks contain."""
-        counts = sum((_contained(part, tokens) for part in self.parts), np.zeros(len(tokens), dtype=np.int64))
-        return _idf(counts if self.removed is None else counts - _contained(self.removed, tokens), self.size)
-
-
-def _contained(part: WordIndex, tokens: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return how many chunks contain each token."""
-    if tokens is part.hashes:
-        return part.num_chunks_with
-    places, found = _look_up(part.hashes, tokens)
-    counts: NDArray[np.int64] = (
-        np.where(found, part.num_chunks_with[places], 0) if len(part.hashes) else np.zeros(len(tokens), dtype=np.int64)
-    )
-    return counts
+        counts = sum((part.num_chunks_of(tokens) for part in self.parts), np.zeros(len(tokens), dtype=np.int64))
+        return _idf(counts if self.removed is None else counts - self.removed.num_chunks_of(tokens), self.size)
 
 
 def _idf(counts: NDArray[np.int64] | NDArray[np.float64], size: int) -> NDArray[np.float64]:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embedtune.retrieval.retriever import Retriever
     from embedtune.serving.feedback import FeedbackLog
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Outcome = Literal["answered", "not in the documents", "failed"]
 

@@ -42,7 +42,7 @@ CREATE TRIGGER IF NOT EXISTS opinion_stays BEFORE UPDATE ON opinion
 """
 _MISSED_BEYOND = 10
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)

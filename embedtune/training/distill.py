@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Teacher: TypeAlias = CrossEncoder | SentenceTransformer | LLMTeacher | Callable[[str, Sequence[str]], Sequence[float]]
 """What can score candidates."""
@@ -174,10 +174,10 @@ class DistillationLoss(RetrievalLoss):
         self.scale: float = finite("scale", scale, above=0)
         self.temperature: float = finite("temperature", temperature, above=0)
         self.in_batch_weight: float = finite("in_batch_weight", in_batch_weight, at_least=0)
-        self.listwise = DistillKLDivLoss(
+        self.listwise: DistillKLDivLoss = DistillKLDivLoss(
             model, similarity_fct=partial(_scaled, scale=scale), teacher_temperature=temperature
         )
-        self.in_batch = InBatchNegativesLoss(model, scale=scale)
+        self.in_batch: InBatchNegativesLoss = InBatchNegativesLoss(model, scale=scale)
 
     def compute_loss_from_embeddings(self, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
         """Return the loss of questions, relevant chunks and other candidates, each of shape ``(batch_size, dim)``.

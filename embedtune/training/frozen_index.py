@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from embedtune.retrieval.retrieve import Retrieving
     from embedtune.training.arguments import TuningArguments
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class FrozenIndex:

@@ -22,7 +22,7 @@ from embedtune.training.losses import InBatchNegativesLoss, models_of
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # A few thousand chunks are enough to estimate the share, and take seconds.
 _MAX_CHUNKS_COUNTED = 5_000

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM, Completion
     from embedtune.questions.requests.dispatch import Mode
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 MAX_GRADE = 3
 

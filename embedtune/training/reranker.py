@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
     from embedtune.training.arguments import TuningArguments
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 RERANKER, CHECKPOINTS = "reranker", "checkpoints"
 

@@ -25,7 +25,7 @@ from embedtune.training.resilience.checkpoints import MARKER_NAME
 if TYPE_CHECKING:
     from sentence_transformers import SentenceTransformer
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _API = HfApi()  # one, so that uploads in the background follow each other
 

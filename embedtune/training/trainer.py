@@ -50,7 +50,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
@@ -213,10 +213,10 @@ class EmbeddingTrainer(EncodeOnceTrainer, GuardedTrainer):
         for name in ("prompts", "router_mapping", "batch_sampler"):
             setattr(self.args, name, getattr(self._given, name))
         if not own_loss:
-            self.loss = self.prepare_loss(LOSSES[self.args.loss], self.model)
+            self.loss: Any = self.prepare_loss(LOSSES[self.args.loss], self.model)
         if not own_rows:
             rows = view_for(self.loss, self.model, self._data, self.args)
-            self.train_dataset = self.preprocess_dataset(rows, dataset_name="train")
+            self.train_dataset: Any = self.preprocess_dataset(rows, dataset_name="train")
         fill_columns(self.args, self.model, self.train_dataset, self.eval_dataset)
         self.set_up_batches()
 

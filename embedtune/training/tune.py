@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
     from embedtune.retrieval.retriever import Retriever
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 PLAN, RETRIEVER, REPORT = "tune.json", "retriever", "report.html"
 CHECKPOINTS, FOLDS = "checkpoints", "folds"

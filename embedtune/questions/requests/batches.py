@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embedtune.llms.protocol import BatchLLM, BatchStatus
     from embedtune.questions.requests.live import Requests
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 

@@ -21,7 +21,7 @@ from embedtune.questions.requests.batches import send_batches
 from embedtune.questions.requests.ledger import Ledger, StoredReply
 from embedtune.questions.requests.live import Requests, send_live
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Mode = Literal["live", "batch"]
 

@@ -15,7 +15,7 @@ from embedtune.questions.requests.ledger import Ledger, StoredReply
 if TYPE_CHECKING:
     from embedtune.llms.protocol import LLM, Request
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Requests = Mapping[str, Callable[[], "Request"]]
 """What builds each request, by its key."""

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from torch.utils.data import BatchSampler, DataLoader
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 class EncodeOnceTrainer(SentenceTransformerTrainer):

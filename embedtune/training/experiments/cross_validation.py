@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 FoldsBy = Literal["document", "question"]
 

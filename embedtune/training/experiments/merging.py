@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from embedtune.dataset import RetrievalDataset
     from embedtune.evaluation.result import Evaluation
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 ALPHAS = tuple(i / 10 for i in range(11))
 

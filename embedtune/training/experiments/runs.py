@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from embedtune.evaluation.verdict import Verdict
     from embedtune.training.arguments import TuningArguments
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)

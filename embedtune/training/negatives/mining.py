@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from embedtune.dataset import RetrievalDataset
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # The lowest rank of a negative. If the relevant chunk ranks even lower, all candidates are hard.
 _RANGE_MAX = 200
@@ -32,14 +32,19 @@ Found = Mapping[str, Sequence[str]]
 """The negatives of each question, as texts, hardest first."""
 
 
-class MiningOptions(TypedDict, total=False):
-    """Arguments that are passed on to sentence-transformers' ``mine_hard_negatives``."""
+class ScoreFilters(TypedDict, total=False):
+    """Arguments that say which candidates are hard enough and not too hard, as in sentence-transformers."""
 
     range_min: int
     range_max: int
     max_score: float
     min_score: float
     absolute_margin: float
+
+
+class MiningOptions(ScoreFilters, total=False):
+    """Arguments that are passed on to sentence-transformers' ``mine_hard_negatives``."""
+
     cross_encoder: CrossEncoder
     batch_size: int
     use_faiss: bool
@@ -101,10 +106,20 @@ def mine_hard_negatives(
         >>> rows.column_names
         ['anchor', 'positive', 'negative', 'label']
     """
+    check_loss(loss)
+    miner = Miner(data, split, num_negatives, relative_margin, seed, options)
+    return rows_for(loss, miner, miner.candidates(model))
+
+
+def check_loss(loss: LossName) -> None:
+    """Raise a ``ValueError`` unless a loss has rows with negatives."""
     if loss not in _ROWS:
         raise ValueError(f"loss={loss!r} is not one of {get_args(LossName)}.")
-    miner = _Miner(data, split, num_negatives, relative_margin, seed, options)
-    return _ROWS[loss](miner.pairs, miner.mine(model), miner.content_of)
+
+
+def rows_for(loss: LossName, miner: Miner, candidates: Mapping[str, Sequence[str]]) -> Dataset:
+    """Return rows for a loss with the first of each question's candidates that may be its negatives."""
+    return _ROWS[loss](miner.pairs, miner.mine(candidates), miner.content_of)
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -116,7 +131,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
 
 
 @dataclass(frozen=True)
-class _Miner:
+class Miner:
     """The settings of `mine_hard_negatives`, and what does not depend on the model.
 
     Attributes:
@@ -125,7 +140,8 @@ class _Miner:
         num_negatives: Negatives per question.
         relative_margin: As in `mine_hard_negatives`.
         seed: Seed of the random negatives.
-        options: Passed on to sentence-transformers.
+        options: Passed on to sentence-transformers, which takes more than these.
+        others: Texts from elsewhere that may become negatives: none is like a chunk of the data.
     """
 
     data: RetrievalDataset
@@ -133,7 +149,8 @@ class _Miner:
     num_negatives: int
     relative_margin: float | None
     seed: int
-    options: MiningOptions
+    options: ScoreFilters
+    others: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if unknown := sorted(self.options.keys() - MiningOptions.__annotations__.keys()):
@@ -157,7 +174,7 @@ class _Miner:
     def pool(self) -> list[str]:
         """The distinct texts that may become negatives."""
         chunks = self.data.corpus_texts
-        return list(dict.fromkeys(chunks[c] for c in chunks_for_training(self.data, self.split)))
+        return list(dict.fromkeys([*(chunks[c] for c in chunks_for_training(self.data, self.split)), *self.others]))
 
     @cached_property
     def contents(self) -> Contents:
@@ -167,7 +184,8 @@ class _Miner:
     @cached_property
     def content_of(self) -> dict[str, int]:
         """The id of each text, as in the labels of `pairs`."""
-        return {text: self.contents.id_of[chunk] for chunk, text in self.data.corpus_texts.items()}
+        others = {text: len(self.data.corpus) + i for i, text in enumerate(self.others)}
+        return others | {text: self.contents.id_of[chunk] for chunk, text in self.data.corpus_texts.items()}
 
     @cached_property
     def relevant(self) -> dict[str, set[str]]:
@@ -178,9 +196,18 @@ class _Miner:
             texts_of.setdefault(self.content_of[text], set()).add(text)
         return {texts[q]: set().union(*(texts_of.get(c, ()) for c in contents)) for q, contents in answers.items()}
 
-    def mine(self, model: SentenceTransformer) -> Found:
-        """Return ``num_negatives`` texts for each question."""
-        candidates = self._candidates(model)
+    @property
+    def num_wanted(self) -> int:
+        """How many candidates each question needs: those that turn out to be relevant are left out afterwards."""
+        return self.num_negatives + max(map(len, self.relevant.values()))
+
+    @property
+    def range_max(self) -> int:
+        """The lowest rank of a candidate."""
+        return max(self.options.get("range_max", _RANGE_MAX), self.options.get("range_min", 0) + self.num_wanted)
+
+    def mine(self, candidates: Mapping[str, Sequence[str]]) -> Found:
+        """Return ``num_negatives`` texts for each question, from candidates that are sorted, hardest first."""
         rng = np.random.default_rng(self.seed)
         found, dropped, missing = {}, 0, 0
         for question, relevant in self.relevant.items():
@@ -199,12 +226,10 @@ class _Miner:
         )
         return found
 
-    def _candidates(self, model: SentenceTransformer) -> dict[str, list[str]]:
+    def candidates(self, model: SentenceTransformer) -> dict[str, list[str]]:
         """Return more texts than needed for each question, hardest first, filtered by score."""
-        # Relevant texts are left out afterwards, so the search must find enough to replace them.
-        wanted = self.num_negatives + max(map(len, self.relevant.values()))
-        options: dict[str, Any] = {"range_max": _RANGE_MAX, **self.options}
-        options["range_max"] = max(options["range_max"], options.get("range_min", 0) + wanted)
+        wanted = self.num_wanted
+        options: dict[str, Any] = {**self.options, "range_max": self.range_max}
         rows = mine(
             self.pairs.select_columns(["anchor", "positive"]),
             model,

@@ -22,7 +22,7 @@ from embedtune.training.resilience.finite import FiniteGuard
 from embedtune.training.resilience.interruption import StopAtCheckpoint
 from embedtune.training.resilience.lock import locked, output_named
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _LESS_MEMORY = (
     "Training needs more memory than there is. arguments_for_gpu('24GB', model=model, data=data) chooses arguments that fit. By "

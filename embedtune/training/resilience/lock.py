@@ -15,7 +15,7 @@ from filelock import BaseFileLock, FileLock, Timeout
 
 from embedtune.storage import replace_file
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # Files whose names begin with an underscore are not uploaded by push_to_hub().
 LOCK_NAME, HOLDER_NAME = "_training.lock", "_training.holder"
