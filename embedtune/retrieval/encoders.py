@@ -71,7 +71,8 @@ class ModelEncoder:
             vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
         else:
             encode: Callable[..., Any] = self.model.encode_query if role == "query" else self.model.encode_document
-            options["show_progress_bar"] = self.show_progress_bar or False  # sentence-transformers' bar knows no delay
+            if self.show_progress_bar is None:  # sentence-transformers' bar knows no delay, so it goes by the number of texts
+                options["show_progress_bar"] = len(distinct) > _MANY_TEXTS and sys.stderr.isatty()
             vectors = np.asarray(encode(distinct, **options), dtype=np.float32)
         return vectors if len(position) == len(texts) else vectors[[position[text] for text in texts]]
 

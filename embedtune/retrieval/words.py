@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.sparse import csr_array, vstack
+from tqdm.auto import tqdm
 
 from embedtune.retrieval.tokens import hashed_tokens
 
@@ -111,7 +112,7 @@ class WordIndex:
     def build(cls, texts: Sequence[str], *, k1: float = K1, b: float = B) -> WordIndex:
         """Count the tokens of texts; the time and the memory grow linearly with their length."""
         tokens, counts, sizes = [], [], []
-        for text in texts:
+        for text in tqdm(texts, desc="Counting words", unit="text", delay=2, leave=False, disable=None):
             found, number = np.unique(hashed_tokens(text), return_counts=True)
             tokens.append(found)
             counts.append(np.minimum(number, _MAX_COUNT).astype(np.uint16))
