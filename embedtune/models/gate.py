@@ -104,7 +104,9 @@ def check_modules(name: str, *, revision: str | None = None) -> None:
         raise ValueError(f"{name!r} needs its own code ({', '.join(own)}), which is not run. {_INSTEAD}")
     for kind in places.values():
         if not _is_module(kind):
-            raise ValueError(f"{name!r} names {kind!r} as a module, which is not a class of modules of sentence-transformers.")
+            raise ValueError(
+                f"{name!r} names {kind!r} as a module, which is not a class of modules of sentence-transformers."
+            )
     for place in places:
         if place.startswith("/") or ".." in PurePosixPath(place).parts:
             raise ValueError(f"modules.json of {name!r} leads out of the folder: {place!r}.")
