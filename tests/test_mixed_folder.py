@@ -49,7 +49,9 @@ def test_a_mixed_folder_becomes_a_retriever_with_evidence(tiny_model, tmp_path, 
     assert generated[0].chunk_ids[0] in [hit.id for hit in found]
     asked = len(llm.requests)
     again = et.generate_questions(chunks, llm, styles=STYLES, output_dir=tmp_path / "ledger", show_progress_bar=False)
-    failed = {chunk.text for chunk in chunks if chunk.id in generated.failed}  # malformed replies alone are asked for again
+    failed = {
+        chunk.text for chunk in chunks if chunk.id in generated.failed
+    }  # malformed replies alone are asked for again
     assert len(llm.requests) == asked + len(failed)
     assert all(any(text in request["text"] for text in failed) for request in llm.requests[asked:])
     assert again.kept == generated.kept
