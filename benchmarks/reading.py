@@ -2,7 +2,8 @@
 
     python benchmarks/reading.py
 
-prints the processor seconds and the peak memory of the folder, and a table of processor seconds by length.
+prints the processor seconds and the peak memory of the folder, the milliseconds for a page of a PDF, and a table of processor
+seconds by length.
 """
 
 from __future__ import annotations
@@ -16,10 +17,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from mixed_folder import make
+from mixed_folder import make, pdf, ruled
 
 import embedtune as et
 from embedtune.corpus.junk import without_junk
+from embedtune.corpus.pdf_pages import read
 from embedtune.corpus.webpages import read_page
 
 PIECES = {
@@ -58,8 +60,20 @@ def folder_of_mixed_files():
     )
 
 
+def pages_of_pdfs(num_pages=100):
+    """Print the processor milliseconds for a page of prose, and for one that has a table with lines around its cells as well."""
+    page = ["Press both buttons of the pump for three seconds and wait for the lamp."] * 50
+    cells = [[f"part {row}", f"S-{row}", f"{row * 3.5:.2f}", "in stock"] for row in range(9)]
+    for name, drawing in (("prose", ""), ("prose and a table of 9 rows", ruled(cells, top=150, height=14))):
+        data = pdf([page] * num_pages, drawing=drawing)
+        start = time.process_time()
+        read(data)
+        print(f"a page of a PDF, {name}: {1000 * (time.process_time() - start) / num_pages:.1f} ms", flush=True)
+
+
 def main():
     folder_of_mixed_files()
+    pages_of_pdfs()
     print(f"{'':32}" + "".join(f"{length // 1000:>9,} kB" for length in LENGTHS))
     for name, piece in PIECES.items():
         print(f"{name:32}" + "".join(f"{seconds(piece, length):>10.2f} s" for length in LENGTHS), flush=True)
