@@ -9,6 +9,7 @@ from math import ceil
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from embedtune.text import words
 
@@ -170,7 +171,7 @@ def _hashed_shingles(texts: Sequence[str]) -> list[NDArray[np.uint64]]:
     """Return the shingles of each text as sorted numbers: a hash of 64 bits, so two shingles are hardly ever one number."""
     number: dict[str, int] = {}
     sets = []
-    for text in texts:
+    for text in tqdm(texts, desc="Looking for near duplicates", unit="text", delay=2, leave=False, disable=None):
         found = [number.setdefault(word, len(number) + 1) for word in words(text)]
         row = np.array(found + [0] * (_SIZE - len(found)), dtype=np.uint64)
         runs = [row[i : len(row) - _SIZE + 1 + i] * factor for i, factor in enumerate(_FACTORS)]
@@ -214,7 +215,8 @@ def _near(own: _Own) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
     ones = np.ones(len(columns), dtype=np.int32)
     has = csr_array((ones, (own.rows, columns)), shape=(len(own.sizes), columns.max(initial=0) + 1))
     held_by = has.T.tocsr()
-    for start in range(0, len(own.sizes), _ROWS_PER_BLOCK):
+    starts = range(0, len(own.sizes), _ROWS_PER_BLOCK)
+    for start in tqdm(starts, desc="Comparing texts", unit="block", delay=2, leave=False, disable=None):
         shared = (has[start : start + _ROWS_PER_BLOCK] @ held_by).tocoo()
         first, second = (one.astype(np.int64) for one in shared.coords)
         first += start

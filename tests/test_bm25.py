@@ -179,3 +179,19 @@ def test_scores_without_documents_are_refused():
 def test_a_ranking_without_queries_is_refused():
     with pytest.raises(ValueError, match="no queries"):
         BM25().rank([], ["a pump"], 1)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_counting_in_blocks_is_counting_at_once(monkeypatch, size):
+    at_once = WordIndex.build(DOCUMENTS).arrays()
+    monkeypatch.setattr("embedtune.retrieval.words._TEXTS_PER_BLOCK", size)
+    in_blocks = WordIndex.build(DOCUMENTS).arrays()
+    assert {name: array.dtype for name, array in in_blocks.items()} == {
+        name: array.dtype for name, array in at_once.items()
+    }
+    assert all(np.array_equal(array, at_once[name]) for name, array in in_blocks.items())
+
+
+def test_no_documents_have_no_words():
+    assert len(WordIndex.build([])) == 0
+    assert WordIndex.build(["", ""]).scores(["word"]).tolist() == [[0.0, 0.0]]

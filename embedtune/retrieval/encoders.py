@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embedtune.types import Role
+
+_MANY_TEXTS = 1_000
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,10 @@ class ModelEncoder:
             vectors = encode_packed(self.model, distinct, prompt=prompt_of(self.model, role), task=role, **options)
         else:
             encode: Callable[..., Any] = self.model.encode_query if role == "query" else self.model.encode_document
-            options["show_progress_bar"] = self.show_progress_bar or False  # sentence-transformers' bar knows no delay
+            if (
+                self.show_progress_bar is None
+            ):  # sentence-transformers' bar knows no delay, so it goes by the number of texts
+                options["show_progress_bar"] = len(distinct) > _MANY_TEXTS and sys.stderr.isatty()
             vectors = np.asarray(encode(distinct, **options), dtype=np.float32)
         return vectors if len(position) == len(texts) else vectors[[position[text] for text in texts]]
 

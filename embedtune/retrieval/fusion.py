@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from numbers import Integral, Real
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from sentence_transformers.util import SimilarityFunction
+from tqdm.auto import tqdm
 
 from embedtune.retrieval.search import Ranking, top_k
 from embedtune.retrieval.selection import top_k_of_scores
@@ -59,6 +61,7 @@ class Fusion:
         *,
         approximate: bool = False,
         parts: IndexParts | None = None,
+        show_progress_bar: bool | None = None,
     ) -> Ranking:
         """Find the ``k`` chunks of an index with the highest scores for each question; ties are broken by position.
 
@@ -69,12 +72,13 @@ class Fusion:
             k: How many to find, at most the number of chunks.
             approximate: Look for candidates in the graph of the vectors instead of comparing with all of them.
             parts: What ``index`` is one part of: the whole says how rare a word is, and what of its main part is gone.
+            show_progress_bar: By default only in a terminal, after two seconds.
         """
         gone = parts.gone if parts is not None and parts.num_gone and index is parts.main else None
         corpus = parts.words if parts is not None and self.word_weight else None
         search = self._nearby if approximate else self._all
         found = []
-        for block in question_blocks(len(questions), len(index)):
+        for block in question_blocks(len(questions), len(index), show_progress_bar):
             words = index.words.scores(questions[block], self.weights, corpus=corpus) if self.word_weight else None
             if words is not None and math.isinf(self.word_weight):
                 found.append(_best_words(_without(words, gone, 0), k))
@@ -90,15 +94,17 @@ class Fusion:
         k: int,
         *,
         approximate: bool = False,
+        show_progress_bar: bool | None = None,
     ) -> Ranking:
         """Find what `rank` finds in the merged index; the arguments are its, and positions are those of ``parts``."""
+        rank = partial(self.rank, show_progress_bar=show_progress_bar)
         if parts.is_merged:
-            return self.rank(parts.main, questions, vectors, k, approximate=approximate)
+            return rank(parts.main, questions, vectors, k, approximate=approximate)
         found = []
         for index, first in ((parts.main, 0), (parts.tail, len(parts.main))):
             if len(index):
                 is_near = approximate and first == 0
-                some = self.rank(index, questions, vectors, min(k, len(index)), approximate=is_near, parts=parts)
+                some = rank(index, questions, vectors, min(k, len(index)), approximate=is_near, parts=parts)
                 found.append((np.where(some.positions >= 0, some.positions + first, -1), some.scores))
         positions, scores = (np.concatenate(both, axis=1) for both in zip(*found, strict=True))
         keys = np.where(positions < 0, np.inf, -scores)
@@ -215,7 +221,17 @@ def check_ranking(queries: Sequence[str], num_documents: int, k: int) -> None:
         raise ValueError(f"k={k} is out of range for {num_documents} documents. Choose k from 1 to that number.")
 
 
-def question_blocks(num_questions: int, num_chunks: int) -> Iterator[slice]:
-    """Yield slices of the questions whose scores for all chunks fit a block."""
+def question_blocks(num_questions: int, num_chunks: int, show_progress_bar: bool | None = None) -> Iterator[slice]:
+    """Yield slices of the questions whose scores for all chunks fit a block.
+
+    Args:
+        num_questions: How many questions there are.
+        num_chunks: How many scores each has.
+        show_progress_bar: By default only in a terminal, after two seconds.
+    """
     size = max(1, _SCORES_PER_BLOCK // max(num_chunks, 1))
-    yield from (slice(start, start + size) for start in range(0, num_questions, size))
+    starts: Iterable[int] = range(0, num_questions, size)
+    hidden = None if show_progress_bar is None else not show_progress_bar
+    if num_questions > size:  # a bar costs more than a question
+        starts = tqdm(starts, desc="Scoring", unit="block", delay=2 * (hidden is None), leave=False, disable=hidden)
+    yield from (slice(start, start + size) for start in starts)

@@ -453,7 +453,9 @@ class Retriever:
         depth: int,
     ) -> list[list[Hit]]:
         nearby = self.approximate and not isinstance(self._parts, EngineParts)
-        first = fusion.rank_parts(parts, questions, vectors, depth, approximate=nearby)
+        first = fusion.rank_parts(
+            parts, questions, vectors, depth, approximate=nearby, show_progress_bar=self.encoder.show_progress_bar
+        )
         ranking, scores = self._second.read(first, questions, parts, k)
         return hits_of(parts, ranking, similarities(parts, vectors, ranking.positions), scores, alone=fusion.kind)
 
@@ -480,7 +482,14 @@ class Retriever:
             self._second.num_read(k, len(index)),
             self.approximate and not isinstance(self._parts, EngineParts),
         )
-        first = self.fusion.rank(index, queries, self._vectors(queries), depth, approximate=nearby)
+        first = self.fusion.rank(
+            index,
+            queries,
+            self._vectors(queries),
+            depth,
+            approximate=nearby,
+            show_progress_bar=self.encoder.show_progress_bar,
+        )
         ranking, scores = self._second.read(first, queries, IndexParts.of(index), k)
         return ranking.positions, scores
 

@@ -121,6 +121,7 @@ def learn_from_index(
         encode_questions(encoder, questions),
         [[index.position_of[chunk] for chunk in relevant[name]] for name in asked],
         np.array([folds[name] for name in asked]),
+        show_progress_bar=encoder.show_progress_bar,
     )
     weights = WordWeights.learn([data.query_texts[name] for name in names])
     best = max(ndcg.values())
@@ -151,6 +152,8 @@ def choose_multiple(
     vectors: NDArray[np.float32],
     relevant: Sequence[Sequence[int]],
     folds: NDArray[np.int64],
+    *,
+    show_progress_bar: bool | None = None,
 ) -> dict[float, float]:
     """Return the nDCG@10 of training questions for each multiple, by cross-validation.
 
@@ -160,13 +163,14 @@ def choose_multiple(
         vectors: Their vectors, of shape ``(num_questions, dim)``, by a model that was not trained on them.
         relevant: The positions of the relevant chunks of each.
         folds: The fold of each, of shape ``(num_questions,)``: word weights are learned from the questions of other folds.
+        show_progress_bar: By default only in a terminal, after two seconds.
     """
     unit = spread_of(index)
     gains: dict[float, list[float]] = {multiple: [] for multiple in MULTIPLES}
     for fold in np.unique(folds):
         rows = np.flatnonzero(folds == fold)
         weights = WordWeights.learn([questions[row] for row in np.flatnonzero(folds != fold).tolist()])
-        for block in question_blocks(len(rows), len(index)):
+        for block in question_blocks(len(rows), len(index), show_progress_bar):
             some = rows[block]
             words = index.words.scores([questions[row] for row in some.tolist()], weights)
             similarities = _similarities(index, vectors[some])

@@ -8,7 +8,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from scipy.sparse import csr_array, vstack
+from scipy.sparse import csr_array
+from tqdm.auto import tqdm
 
 from embedtune.retrieval.tokens import hashed_tokens
 
@@ -21,6 +22,7 @@ K1, B = (
 )  # of BM25, as in Anserini: Yang, Fang and Lin, "Anserini: Reproducible Ranking Baselines Using Lucene", 2018
 
 _MAX_COUNT = np.iinfo(np.uint16).max
+_TEXTS_PER_BLOCK = 5_000  # counted at once: the tokens as they are found take ten times the memory of their counts
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,17 +112,9 @@ class WordIndex:
     @classmethod
     def build(cls, texts: Sequence[str], *, k1: float = K1, b: float = B) -> WordIndex:
         """Count the tokens of texts; the time and the memory grow linearly with their length."""
-        tokens, counts, sizes = [], [], []
-        for text in texts:
-            found, number = np.unique(hashed_tokens(text), return_counts=True)
-            tokens.append(found)
-            counts.append(np.minimum(number, _MAX_COUNT).astype(np.uint16))
-            sizes.append(len(found))
-        hashes, columns = np.unique(_joined(tokens, np.uint64), return_inverse=True)
-        starts = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int32)
-        shape = len(texts), len(hashes)
-        table = csr_array((_joined(counts, np.uint16), columns.astype(np.int32), starts), shape=shape)
-        return cls(hashes, table, k1, b)
+        starts = tqdm(range(0, len(texts), _TEXTS_PER_BLOCK), desc="Counting words", delay=2, leave=False, disable=None)
+        parts = [_counted(texts[start : start + _TEXTS_PER_BLOCK]) for start in starts]
+        return cls(*_stacked(parts or [_counted([])]), k1, b)
 
     def __len__(self) -> int:
         return int(self.counts.shape[0])
@@ -152,13 +146,8 @@ class WordIndex:
 
     def joined(self, other: WordIndex) -> WordIndex:
         """Return the index of these chunks and, behind them, those of another index."""
-        hashes = np.union1d(self.hashes, other.hashes)
-        parts = []
-        for index in (self, other):
-            columns = np.searchsorted(hashes, index.hashes).astype(np.int32)[index.counts.indices]
-            shape = len(index), len(hashes)
-            parts.append(csr_array((index.counts.data, columns, index.counts.indptr), shape=shape))
-        return replace(self, hashes=hashes, counts=vstack(parts, format="csr"))
+        hashes, counts = _stacked([(one.hashes, one.counts) for one in (self, other)])
+        return replace(self, hashes=hashes, counts=counts)
 
     def scores(
         self, questions: Sequence[str], weights: WordWeights | None = None, *, corpus: WordStatistics | None = None
@@ -307,5 +296,31 @@ def _look_up(known: NDArray[np.uint64], hashes: NDArray[np.uint64]) -> tuple[NDA
     return places, known[places] == hashes if len(known) else np.zeros(len(hashes), dtype=bool)
 
 
+def _counted(texts: Sequence[str]) -> tuple[NDArray[np.uint64], csr_array]:
+    """Return the tokens of some texts, ascending, and how often each occurs in each text."""
+    found = [np.unique(hashed_tokens(text), return_counts=True) for text in texts]
+    hashes, columns = np.unique(_joined([tokens for tokens, _ in found], np.uint64), return_inverse=True)
+    counts = _joined([np.minimum(numbers, _MAX_COUNT) for _, numbers in found], np.uint16)
+    starts = np.cumsum([0, *(len(tokens) for tokens, _ in found)]).astype(np.int32)
+    return hashes, csr_array((counts, columns.astype(np.int32), starts), shape=(len(texts), len(hashes)))
+
+
+def _stacked(parts: list[tuple[NDArray[np.uint64], csr_array]]) -> tuple[NDArray[np.uint64], csr_array]:
+    """Return the tokens of several tables, and the rows of all over these; the list is emptied, to hold each row once."""
+    hashes = np.unique(np.concatenate([of for of, _ in parts]))
+    shape = sum(table.shape[0] for _, table in parts), len(hashes)
+    total = sum(table.nnz for _, table in parts)
+    data, columns = np.empty(total, dtype=np.uint16), np.empty(total, dtype=np.int32)
+    sizes, start = [], 0
+    while parts:
+        of, table = parts.pop(0)
+        data[start : start + table.nnz] = table.data
+        columns[start : start + table.nnz] = np.searchsorted(hashes, of)[table.indices]
+        sizes.append(np.diff(table.indptr))
+        start += table.nnz
+    ends = np.concatenate([[0], np.cumsum(np.concatenate(sizes))]).astype(np.int32)
+    return hashes, csr_array((data, columns, ends), shape=shape)
+
+
 def _joined(parts: Sequence[NDArray[Any]], dtype: type) -> NDArray[Any]:
-    return np.concatenate(parts).astype(dtype) if parts else np.empty(0, dtype=dtype)
+    return np.concatenate(parts).astype(dtype, copy=False) if parts else np.empty(0, dtype=dtype)
