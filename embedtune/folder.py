@@ -16,7 +16,7 @@ from embedtune.evaluation.result import Evaluation
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.retrieval.retriever import Retriever
 from embedtune.retrieval.retriever_files import SETTINGS
-from embedtune.storage import replace_file
+from embedtune.storage import read_record, replace_file
 from embedtune.training.tune import RETRIEVER
 
 if TYPE_CHECKING:
@@ -33,12 +33,19 @@ def load_retriever(path: Path) -> Retriever:
     return Retriever.load(path / RETRIEVER if (path / RETRIEVER).is_dir() else path)
 
 
+def read_command(folder: Path) -> dict[str, Any]:
+    """Return what ``embedtune tune`` was asked for when it made a folder."""
+    return read_record(
+        folder / COMMAND, "model", "test_split", remedy="Copy it from a backup, or choose another folder."
+    )
+
+
 def trained_on(path: Path) -> list[str]:
     """Return the questions that a retriever was trained on, if its folder says so."""
     for folder in (path, path.parent):
         if (folder / DATA).is_dir() and (folder / COMMAND).exists():
             data = RetrievalDataset.load_from_disk(folder / DATA)
-            split = json.loads((folder / COMMAND).read_text(encoding="utf-8"))["test_split"]
+            split = read_command(folder)["test_split"]
             tested = set(data.relevant(split)) if split else set()
             return [text for query, text in data.query_texts.items() if query not in tested]
     return []
@@ -83,7 +90,8 @@ def load_verdict(folder: Path) -> Verdict:
             f"{folder} has no finished run of `embedtune tune`. Run the same `embedtune tune` again to finish it, or pass the "
             "folder that it printed."
         )
-    content = json.loads((evidence / _VERDICT).read_text(encoding="utf-8"))
+    keys = ("num_results", "margin", "warnings", "known", "seconds", "cost_usd")
+    content = read_record(evidence / _VERDICT, *keys, remedy="Run the same `embedtune tune` again: it is written anew.")
     runs = [Evaluation.load(evidence / f"{number}.json") for number in range(content["num_results"])]
     forgetting = None
     if content["margin"] is not None:

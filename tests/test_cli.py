@@ -294,6 +294,22 @@ def test_push_for_everyone_asks_first(finished, monkeypatch):
     assert run("push", out, "my-org/handbook", "--public", input="n\n").exit_code == shell.FAILED
 
 
+@pytest.mark.parametrize("torn", [b"", b'{"model": ', b"[1]", b"{}"])
+def test_a_damaged_record_of_a_run_is_named(finished, tmp_path, torn):
+    _, out, _, _ = finished
+    out = shutil.copytree(out, tmp_path / "out")
+    for place, command in (
+        (out / "evidence" / "verdict.json", ("push", out, "my-org/handbook", "--dry-run")),
+        (out / "command.json", ("evaluate", out / "data", "bm25", out, "--split", "train")),
+    ):
+        whole = place.read_bytes()
+        place.write_bytes(torn)
+        refused = run(*command)
+        assert refused.exit_code == shell.FAILED
+        assert f"{place.name} is damaged or incomplete" in refused.stderr.replace("\n", " ")
+        place.write_bytes(whole)
+
+
 def test_push_of_a_run_that_is_not_finished_says_what_to_do(tmp_path):
     (tmp_path / "out").mkdir()
     refused = run("push", tmp_path / "out", "my-org/handbook")

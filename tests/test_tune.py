@@ -156,6 +156,26 @@ def test_the_model_before_encodes_every_chunk_and_question_once(tiny_model, data
     assert str(again) == str(run)
 
 
+def test_damaged_records_of_a_run_are_named_with_the_remedy(tiny_model, data, tmp_path):
+    options = {"args": arguments(max_steps=1), "num_folds": 2}
+    tune(tiny_model, data, output_dir=tmp_path, **options)
+    for place, remedy in (
+        (tmp_path / "folds" / "fold-1" / "results.json", "Delete this fold's folder"),
+        (tmp_path / "tune.json", "Choose another output_dir"),
+    ):
+        whole = place.read_bytes()
+        for torn in (whole[:9], b"", b"[]", b'{"num_results": 1}'):
+            if torn.startswith(b"{") and place.name == "tune.json":
+                continue  # a run with other everything
+            place.write_bytes(torn)
+            with pytest.raises(ValueError, match=f"{place.name} is damaged or incomplete .*{remedy}"):
+                tune(tiny_model, data, output_dir=tmp_path, **options)
+        place.write_bytes(whole)
+    (tmp_path / "folds" / "fold-0" / "plan.json").write_bytes(b"\xff{")
+    with pytest.raises(ValueError, match="fold-0 holds a fold of another run"):
+        tune(tiny_model, data, output_dir=tmp_path, **options)
+
+
 def test_a_folder_with_another_run_is_refused(tiny_model, data, tmp_path):
     tune(tiny_model, data, output_dir=tmp_path, args=arguments(max_steps=1), test_split="test")
     with pytest.raises(ValueError, match="holds a run with other arguments"):

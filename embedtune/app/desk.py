@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from dataclasses import dataclass, replace
@@ -184,8 +183,7 @@ class Desk:
 
 def _model_of(path: Path) -> str:
     """Return the model that a folder of ``embedtune tune`` started from, if the folder says so."""
-    place = path / folder.COMMAND
-    return str(json.loads(place.read_text(encoding="utf-8"))["model"]) if place.exists() else ""
+    return str(folder.read_command(path)["model"]) if (path / folder.COMMAND).exists() else ""
 
 
 def _by_vectors(name: str, like: Retriever) -> Retriever:

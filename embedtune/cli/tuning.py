@@ -16,7 +16,7 @@ import typer
 import embedtune as et
 from embedtune.cli.shell import say
 from embedtune.dataset import RetrievalDataset
-from embedtune.folder import COMMAND, DATA, QUESTIONS
+from embedtune.folder import COMMAND, DATA, QUESTIONS, read_command
 from embedtune.llms.prices import budget_of
 from embedtune.storage import replace_file
 
@@ -198,7 +198,7 @@ def resumed(material: Material) -> Material:
     folder = material.order.output
     if not (folder / COMMAND).exists():
         return material
-    known = json.loads((folder / COMMAND).read_text(encoding="utf-8"))
+    known = read_command(folder)
     if other := [name.replace("_", "-") for name, value in material.plan.items() if known.get(name) != value]:
         raise ValueError(
             f"{folder} holds a run with other {', '.join(other)}. Choose another --output. To start again in this one, delete "

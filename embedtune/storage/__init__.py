@@ -15,7 +15,7 @@ other. What a killed writer leaves is removed by the next one. A living writer h
 process.
 """
 
-from embedtune.storage.files import naming, reading, replace_file, sync
+from embedtune.storage.files import naming, read_record, reading, replace_file, sync
 from embedtune.storage.folders import is_folder, merged_folder, read_folder, replaced_folder
 from embedtune.storage.leftovers import abandoned, claimed, temporary_folder
 
@@ -26,6 +26,7 @@ __all__ = [
     "merged_folder",
     "naming",
     "read_folder",
+    "read_record",
     "reading",
     "replace_file",
     "replaced_folder",

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -60,6 +62,24 @@ def reading(path: str | Path, *, remedy: str) -> Iterator[None]:
         raise
     except Exception as err:  # parsers of torn files raise errors of any kind
         raise ValueError(f"{path} is damaged or incomplete ({type(err).__name__}: {err}). {remedy}") from err
+
+
+def read_record(path: str | Path, *keys: str, remedy: str) -> dict[str, Any]:
+    """Return a JSON object, after checking that it has some keys; what `reading` raises if not.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "a.json"
+        >>> replace_file(target, '{"seed": 0}')
+        >>> read_record(target, "seed", remedy="Copy it again.")
+        {'seed': 0}
+    """
+    with reading(path, remedy=remedy):
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(content, dict):
+            raise TypeError(f"a {type(content).__name__}, not an object")
+        _ = [content[key] for key in keys]
+    return content
 
 
 @contextmanager

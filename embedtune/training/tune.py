@@ -18,7 +18,7 @@ from embedtune.evaluation.forgetting import check_forgetting
 from embedtune.evaluation.verdict import Verdict, compare
 from embedtune.models.load import load_model
 from embedtune.retrieval.fingerprint import model_fingerprint, reranker_fingerprint
-from embedtune.storage import replace_file
+from embedtune.storage import read_record, replace_file
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.experiments.cross_validation import (
     NOT_IN_RESULT,
@@ -40,6 +40,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 PLAN, RETRIEVER, REPORT = "tune.json", "retriever", "report.html"
 CHECKPOINTS, FOLDS = "checkpoints", "folds"
+
+_REMEDY = "Choose another output_dir, or delete the folder to start again."
 
 
 @dataclass(frozen=True)
@@ -164,7 +166,7 @@ def tune(
 
 def _remembered(folder: Path, seconds: float) -> float:
     """Return how long the run took when it was new, and not what the same call takes when everything is there."""
-    known = json.loads((folder / PLAN).read_text(encoding="utf-8"))
+    known = read_record(folder / PLAN, remedy=_REMEDY)
     if "seconds" not in known:
         replace_file(folder / PLAN, json.dumps(known | {"seconds": seconds}, indent=2) + "\n")
     return float(known.get("seconds", seconds))
@@ -201,10 +203,7 @@ def _check_plan(folder: Path, plan: dict[str, Any]) -> None:
     if not path.exists():
         replace_file(path, json.dumps(plan, indent=2) + "\n")
         return
-    known = json.loads(path.read_text(encoding="utf-8"))
+    known = read_record(path, remedy=_REMEDY)
     names = dict.fromkeys([*plan, *(known.keys() & {"reranker"})])
     if different := [name for name in names if known.get(name) != plan.get(name)]:
-        raise ValueError(
-            f"{folder} holds a run with other {', '.join(different)}. Choose another output_dir, or delete the folder to start "
-            "again."
-        )
+        raise ValueError(f"{folder} holds a run with other {', '.join(different)}. {_REMEDY}")

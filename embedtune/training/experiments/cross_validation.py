@@ -28,7 +28,7 @@ from embedtune.models.load import load_model
 from embedtune.retrieval.encoders import RememberingEncoder
 from embedtune.retrieval.fingerprint import reranker_fingerprint
 from embedtune.retrieval.retriever import Retriever
-from embedtune.storage import replace_file
+from embedtune.storage import read_record, replace_file
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.fit import evaluations, fit
 from embedtune.training.reranker import load_reranker, with_trained_reranker
@@ -293,7 +293,7 @@ def _check_plan(place: Path, plan: str) -> None:
     path = place / _PLAN
     if not path.exists():
         replace_file(path, json.dumps(plan) + "\n")
-    elif json.loads(path.read_text(encoding="utf-8")) != plan:
+    elif path.read_text(encoding="utf-8", errors="replace").strip() != json.dumps(plan):
         raise ValueError(
             f"{place} holds a fold of another run (other data, model or arguments). Choose another output_dir, or delete the folder."
         )
@@ -304,8 +304,9 @@ def _finished(place: Path) -> tuple[Evaluation, ...]:
 
 
 def _record(place: Path) -> dict[str, Any]:
-    record: dict[str, Any] = json.loads((place / _RESULTS).read_text(encoding="utf-8"))
-    return record
+    return read_record(
+        place / _RESULTS, "num_results", "seconds", remedy="Delete this fold's folder: it is made again."
+    )
 
 
 def _plan(
