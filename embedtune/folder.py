@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from embedtune.improvement.rounds import Round
 
 QUESTIONS, DATA, EVIDENCE, ROUNDS, COMMAND = "questions", "data", "evidence", "rounds", "command.json"
-LOG = "feedback.sqlite"
+LOG, BASE = "feedback.sqlite", "base"
 
 _VERDICT = "verdict.json"
 

@@ -18,6 +18,7 @@ from test_cli import QUICK, run, write_documents
 
 import embedtune as et
 from embedtune import folder
+from embedtune.app import desk as desk_module
 from embedtune.app import markup, server
 from embedtune.app.desk import Asked, Desk
 from embedtune.dataset import RetrievalDataset
@@ -125,6 +126,25 @@ def test_a_saved_retriever_alone_has_nothing_beside_it_unless_a_base_is_named(ou
     assert alone.examples() == []
     assert "--data" in alone.obstacle()
     assert Desk(tmp_path / "alone", base=str(tiny_model_folder), feedback=tmp_path / "log.sqlite").ask("pump").base
+
+
+def test_the_vectors_of_the_base_are_made_once_and_again_for_other_chunks(out, tmp_path, monkeypatch, caplog):
+    place = shutil.copytree(out, tmp_path / "copy", ignore=shutil.ignore_patterns("base"))
+    first = Desk(place).ask("pump").base
+    built = desk_module.build_index
+    with monkeypatch.context() as patch:
+        patch.setattr(desk_module, "build_index", lambda *_: pytest.fail("encoded again"))
+        assert Desk(place).ask("pump").base == first
+    next((place / "base").iterdir()).write_bytes(b"torn")
+    assert Desk(place).ask("pump").base == first
+    assert "are made again" in caplog.text
+    retriever = et.Retriever.load(place / "retriever")
+    retriever.add([et.Chunk("new#0", "new", "pump", 0, 4)])
+    retriever.save(place / "retriever")
+    seen = []
+    monkeypatch.setattr(desk_module, "build_index", lambda *given: seen.append(given) or built(*given))
+    assert "new#0" in {hit.id for hit in Desk(place).ask("pump").base}
+    assert len(seen) == 1
 
 
 def test_examples_are_questions_that_tuning_fixed(desk):

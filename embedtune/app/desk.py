@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING
 from embedtune import folder
 from embedtune.models.load import load_model
 from embedtune.retrieval.encoders import ModelEncoder
-from embedtune.retrieval.index import build_index
+from embedtune.retrieval.fingerprint import model_fingerprint
+from embedtune.retrieval.index import ChunkIndex, build_index
 from embedtune.retrieval.retriever import Retriever
 from embedtune.serving.feedback import FeedbackLog
 from embedtune.serving.suggest import suggest_chunk
 
 if TYPE_CHECKING:
+    from sentence_transformers import SentenceTransformer
+
     from embedtune.evaluation.verdict import Verdict
     from embedtune.improvement.rounds import Round
     from embedtune.retrieval.hits import Hit
@@ -89,7 +92,7 @@ class Desk:
         self.path = path
         self.retriever: Retriever = folder.load_retriever(path)
         name = base or _model_of(path)
-        self.base: Retriever | None = _by_vectors(name, self.retriever) if name else None
+        self.base: Retriever | None = _by_vectors(name, self.retriever, path / folder.BASE) if name else None
         self.log: FeedbackLog = FeedbackLog(feedback or path / folder.LOG)
         self.data: Path = data or path / folder.DATA
         self.verdict: Verdict | None = folder.load_verdict(path) if folder.has_verdict(path) else None
@@ -186,8 +189,27 @@ def _model_of(path: Path) -> str:
     return str(folder.read_command(path)["model"]) if (path / folder.COMMAND).exists() else ""
 
 
-def _by_vectors(name: str, like: Retriever) -> Retriever:
-    """Return a retriever of the same chunks by the vectors of another model alone."""
+def _by_vectors(name: str, like: Retriever, place: Path) -> Retriever:
+    """Return a retriever of the same chunks by the vectors of another model alone, which are kept for the next time."""
     model = load_model(name)
-    index = build_index(ModelEncoder(model, like.batch_size), like.index.chunks)
+    index = _kept(place, model, like)
+    if index is None:
+        index = build_index(ModelEncoder(model, like.batch_size), like.index.chunks)
+        try:
+            index.save(place)
+        except OSError as err:
+            logger.warning("The vectors of %s are not kept: %s", name, err)
     return Retriever(model, index, word_weight=0, context=like.context, batch_size=like.batch_size)
+
+
+def _kept(place: Path, model: SentenceTransformer, like: Retriever) -> ChunkIndex | None:
+    """Return the index of an earlier time, if it is of this model and these chunks."""
+    if not place.exists():
+        return None
+    try:
+        index = ChunkIndex.load(place)
+    except (OSError, ValueError) as err:
+        logger.warning("The vectors in %s are made again: %s", place, err)
+        return None
+    wanted = model_fingerprint(model, side="document"), like.index.corpus_fingerprint
+    return index if (index.model_fingerprint, index.corpus_fingerprint) == wanted else None
