@@ -372,6 +372,20 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
     assert (tmp_path / "real" / "a").read_text() == "1"
 
 
+@pytest.mark.parametrize("write", [replaced_folder, merged_folder])
+def test_a_file_at_the_place_of_a_folder_stays_and_is_an_error_before_anything_is_written(tmp_path, write):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("notes.txt")
+    for name in ("notes.txt", "link"):
+        with (
+            pytest.raises(NotADirectoryError, match=r"A folder cannot replace a file.*notes\.txt"),
+            write(tmp_path / name),
+        ):
+            pytest.fail("the block must not be entered")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "notes.txt"]
+
+
 def test_errors_name_the_path_that_was_given(tmp_path):
     def full():
         raise OSError(28, "No space left on device", "/somewhere/temporary")

@@ -29,6 +29,7 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
     Until then ``path`` does not change.
 
     Raises:
+        NotADirectoryError: If ``path`` is a file, which stays as it is.
         OSError: If it cannot be written; it names ``path``.
 
     Example:
@@ -39,7 +40,7 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         >>> (target / "a.txt").read_text()
         'whole'
     """
-    target = Path(path).resolve()
+    target = _place(path)
     with naming(target), workspace(target.parent, target.name, target) as room:
         new = room / "new"
         new.mkdir()
@@ -60,6 +61,7 @@ def merged_folder(path: str | Path, *, without: Collection[str] = ()) -> Iterato
         without: Names in it that do not stay.
 
     Raises:
+        NotADirectoryError: If ``path`` is a file, which stays as it is.
         OSError: If it cannot be written; it names ``path``.
 
     Example:
@@ -72,7 +74,7 @@ def merged_folder(path: str | Path, *, without: Collection[str] = ()) -> Iterato
         >>> sorted(path.name for path in target.iterdir())
         ['a.txt', 'mine.txt']
     """
-    target = Path(path).resolve()
+    target = _place(path)
     is_fixed = target.is_dir() and not _can_be_renamed(target)
     with naming(target), workspace(target if is_fixed else target.parent, target.name, target) as room:
         new = room / "new"
@@ -124,6 +126,13 @@ def read_folder(path: str | Path, read: Callable[[Path], _T]) -> _T:
                 raise failure
             return result
     raise OSError(errno.EBUSY, f"Replaced {TRIES} times while it was read. Stop its writers", str(path))
+
+
+def _place(path: str | Path) -> Path:
+    target = Path(path).resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "A folder cannot replace a file. Choose another path", str(target))
+    return target
 
 
 def _merge(own: Path, target: Path, without: Collection[str]) -> None:
