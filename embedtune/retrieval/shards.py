@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from embedtune.bounds import whole
 from embedtune.models.load import load_model
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
-from embedtune.retrieval.engine import EngineParts
+from embedtune.retrieval.engine import EngineParts, require_room
 from embedtune.retrieval.fingerprint import corpus_fingerprint, model_fingerprint
 from embedtune.retrieval.index import SCHEMA, ChunkIndex, order_of_ids, table_of_chunks, table_of_rows
 from embedtune.retrieval.words import WordIndex
@@ -178,14 +178,17 @@ def shards_to_engine(folder: str | Path, address: str, *, name: str = "chunks", 
     Raises:
         OptionalDependencyError: If ``pymilvus`` is not installed.
         FileNotFoundError: If a shard is missing.
-        ValueError: If a shard is damaged or another model's, an id occurs twice, or Milvus has the collection already.
+        ValueError: If a shard is damaged or another model's, an id occurs twice, a text is too long for Milvus, or Milvus has
+            the collection already.
     """
     manifest = read_manifest(folder)
     paths = shard_paths(folder, manifest)
     words = _Words()
-    lengths = [
-        words.add(read_shard(path, manifest)) for path in tqdm(paths, desc="Counting words", delay=2, leave=False)
-    ]
+    lengths = []
+    for path in tqdm(paths, desc="Counting words", delay=2, leave=False):
+        index = read_shard(path, manifest)
+        require_room(index.chunks)
+        lengths.append(words.add(index))
     hashes, counts = words.merged()
     num_chunks, num_tokens = sum(map(len, lengths)), int(sum(float(one.sum()) for one in lengths))
     parts = EngineParts.create(
