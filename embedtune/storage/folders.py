@@ -202,19 +202,22 @@ def _can_be_renamed(folder: Path) -> bool:
 
 def _move_files(new: Path, target: Path, without: Collection[str]) -> None:
     sync_all(new)
-    for source in sorted(file for file in new.rglob("*") if file.is_file()):
-        place = target / source.relative_to(new)
+    own = sorted(file.relative_to(new) for file in new.rglob("*") if file.is_file())
+    for file in own:
+        place = target / file
         place.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(place)
+        (new / file).replace(place)
+    kept = {target / one for file in own for one in (file, *file.parents)}
     for name in without:
-        if not (new / name).exists():
-            _remove(target / name)
+        for path in [target / name, *(target / name).rglob("*")]:
+            if path not in kept:
+                _remove(path)
     sync_path(target)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 
