@@ -110,7 +110,8 @@ def encode_shards(
 
     Raises:
         FileNotFoundError: If the corpus has no Parquet files.
-        ValueError: If a shard that is there was made of other rows or by another model, or the rows are not chunks.
+        ValueError: If a shard that is there was made of other rows or by another model, the rows are not chunks, or there is
+            no such share.
 
     Example:
         >>> import tempfile
@@ -126,6 +127,8 @@ def encode_shards(
         'door.md#0'
     """
     (rank, num_shares), folder = share or this_process(), Path(output_dir)
+    if not 0 <= rank < num_shares:
+        raise ValueError(f"share={share} must be a number from 0, and how many shares there are: (0, 4) to (3, 4).")
     sources = sorted(Path(corpus).glob("*.parquet"))
     if not sources:
         raise FileNotFoundError(f"{corpus} has no Parquet files (*.parquet). Write them with write_corpus().")
