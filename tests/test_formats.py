@@ -155,6 +155,12 @@ def test_text_beside_the_page_is_not_read():
     assert ROWS[1] in page
 
 
+@pytest.mark.parametrize("box", [b"[0 -50 595 842]", b"[-100 0 595 842]", b"[30 20 595 842]"])
+def test_a_page_whose_corner_is_not_at_zero_has_the_text_of_its_table_once(box):
+    (page,) = pdf_pages.read(pdf([["Prices"]], drawing=ruled(PRICES, top=760)).replace(b"[0 0 595 842]", box))["pages"]
+    assert sorted(page.replace("|", " ").split()) == sorted(" ".join(["Prices", *ROWS]).replace("|", " ").split())
+
+
 @pytest.mark.parametrize("shift", [0, 0.3])
 def test_bold_cells_whose_letters_are_drawn_twice_are_read_once(shift):
     once = ruled(PRICES, top=760).split("\n")

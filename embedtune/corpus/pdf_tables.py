@@ -97,7 +97,9 @@ def _is_ruled(pdf: Any, number: int) -> bool:
     page = pdf[number]
     paths = list(islice(page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_PATH], max_depth=3), MAX_PATHS + 1))
     heights = [top - bottom for _, bottom, _, top in (path.get_bounds() for path in paths)]
-    is_ruled = len(paths) <= MAX_PATHS and max(heights, default=0) > _LEAST_HEIGHT and not page.get_rotation()
+    is_ruled = len(paths) <= MAX_PATHS and max(heights, default=0) > _LEAST_HEIGHT
+    # pdfplumber misplaces tables on pages that are turned, or whose lower edge is not at 0.
+    is_ruled = is_ruled and not page.get_rotation() and not page.get_mediabox()[1]
     page.close()
     return is_ruled
 
