@@ -14,6 +14,7 @@ from embedtune.evaluation.leaks import known_questions, leak_warnings
 from embedtune.evaluation.record import Forgetting
 from embedtune.evaluation.result import Evaluation
 from embedtune.evaluation.verdict import Verdict, compare
+from embedtune.improvement.rounds import POINTER
 from embedtune.retrieval.retriever import Retriever
 from embedtune.retrieval.retriever_files import SETTINGS
 from embedtune.storage import read_record, replace_file
@@ -168,7 +169,8 @@ def improved(path: Path, feedback: Path, data: Path, *, epochs: float | None, se
             raise FileNotFoundError(f"There is no {what} in {there}. Name it with {option}.")
     place = path / RETRIEVER if (path / RETRIEVER).is_dir() else path
     retriever, rounds = load_retriever(path), et.Rounds(path / ROUNDS)
-    if rounds.all() and retriever.learned.model_fingerprint != rounds.current.model_fingerprint:
+    has_rounds = (rounds.output_dir / POINTER).exists()  # else an earlier call stopped before its first model served
+    if has_rounds and retriever.learned.model_fingerprint != rounds.current.model_fingerprint:
         retriever = et.reindex(retriever, rounds.current.model_path, path=place)  # an earlier call stopped before this
     args = None
     if epochs is not None:

@@ -387,6 +387,20 @@ def test_a_round_that_does_not_pass_changes_nothing_that_serves(asked_for_more, 
     assert [one.status for one in et.Rounds(asked_for_more / "rounds").all()] == ["start", "rejected"]
 
 
+def test_improve_goes_on_where_it_was_stopped_before_the_first_model_served(asked_for_more, tmp_path, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    command = ["improve", asked_for_more, "--feedback", tmp_path / "log.sqlite", "--epochs", 1]
+    with monkeypatch.context() as patch:
+        patch.setattr(et.Rounds, "switch_to", stopped)
+        assert run(*command).exit_code not in (shell.DONE, shell.KEEP)
+    assert [one.status for one in et.Rounds(asked_for_more / "rounds").all()] == ["start"]
+    result = run(*command)
+    assert result.exit_code == shell.KEEP, result.stderr
+    assert et.Rounds(asked_for_more / "rounds").current.status == "start"
+
+
 def test_the_log_is_that_of_the_folder_unless_another_is_named(asked_for_more, tmp_path, monkeypatch):
     missing = run("improve", asked_for_more)
     assert missing.exit_code == shell.FAILED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from functools import partial
 from itertools import count
 
 import numpy as np
@@ -21,6 +22,7 @@ from embedtune.retrieval.engine_words import WordTable, sparse_query
 from embedtune.retrieval.fusion import Fusion
 from embedtune.retrieval.index import ChunkIndex, table_of_texts
 from embedtune.retrieval.search import top_k
+from embedtune.retrieval.shards import encode_shards, shards_to_engine, write_corpus
 from embedtune.retrieval.words import WordIndex, WordWeights
 
 DIM = 8
@@ -216,6 +218,25 @@ def test_what_another_model_made_is_refused(model, address, tmp_path):
     other.finish(0, 0)
     with pytest.raises(ValueError, match="did not make the index"):
         et.Retriever.from_engine(tmp_path / "saved", address, name=other.name)
+
+
+def test_a_chunk_that_milvus_has_no_room_for_is_refused_before_anything_is_changed(model, address, tmp_path):
+    fits, long = ("ü" * size for size in (engine._LONGEST_TEXT // 2, engine._LONGEST_TEXT // 2 + 1))
+    chunks = [et.Chunk(f"{i}#0", str(i), text, 0, len(text)) for i, text in enumerate(["the pump", fits])]
+    too_long = et.Chunk("9#0", "9", long, 0, len(long))
+    retriever = et.Retriever.from_chunks(model, chunks)
+    there = retriever.to_engine(address, name="room")
+    with pytest.raises(ValueError, match=r"text of chunk '9#0' has 65,536 bytes, and Milvus takes at most 65,535"):
+        there.add([too_long])
+    retriever.save(tmp_path / "saved")
+    assert len(et.Retriever.from_engine(tmp_path / "saved", address, name="room")) == 2
+    retriever.add([too_long])
+    write_corpus([*chunks, too_long], tmp_path / "corpus")
+    encode_shards(model, tmp_path / "corpus", output_dir=tmp_path / "vectors")
+    for write in (retriever.to_engine, partial(shards_to_engine, tmp_path / "vectors")):
+        with pytest.raises(ValueError, match="text of chunk '9#0' has"):
+            write(address, name="roomless")
+        assert not engine._connect(address, "").has_collection("roomless_words")
 
 
 def test_chunks_whose_writer_was_stopped_are_not_opened(address, monkeypatch):

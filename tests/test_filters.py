@@ -505,6 +505,15 @@ def test_a_judge_that_says_nothing_usable_drops_nothing_and_is_reported(tmp_path
     assert "no usable verdict for 3 of 3 questions (3 malformed reply). They are kept." in caplog.text
 
 
+def test_what_one_reply_of_a_judge_leaves_out_another_may_have_and_a_worse_one_takes_nothing_back(tmp_path):
+    def said(*numbers):
+        return json.dumps({"verdicts": [{"number": number, "answerable": False} for number in numbers]})
+
+    replies = (said(1), said(2), "no", said(1, 2, 3))
+    dropped = [len(judged(Judge(reply), tmp_path).dropped) for reply in replies]
+    assert dropped == [1, 2, 2, 2], "a fourth reply is not asked for"
+
+
 @pytest.mark.parametrize(
     "reply",
     [

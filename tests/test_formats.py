@@ -155,6 +155,27 @@ def test_text_beside_the_page_is_not_read():
     assert ROWS[1] in page
 
 
+@pytest.mark.parametrize("box", [b"[0 -50 595 842]", b"[-100 0 595 842]", b"[30 20 595 842]"])
+def test_a_page_whose_corner_is_not_at_zero_has_the_text_of_its_table_once(box):
+    (page,) = pdf_pages.read(pdf([["Prices"]], drawing=ruled(PRICES, top=760)).replace(b"[0 0 595 842]", box))["pages"]
+    assert sorted(page.replace("|", " ").split()) == sorted(" ".join(["Prices", *ROWS]).replace("|", " ").split())
+
+
+@pytest.mark.parametrize("shift", [0, 0.3])
+def test_bold_cells_whose_letters_are_drawn_twice_are_read_once(shift):
+    once = ruled(PRICES, top=760).split("\n")
+    moved = ruled(PRICES, left=40 + shift, top=760).split("\n")
+    twice = "\n".join(f"{line}\n{other}" for line, other in zip(once, moved, strict=True))
+    (page,) = pdf_pages.read(pdf([["Prices"]], drawing=twice))["pages"]
+    assert "\n".join(ROWS) in page
+
+
+def test_the_lines_of_squared_paper_cut_no_words():
+    squares = "\n".join(f"0 {i * 14} m 595 {i * 14} l S {i * 14} 0 m {i * 14} 842 l S" for i in range(60))
+    (page,) = pdf_pages.read(pdf([["Press both buttons and wait."] * 3], drawing=squares))["pages"]
+    assert page.split("\n")[:3] == ["Press both buttons and wait."] * 3
+
+
 def test_a_table_that_cannot_be_read_or_would_lose_text_is_plain_text(monkeypatch):
     data = pdf([["Prices"]], drawing=ruled(PRICES, top=760))
     plain = {"part", "price", "note", "red", "valve", "4", "hose", "new", "Prices"}

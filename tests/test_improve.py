@@ -828,10 +828,30 @@ def test_what_is_locked_without_a_test_follows_from_the_text_of_a_question():
     assert with_locked_test(locked) is locked
 
 
+def test_near_duplicates_are_locked_together_also_under_two_ids_and_with_several_chunks():
+    texts = [f"Shelf {i} in hall {i * 7} holds the spare part of machine {i * 13}." for i in range(60)]
+    chunks = [et.Chunk(f"{i}#0", f"{i}", text, 0, len(text)) for i, text in enumerate(texts)]
+    ways = ("Where is the spare part of machine {} kept?", "where is the spare part of machine {} kept")
+    ways += ("Where is the spare part of machine {} kept today?",)
+    questions = [
+        et.Question(f"{way}/{i}", asked.format(i * 13), (f"{i}#0", f"{i + 30}#0")[way // 2 :])
+        for i in range(30)
+        for way, asked in enumerate(ways)
+    ]
+    data = et.build_dataset(chunks, questions, test_size=0, dev_size=0)
+    data = replace(data, qrels={"train": data.qrels["train"]})
+    locked = with_locked_test(data)
+    sides = [{query.split("/")[1] for query in locked.relevant(split)} for split in ("train", "test")]
+    assert not sides[0] & sides[1]
+    assert 2 <= len(sides[1]) <= 12
+    backwards = replace(data, qrels={"train": data.qrels["train"].select(range(len(data.qrels["train"]) - 1, -1, -1))})
+    assert set(with_locked_test(backwards).relevant("test")) == set(locked.relevant("test"))
+
+
 def test_a_dataset_with_too_few_questions_to_lock_is_refused():
     data = without_a_test()
     one = replace(data, qrels={"train": data.qrels["train"].select([0])})
-    with pytest.raises(ValueError, match=r"this dataset has 1 question\(s\) to do so"):
+    with pytest.raises(ValueError, match=r"this dataset has 1 question\(s\) to do so.*Add questions"):
         with_locked_test(one)
     with pytest.raises(ValueError, match="'train', and this dataset has only"):
         with_locked_test(replace(data, qrels={"test": data.qrels["train"]}))

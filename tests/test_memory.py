@@ -7,6 +7,7 @@ import gc
 
 import pytest
 import torch
+from model_repositories import STATIC_LAYOUTS, static_repository
 from peft import LoraConfig
 from test_trainer import make_data
 from torch import nn
@@ -15,6 +16,7 @@ from torch.profiler import ProfilerActivity, profile
 from embedtune.dataset import RetrievalDataset
 from embedtune.models.load import load_model
 from embedtune.models.packing.pack import tokens_per_pass
+from embedtune.models.query_side import freeze_index
 from embedtune.training.arguments import TuningArguments
 from embedtune.training.memory.estimate import _passes, estimate_memory
 from embedtune.training.memory.presets import arguments_for_gpu
@@ -85,6 +87,56 @@ def test_activations_are_those_of_a_real_step(tiny_model, bf16, accumulating, co
     measured = measured_activations(tiny_model, columns, **options)
     estimate = peak_activations(tiny_model, columns, fused_attention=False, **options)
     assert estimate == pytest.approx(measured, rel=0.05)
+
+
+@pytest.fixture(params=STATIC_LAYOUTS)
+def static_model(request, tmp_path):
+    return load_model(static_repository(tmp_path, request.param), device="cpu")
+
+
+@pytest.mark.parametrize("accumulating", [False, True])
+def test_activations_of_a_static_model_are_those_of_a_real_step(static_model, accumulating):
+    model = copy.deepcopy(static_model).train()
+    (table,) = model.parameters()
+    table.grad = torch.zeros_like(table) if accumulating else None
+
+    def step():
+        vectors = []
+        for column in COLUMNS:
+            size = column.num_rows * column.num_tokens
+            texts = {
+                "input_ids": torch.ones(size, dtype=torch.long),
+                "offsets": torch.arange(0, size, column.num_tokens),
+            }
+            vectors.append(model(texts)["sentence_embedding"])
+        torch.cat(vectors).float().sum().backward()
+
+    measured = peak_of(step) - (0 if accumulating else table.nbytes)
+    num_tokens = sum(column.num_rows * column.num_tokens for column in COLUMNS)
+    # Real kernels give up one index of 8 bytes per token earlier.
+    assert 0 <= peak_activations(static_model, COLUMNS, accumulating=accumulating) - measured <= 8 * num_tokens
+
+
+def test_the_memory_of_a_static_model_is_estimated_and_settings_for_it_are_found(static_model, data, arguments):
+    (table,) = static_model.parameters()
+    estimate = estimate_memory(static_model, arguments(), data=data)
+    assert (estimate.weights, estimate.gradients, estimate.optimizer) == (table.nbytes, table.nbytes, 2 * table.nbytes)
+    longest = max(len(static_model.preprocess([text])["input_ids"]) for text in data.corpus["text"])
+    assert {column.role: column.num_tokens for column in estimate.columns}["document"] == longest
+    frozen = freeze_index(static_model, query="linear")
+    layer = sum(parameter.nbytes for parameter in frozen.parameters() if parameter.requires_grad)
+    assert estimate_memory(frozen, arguments(), data=data).gradients == layer == 16 * 16 * 4
+    assert arguments_for_gpu("8GB", model=static_model, data=data, output_dir="out", use_cpu=True).bf16
+
+
+@pytest.mark.parametrize("query", ["linear", "lora", "route"])
+def test_a_model_with_a_frozen_index_needs_the_memory_of_its_query_side(tiny_model, data, arguments, query):
+    whole = estimate_memory(tiny_model, arguments(), data=data)
+    frozen = freeze_index(tiny_model, query=query)
+    trained = sum(parameter.nbytes for parameter in frozen.parameters() if parameter.requires_grad)
+    estimate = estimate_memory(frozen, arguments(), data=data)
+    assert estimate.gradients == trained
+    assert 0 <= estimate.activations < whole.activations + whole.gradients
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ from transformers import AutoModel, PreTrainedModel
 from embedtune.models.load import load_model
 from embedtune.models.lora import transformers_of
 from embedtune.models.packing.attention import packed_attention
+from embedtune.models.query_side import freeze_index
 from embedtune.models.selfcheck import check_model
 from embedtune.training.losses import InBatchNegativesLoss
 
@@ -146,6 +147,15 @@ def test_options_that_need_a_transformer_are_refused_for_a_static_model(static):
         load_model(static, device="cpu", max_seq_length=64)
     with pytest.raises(ValueError, match=r"needs a transformer, and the model has none \(StaticEmbedding"):
         load_model(static, device="cpu", lora=True)
+    with pytest.raises(ValueError, match=r"query='lora' needs a transformer.*Use query='linear' or 'route'"):
+        freeze_index(load_model(static, device="cpu"))
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "no_grad", torch.bfloat16])
+def test_a_dtype_that_is_not_the_name_of_one_is_refused_for_every_model(static, dtype):
+    for name in (static, "minilm"):
+        with pytest.raises(ValueError, match=r"dtype=.* must be a name, such as 'float32', 'bfloat16'"):
+            load_model(name, device="cpu", dtype=dtype)
 
 
 def test_a_static_model_whose_files_do_not_fit_is_refused(static):

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import ModelCard
+from model_repositories import STATIC_LAYOUTS, static_repository
 from test_trainer import make_data
 
 import embedtune as et
@@ -118,6 +119,12 @@ def test_every_number_is_the_evaluations(tiny_model, verdict, tmp_path):
     index = {r.metric_type: r.metric_value for r in ModelCard(text).data.eval_results}
     assert index == results["tuned"], "unrounded"
     assert {r.task_type for r in ModelCard(text).data.eval_results} == {"information-retrieval"}
+
+
+def test_the_card_says_how_much_of_a_text_the_model_reads(tiny_model, verdict, tmp_path):
+    static = et.load_model(static_repository(tmp_path, next(iter(STATIC_LAYOUTS))), device="cpu")
+    for model, said in ((tiny_model, f"truncated to {tiny_model.max_seq_length} tokens"), (static, "read whole")):
+        assert f"Texts are {said}. Embeddings" in card_of(model, tmp_path / said, verdicts=[verdict])
 
 
 def test_several_verdicts_stand_one_after_the_other(tiny_model, verdict, tmp_path):

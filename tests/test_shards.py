@@ -305,6 +305,13 @@ def test_any_share_of_the_shards_can_be_encoded_without_a_launcher(corpus, tiny_
     assert content(tmp_path / "vectors") == content(tmp_path / "one")
 
 
+@pytest.mark.parametrize("share", [(4, 4), (-1, 4), (0, 0)])
+def test_a_share_that_there_is_not_is_refused_instead_of_leaving_shards_out(corpus, tiny_model, tmp_path, share):
+    with pytest.raises(ValueError, match=r"share=\(.*\(0, 4\) to \(3, 4\)"):
+        encode_shards(tiny_model, corpus, output_dir=tmp_path / "vectors", share=share)
+    assert not (tmp_path / "vectors").exists()
+
+
 @pytest.mark.slow
 def test_two_workers_of_ray_write_what_one_process_writes_and_go_on_where_they_stopped(tiny_model_folder, tmp_path):
     pytest.importorskip("ray.data", reason="needs ray[data]")

@@ -363,6 +363,53 @@ def test_the_folder_that_the_process_works_in_is_filled_and_not_moved(tmp_path, 
     assert [path.name for path in Path.cwd().iterdir()] == ["a"]
 
 
+@pytest.mark.parametrize("why", ["ismount", "access"])
+def test_a_folder_that_cannot_be_renamed_is_filled_where_it_is(tmp_path, monkeypatch, why):
+    target = tmp_path / "data"
+    target.mkdir()
+    (target / "a").write_text("old")
+    for name in ("deep/old", "deep/new", "gone/old"):
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_text("old")
+    number = target.stat().st_ino
+    if why == "ismount":
+        monkeypatch.setattr(os.path, "ismount", lambda path: Path(path) == target)
+    else:
+        monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != tmp_path)
+    with merged_folder(target, without=["a", "b", "deep", "gone"]) as folder:
+        (folder / "deep").mkdir()
+        for name in ("a", "deep/new"):
+            (folder / name).write_text("new")
+    assert target.stat().st_ino == number
+    assert {f"{file.relative_to(target)}": file.read_text() for file in target.rglob("*") if file.is_file()} == {
+        "a": "new",
+        "deep/new": "new",
+    }
+    assert not (target / "gone").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+def test_what_a_killed_writer_put_aside_is_found_and_put_back_whatever_the_name(tmp_path):
+    target = tmp_path / "a[1]*?"
+    aside = tmp_path / f".{target.name}.new-x" / "old"
+    aside.mkdir(parents=True)
+    (aside / "a").write_text("old")
+    assert is_folder(target)
+    assert read_folder(target, lambda folder: (folder / "a").read_text()) == "old"
+    with merged_folder(target) as folder:
+        (folder / "b").write_text("new")
+    assert sorted(path.name for path in target.iterdir()) == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == [target.name]
+
+
+def test_folders_within_a_merged_folder_keep_their_mode(tmp_path):
+    (tmp_path / "data" / "deep").mkdir(parents=True)
+    (tmp_path / "data" / "deep").chmod(0o700)
+    with merged_folder(tmp_path / "data") as folder:
+        (folder / "a").write_text("new")
+    assert stat.S_IMODE((tmp_path / "data" / "deep").stat().st_mode) == 0o700
+
+
 def test_a_link_to_a_folder_stays_a_link(tmp_path):
     (tmp_path / "real").mkdir()
     (tmp_path / "link").symlink_to("real")
@@ -370,6 +417,20 @@ def test_a_link_to_a_folder_stays_a_link(tmp_path):
         (folder / "a").write_text("1")
     assert (tmp_path / "link").is_symlink()
     assert (tmp_path / "real" / "a").read_text() == "1"
+
+
+@pytest.mark.parametrize("write", [replaced_folder, merged_folder])
+def test_a_file_at_the_place_of_a_folder_stays_and_is_an_error_before_anything_is_written(tmp_path, write):
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "link").symlink_to("notes.txt")
+    for name in ("notes.txt", "link"):
+        with (
+            pytest.raises(NotADirectoryError, match=r"A folder cannot replace a file.*notes\.txt"),
+            write(tmp_path / name),
+        ):
+            pytest.fail("the block must not be entered")
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "notes.txt"]
 
 
 def test_errors_name_the_path_that_was_given(tmp_path):

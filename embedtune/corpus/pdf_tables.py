@@ -15,6 +15,7 @@ from typing import Any
 SECONDS = 20  # for all pages of a file; later tables stay plain text
 MAX_PATHS = 4_000  # of a page: a drawing has more, a table has hundreds
 
+_MOST_CUT = 0.25  # of the words in a table; the two libraries differ in some spaces and hyphens
 _LEAST_HEIGHT = 5  # points of a line or box that can bound a cell
 
 Box = tuple[float, float, float, float]
@@ -82,7 +83,9 @@ def _with_tables_on(data: bytes, pdf: Any, numbers: Sequence[int]) -> Iterator[t
 
     with pdfplumber.open(io.BytesIO(data)) as plumbed:
         for number in numbers:
-            tables = _tables(plumbed.pages[number])
+            tables = _tables(
+                plumbed.pages[number].dedupe_chars()
+            )  # bold letters may be drawn twice; PDFium reads them once
             plumbed.pages[number].close()
             yield number, _with_tables(pdf[number], tables) if tables else ""
 
@@ -94,7 +97,9 @@ def _is_ruled(pdf: Any, number: int) -> bool:
     page = pdf[number]
     paths = list(islice(page.get_objects(filter=[pdfium.FPDF_PAGEOBJ_PATH], max_depth=3), MAX_PATHS + 1))
     heights = [top - bottom for _, bottom, _, top in (path.get_bounds() for path in paths)]
-    is_ruled = len(paths) <= MAX_PATHS and max(heights, default=0) > _LEAST_HEIGHT and not page.get_rotation()
+    is_ruled = len(paths) <= MAX_PATHS and max(heights, default=0) > _LEAST_HEIGHT
+    # pdfplumber misplaces tables on pages that are turned, or whose lower edge is not at 0.
+    is_ruled = is_ruled and not page.get_rotation() and not page.get_mediabox()[1]
     page.close()
     return is_ruled
 
@@ -129,9 +134,18 @@ def _with_tables(page: Any, tables: Sequence[tuple[Box, list[list[str]]]]) -> st
             if not inside[place]:
                 parts.append("\n\n" + "\n".join(f"| {' | '.join(row)} |" for row in tables[place][1]) + "\n\n")
             inside[place] += text
-    in_cells = ["".join(cell for row in rows for cell in row) for _, rows in tables]
-    is_whole = all(_signs(text) <= _signs(cells) for text, cells in zip(inside, in_cells, strict=True))
+    in_cells = [" ".join(cell for row in rows for cell in row) for _, rows in tables]
+    is_whole = all(
+        _signs(text) <= _signs(cells) and not _cuts_words(text, cells)
+        for text, cells in zip(inside, in_cells, strict=True)
+    )
     return "".join(parts) if is_whole else ""
+
+
+def _cuts_words(text: str, cells: str) -> bool:
+    """Return whether lines run through the words of a text, as those of squared paper do."""
+    pieces, words = cells.split(), frozenset(text.split())
+    return sum(piece not in words for piece in pieces) > _MOST_CUT * len(pieces)
 
 
 def _signs(text: str) -> Counter[str]:

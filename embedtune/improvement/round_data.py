@@ -7,7 +7,6 @@ import json
 from collections import defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
@@ -19,9 +18,7 @@ from embedtune.dataset.tables import judgement
 from embedtune.near_duplicates import NEAR_DUPLICATE_JACCARD, first_members, near_duplicate_groups, shingles
 from embedtune.serving.feedback import LoggedQuestion, distinct_questions, record_of
 from embedtune.text import same_question
-
-if TYPE_CHECKING:
-    from embedtune.types import Question
+from embedtune.types import Question
 
 LOCKED, HELD_OUT = "test", "log_held_out"
 
@@ -56,6 +53,7 @@ def hash_of_test(data: RetrievalDataset) -> str:
 def with_locked_test(data: RetrievalDataset) -> RetrievalDataset:
     """Return the dataset with a split to lock: where it has none, a fifth of its training questions, by a hash of their texts.
 
+    Near duplicates are on the same side, or the new retriever would learn from other words for the locked questions.
     The first retriever has learned from those. This favours it over a new one, which does not, so the check gets stricter.
 
     Raises:
@@ -65,16 +63,28 @@ def with_locked_test(data: RetrievalDataset) -> RetrievalDataset:
         raise ValueError(f"improve() repeats questions of the split 'train', and this dataset has only {data.splits}.")
     if LOCKED in data.qrels:
         return data
-    texts, rows = data.query_texts, data.qrels["train"]
-    is_locked = [_draw(same_question(texts[query])) < _LOCKED_SIZE for query in rows["query-id"][:]]
+    rows = data.qrels["train"]
+    leader = _leaders_of_training_questions(data)
+    is_locked = [_draw(leader[query]) < _LOCKED_SIZE for query in rows["query-id"][:]]
     if len(set(is_locked)) < 2:
         raise ValueError(
-            f"improve() repeats some questions and locks others, and this dataset has {len(is_locked)} question(s) to do so."
+            f"improve() repeats some questions and locks others, and this dataset has {len(set(leader.values()))} question(s) to "
+            "do so, near duplicates counted once. Add questions, or a split 'test'."
         )
     sides = {"train": np.flatnonzero(np.logical_not(is_locked)), LOCKED: np.flatnonzero(is_locked)}
     return replace(
         data, qrels={**data.qrels, **{name: rows.select(of) for name, of in sides.items()}}, split_by="question"
     )
+
+
+def _leaders_of_training_questions(data: RetrievalDataset) -> dict[str, str]:
+    """Return for each training question, by id, the text that decides its side: the first of its near duplicates'."""
+    texts, rows = data.query_texts, data.qrels["train"]
+    chunks: dict[str, list[str]] = defaultdict(list)
+    for query, chunk in zip(rows["query-id"][:], rows["corpus-id"][:], strict=True):
+        chunks[same_question(texts[query])].append(chunk)
+    leader = _leaders([Question(text, text, tuple(of)) for text, of in chunks.items()])
+    return {query: leader[same_question(texts[query])] for query in rows["query-id"][:]}
 
 
 def build_round_data(

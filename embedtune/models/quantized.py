@@ -17,10 +17,12 @@ def weights_options(dtype: str, *, lora: Any, device: str | None) -> dict[str, A
     """Return what ``from_pretrained`` is told about the weights.
 
     Raises:
-        ValueError: If the weights are to be in 4 bits without a LoRA, or without an NVIDIA GPU.
+        ValueError: If the weights are to be in 4 bits without a LoRA, or without an NVIDIA GPU; or in something unknown.
         OptionalDependencyError: If the package for 4 bits is not installed.
     """
     if dtype != NF4:
+        if not isinstance(dtype, str) or not isinstance(getattr(torch, dtype, None), torch.dtype):
+            raise ValueError(f"dtype={dtype!r} must be a name, such as 'float32', 'bfloat16', 'float16' or {NF4!r}.")
         return {"dtype": dtype, "use_safetensors": True}
     _check_possible(lora, device)
     from transformers import BitsAndBytesConfig

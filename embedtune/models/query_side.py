@@ -36,8 +36,8 @@ def freeze_index(model: SentenceTransformer, *, query: QuerySide = "lora") -> Se
 
     Raises:
         OptionalDependencyError: If ``query="lora"`` and peft is not installed.
-        ValueError: If ``query`` is unknown, the model's similarity is not the cosine, or the query route has no weights of
-            its own to train.
+        ValueError: If ``query`` is unknown, the model's similarity is not the cosine, the query route has no weights of
+            its own to train, or a LoRA is asked for and there is no transformer.
 
     Example:
         >>> import embedtune as et
@@ -95,7 +95,12 @@ def _with_lora(model: SentenceTransformer) -> list[nn.Module]:
     """Add a LoRA to a copy of the modules that shares their tensors."""
     tensors = itertools.chain(model.parameters(), model.buffers())
     shared: dict[int, Any] = {id(tensor): tensor for tensor in tensors}
-    modules = [_copied(m, shared) if isinstance(m, Transformer) else m for m in _side(model, "query")]
+    side = _side(model, "query")
+    if not any(isinstance(module, Transformer) for module in side):
+        raise ValueError(
+            f"query='lora' needs a transformer, and the model has none ({type(side[0]).__name__}). Use query='linear' or 'route'."
+        )
+    modules = [_copied(m, shared) if isinstance(m, Transformer) else m for m in side]
     queries = TunableModel(modules=modules, device=str(model.device))
     add_lora(queries, True)
     return list(queries.children())

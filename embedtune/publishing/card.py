@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -187,8 +188,10 @@ def _usage_section(model: SentenceTransformer) -> str:
         )
     else:
         usage = "Questions and chunks are encoded without a prompt."
+    limit = model.max_seq_length
+    read = f"truncated to {limit} tokens" if limit is not None and math.isfinite(limit) else "read whole"
     return (
-        f"## How to use the model\n\n{usage}\n\nTexts are truncated to {model.max_seq_length} tokens. Embeddings have "
+        f"## How to use the model\n\n{usage}\n\nTexts are {read}. Embeddings have "
         f"{model.get_embedding_dimension()} dimensions. See *Usage* below for the code."
     )
 

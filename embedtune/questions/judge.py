@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from embedtune.llms.protocol import LLM, Completion, Request
 from embedtune.llms.structured import escaped, object_in, schema_of, whole_number
-from embedtune.questions.requests.replies import FOLDER, MALFORMED, answered
+from embedtune.questions.requests.replies import FOLDER, MALFORMED, MAX_REPLIES, answered
 
 if TYPE_CHECKING:
     from embedtune.questions.records import Questions
@@ -101,17 +101,20 @@ def filter_by_judge(
     ) as replies:
         for i, group in asked.items():
             reply = replies.get(i)
-            verdicts = {} if isinstance(reply, str) else _verdicts(reply, group)
+            verdicts: dict[str, str] = {}
+            for one in replies.all_of(i):  # what one reply leaves out another one may have
+                verdicts |= _verdicts(one, group)
             dropped |= {question: failed for question, failed in verdicts.items() if failed}
             if missing := len(group) - len(verdicts):
                 unjudged[reply[:60] if isinstance(reply, str) else MALFORMED] += missing
     if unjudged:
         logger.warning(
             "The judge gave no usable verdict for %d of %d questions (%s). They are kept. Run the same again to ask for "
-            "their verdicts once more.",
+            "their verdicts once more, %d times in all.",
             unjudged.total(),
             len(questions),
             ", ".join(f"{number} {reason}" for reason, number in unjudged.most_common()),
+            MAX_REPLIES,
         )
     return questions.without(dropped)
 

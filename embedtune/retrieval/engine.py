@@ -11,6 +11,7 @@ from urllib.parse import quote
 
 import numpy as np
 import pyarrow
+import pyarrow.compute
 
 from embedtune.errors import OptionalDependencyError
 from embedtune.retrieval.engine_words import WordTable, batches, create_collection, sparse_query, sparse_row
@@ -61,7 +62,8 @@ class EngineParts:
 
     @classmethod
     def of(cls, index: ChunkIndex, address: str, *, name: str, token: str) -> EngineParts:
-        """Write the chunks of an index. Raises what `create` raises."""
+        """Write the chunks of an index. Raises what `create` and `require_room` raise."""
+        require_room(index.chunks)
         words = index.words
         parts = cls.create(index, address, name=name, token=token, num_words=len(words.hashes))
         parts.write(index.chunks, index.vectors, words.lengths, mean_length=words.statistics.mean_length)
@@ -172,7 +174,8 @@ class EngineParts:
             yield slice(row, row + 1), SomeChunks.of_corpus(index, corpus)
 
     def put(self, old: pyarrow.Table, chunks: pyarrow.Table, vectors: NDArray[np.float32]) -> None:
-        """Replace some rows, all that there are of these chunks, by others."""
+        """Replace some rows, all that there are of these chunks, by others. Raises what `require_room` raises."""
+        require_room(chunks)
         size = self.words.read_size()
         removed, added = (WordIndex.build(table["text"].to_pylist()) for table in (old, chunks))
         num_chunks = size["num_chunks"] + len(added) - len(removed)
@@ -248,6 +251,18 @@ class _Around(IndexParts):
         positions = self.find(sorted({*old, *chunks["_id"].to_pylist()}))
         self.engine.put(self.rows([p for p in positions if p >= 0]), chunks, vectors)
         return self.engine
+
+
+def require_room(chunks: pyarrow.Table) -> None:
+    """Raise a ``ValueError`` if a field of Milvus has no room for what a chunk has: a write would stop in the middle."""
+    for name in ("_id", "text", "document_id", "document_title"):
+        sizes = pyarrow.compute.binary_length(chunks[name]).to_numpy()
+        if len(sizes) and sizes.max() > _LONGEST_TEXT:
+            chunk = chunks["_id"][int(sizes.argmax())].as_py()
+            raise ValueError(
+                f"{name} of chunk {chunk[:80]!r} has {sizes.max():,} bytes, and Milvus takes at most {_LONGEST_TEXT:,}. Make smaller "
+                "chunks, or search in memory."
+            )
 
 
 def _key(chunk_id: str) -> str:

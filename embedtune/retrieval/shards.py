@@ -19,7 +19,7 @@ from tqdm.auto import tqdm
 from embedtune.bounds import whole
 from embedtune.models.load import load_model
 from embedtune.retrieval.encoders import ModelEncoder, encode_chunks
-from embedtune.retrieval.engine import EngineParts
+from embedtune.retrieval.engine import EngineParts, require_room
 from embedtune.retrieval.fingerprint import corpus_fingerprint, model_fingerprint
 from embedtune.retrieval.index import SCHEMA, ChunkIndex, order_of_ids, table_of_chunks, table_of_rows
 from embedtune.retrieval.words import WordIndex
@@ -110,7 +110,8 @@ def encode_shards(
 
     Raises:
         FileNotFoundError: If the corpus has no Parquet files.
-        ValueError: If a shard that is there was made of other rows or by another model, or the rows are not chunks.
+        ValueError: If a shard that is there was made of other rows or by another model, the rows are not chunks, or there is
+            no such share.
 
     Example:
         >>> import tempfile
@@ -126,6 +127,8 @@ def encode_shards(
         'door.md#0'
     """
     (rank, num_shares), folder = share or this_process(), Path(output_dir)
+    if not 0 <= rank < num_shares:
+        raise ValueError(f"share={share} must be a number from 0, and how many shares there are: (0, 4) to (3, 4).")
     sources = sorted(Path(corpus).glob("*.parquet"))
     if not sources:
         raise FileNotFoundError(f"{corpus} has no Parquet files (*.parquet). Write them with write_corpus().")
@@ -178,14 +181,17 @@ def shards_to_engine(folder: str | Path, address: str, *, name: str = "chunks", 
     Raises:
         OptionalDependencyError: If ``pymilvus`` is not installed.
         FileNotFoundError: If a shard is missing.
-        ValueError: If a shard is damaged or another model's, an id occurs twice, or Milvus has the collection already.
+        ValueError: If a shard is damaged or another model's, an id occurs twice, a text is too long for Milvus, or Milvus has
+            the collection already.
     """
     manifest = read_manifest(folder)
     paths = shard_paths(folder, manifest)
     words = _Words()
-    lengths = [
-        words.add(read_shard(path, manifest)) for path in tqdm(paths, desc="Counting words", delay=2, leave=False)
-    ]
+    lengths = []
+    for path in tqdm(paths, desc="Counting words", delay=2, leave=False):
+        index = read_shard(path, manifest)
+        require_room(index.chunks)
+        lengths.append(words.add(index))
     hashes, counts = words.merged()
     num_chunks, num_tokens = sum(map(len, lengths)), int(sum(float(one.sum()) for one in lengths))
     parts = EngineParts.create(

@@ -29,6 +29,7 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
     Until then ``path`` does not change.
 
     Raises:
+        NotADirectoryError: If ``path`` is a file, which stays as it is.
         OSError: If it cannot be written; it names ``path``.
 
     Example:
@@ -39,7 +40,7 @@ def replaced_folder(path: str | Path) -> Iterator[Path]:
         >>> (target / "a.txt").read_text()
         'whole'
     """
-    target = Path(path).resolve()
+    target = _place(path)
     with naming(target), workspace(target.parent, target.name, target) as room:
         new = room / "new"
         new.mkdir()
@@ -60,6 +61,7 @@ def merged_folder(path: str | Path, *, without: Collection[str] = ()) -> Iterato
         without: Names in it that do not stay.
 
     Raises:
+        NotADirectoryError: If ``path`` is a file, which stays as it is.
         OSError: If it cannot be written; it names ``path``.
 
     Example:
@@ -72,7 +74,7 @@ def merged_folder(path: str | Path, *, without: Collection[str] = ()) -> Iterato
         >>> sorted(path.name for path in target.iterdir())
         ['a.txt', 'mine.txt']
     """
-    target = Path(path).resolve()
+    target = _place(path)
     is_fixed = target.is_dir() and not _can_be_renamed(target)
     with naming(target), workspace(target if is_fixed else target.parent, target.name, target) as room:
         new = room / "new"
@@ -124,6 +126,13 @@ def read_folder(path: str | Path, read: Callable[[Path], _T]) -> _T:
                 raise failure
             return result
     raise OSError(errno.EBUSY, f"Replaced {TRIES} times while it was read. Stop its writers", str(path))
+
+
+def _place(path: str | Path) -> Path:
+    target = Path(path).resolve()
+    if target.exists() and not target.is_dir():
+        raise NotADirectoryError(errno.ENOTDIR, "A folder cannot replace a file. Choose another path", str(target))
+    return target
 
 
 def _merge(own: Path, target: Path, without: Collection[str]) -> None:
@@ -193,19 +202,22 @@ def _can_be_renamed(folder: Path) -> bool:
 
 def _move_files(new: Path, target: Path, without: Collection[str]) -> None:
     sync_all(new)
-    for source in sorted(file for file in new.rglob("*") if file.is_file()):
-        place = target / source.relative_to(new)
+    own = sorted(file.relative_to(new) for file in new.rglob("*") if file.is_file())
+    for file in own:
+        place = target / file
         place.parent.mkdir(parents=True, exist_ok=True)
-        source.replace(place)
+        (new / file).replace(place)
+    kept = {target / one for file in own for one in (file, *file.parents)}
     for name in without:
-        if not (new / name).exists():
-            _remove(target / name)
+        for path in [target / name, *(target / name).rglob("*")]:
+            if path not in kept:
+                _remove(path)
     sync_path(target)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink(missing_ok=True)
 

@@ -52,6 +52,13 @@ class Replies:
         completion = self._llm.read(reply)
         return completion.problem or completion
 
+    def all_of(self, name: str) -> list[Completion]:
+        """Return every reply to a request at this limit of tokens, the last one last, also malformed ones."""
+        digest, limit, *_ = self._keys[name].split("-")
+        stored = [self._ledger.reply(key) for key in _tries(f"{digest}-{limit}")]
+        completions = [self._llm.read(reply) for reply in stored if reply is not None]
+        return [completion for completion in completions if not completion.problem]
+
 
 @contextmanager
 def answered(
@@ -141,7 +148,11 @@ def _problem(ledger: Ledger, llm: LLM, key: str, is_whole: Callable[[Completion]
 
 def _key(first: str, problems: Mapping[str, str]) -> str:
     """Choose among the stored replies of a request, or name the next one: ``first``, ``first-2``, ``first-3``."""
-    tries = [first, *(f"{first}-{number}" for number in range(2, MAX_REPLIES + 1))]
+    tries = _tries(first)
     usable = (key for key in (*tries, *problems) if problems.get(key, CUT_OFF) not in (CUT_OFF, MALFORMED))
     unasked = (key for key in tries if problems.get(key) != MALFORMED)
     return next(usable, None) or next(unasked, tries[-1])
+
+
+def _tries(first: str) -> list[str]:
+    return [first, *(f"{first}-{number}" for number in range(2, MAX_REPLIES + 1))]

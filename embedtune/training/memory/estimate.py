@@ -207,9 +207,13 @@ def _at_once(columns: tuple[Column, ...], max_tokens: int | None) -> tuple[Colum
 def _longest(model: SentenceTransformer, texts: Any, *, prompt: str) -> int:
     rows = np.random.default_rng(0).permutation(len(texts))[:_MAX_TEXTS_COUNTED]
     sample = [prompt + texts[int(row)] for row in rows]
-    ids = model.tokenizer(sample, truncation=False, padding=False, verbose=False)["input_ids"]
-    longest = max(len(text) for text in ids)
-    return longest if model.max_seq_length is None else min(longest, int(model.max_seq_length))
+    tokenizer: Any = model.tokenizer
+    if callable(tokenizer):
+        ids = tokenizer(sample, truncation=False, padding=False, verbose=False)["input_ids"]
+    else:  # that of a static model, of the package tokenizers
+        ids = [encoding.ids for encoding in tokenizer.encode_batch(sample, add_special_tokens=False)]
+    longest = max(1, *(len(text) for text in ids))
+    return longest if model.max_seq_length is None else int(min(longest, model.max_seq_length))  # infinite if static
 
 
 def _num_bytes(tensors: Iterable[Any]) -> int:

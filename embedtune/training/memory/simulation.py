@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -78,11 +79,12 @@ def peak_activations(
         if not one_pass:
             _imitate_gradients(embeddings)
         fake.train()
-        batches = [_features(column) for column in columns]
+        batches = [_features(fake, column) for column in columns]
         with _LiveBytes(fake) as live:
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 vectors = [fake(dict(features))["sentence_embedding"] for features in batches]
-            torch.autograd.backward([column.float().sum() for column in vectors])
+            # Chunks of a frozen index have no gradient.
+            torch.autograd.backward([column.float().sum() for column in vectors if column.requires_grad])
     gradients = 0 if accumulating else _num_bytes(fake.parameters())
     peak = max(int(live.peak) - gradients, word_gradients)
     return peak if accumulating else peak - word_gradients
@@ -185,6 +187,12 @@ def _without_contents(model: SentenceTransformer, *, gradients: bool) -> Any:
     return copy.deepcopy(model, memo)
 
 
-def _features(column: Column) -> dict[str, Any]:
+def _features(model: nn.Module, column: Column) -> dict[str, Any]:
+    if any(
+        isinstance(module, StaticEmbedding) for module in model.modules()
+    ):  # its texts follow each other, without padding
+        size = column.num_rows * column.num_tokens
+        offsets = torch.arange(0, size, column.num_tokens, device="cpu")
+        return {"input_ids": torch.ones(size, dtype=torch.long, device="cpu"), "offsets": offsets, "task": column.role}
     ones = torch.ones(column.num_rows, column.num_tokens, dtype=torch.long, device="cpu")
     return {"input_ids": ones, "attention_mask": ones.clone(), "task": column.role, "modality": "text"}
