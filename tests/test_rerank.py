@@ -112,6 +112,14 @@ def test_chunks_that_come_and_go_are_reranked_as_in_a_new_index(tiny_model, retr
     ]
 
 
+def test_equal_texts_are_in_the_order_of_their_ids_also_if_the_first_came_last(tiny_model, cross_encoder):
+    chunks = [chunk("m#0", "what is the blue river"), *chunks_of(TEXTS)]
+    grown = Retriever.from_chunks(tiny_model, chunks, reranker=cross_encoder, rerank_depth=len(chunks) + 1)
+    grown.add([chunk("a#0", "what is the blue river")])
+    ids = [hit.id for hit in grown.search("the blue river", k=len(chunks) + 1)]
+    assert ids.index("m#0") - ids.index("a#0") == 1
+
+
 def test_fewer_chunks_than_the_depth_and_words_that_nothing_has_are_no_error(tiny_model, cross_encoder):
     small = Retriever.from_chunks(tiny_model, chunks_of(TEXTS)[:3], reranker=cross_encoder)
     assert len(small.search("pump", k=10)) == 3
