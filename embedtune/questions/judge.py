@@ -49,7 +49,7 @@ def filter_by_judge(
 
     It sends one request per chunk, costs about as much as writing the questions, and stores its replies in the same
     ledger. Questions without a verdict are kept, and counted in a warning with the reasons. The next run asks once more
-    about the questions of a reply that judges only some of them.
+    where a reply judges only some of its questions, up to three times in all.
 
     Args:
         questions: What `generate_questions` returned.
