@@ -17,6 +17,7 @@ from pathlib import Path
 from encode_corpus import write_sample
 
 import embedtune as et
+from embedtune.retrieval.retrieve import name_of
 from embedtune.retrieval.shards import device_of_process, encode_shards, this_process
 from embedtune.training.negatives.mine_shards import mine_shards
 
@@ -74,9 +75,7 @@ def main(
 
 def evaluate(model, questions: et.RetrievalDataset, vectors: str):
     retriever = et.Retriever.from_dataset(model, questions)  # how much words count; or et.Retriever.load(...)
-    return et.TopKEvaluator(questions).evaluate_shards(
-        retriever, vectors, name=str(retriever.model.model_card_data.model_name)
-    )
+    return et.TopKEvaluator(questions).evaluate_shards(retriever, vectors, name=name_of(model))
 
 
 if __name__ == "__main__":

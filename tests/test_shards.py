@@ -31,6 +31,8 @@ CHUNKS = [
     for part, verb in enumerate(("open", "replace"))
 ]
 ROOT = Path(__file__).parent.parent
+TORCHRUN = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
+ACCELERATE = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
 
 
 @pytest.fixture
@@ -251,51 +253,47 @@ def test_two_processes_of_which_one_is_killed_go_on_and_write_what_one_writes(
     assert content(tmp_path / "two") == content(tmp_path / "one")
 
 
+def run_example(name, model, output, *options, launcher=()):
+    """Run an example on the sample in this machine's processes, and return what it prints."""
+    command = [*launcher, str(ROOT / "examples" / name), "--model", str(model), "--output", str(output)]
+    result = subprocess.run(
+        [sys.executable, *command, "--chunks-per-shard", "4", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr[-4000:]
+    return result.stdout
+
+
 @pytest.mark.slow
 def test_the_example_runs_alone_and_under_accelerate_and_writes_the_same(tiny_model_folder, tmp_path):
-    accelerate = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--main_process_port=0"]
-    example = [str(ROOT / "examples" / "encode_corpus.py"), "--model", str(tiny_model_folder), "--documents", "5"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for name, command in (("one", []), ("two", accelerate)):
-        output = ["--output", str(tmp_path / name), "--chunks-per-shard", "4"]
-        result = subprocess.run(
-            [sys.executable, *command, *example, *output],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stderr[-4000:]
-        assert f"process 1 of {1 if name == 'one' else 2}" in result.stdout
-    assert "process 2 of 2" in result.stdout
+    for name, size, launcher in (("one", 1, ()), ("two", 2, ACCELERATE)):
+        options = tiny_model_folder, tmp_path / name, "--documents", "5"
+        printed = run_example("encode_corpus.py", *options, launcher=launcher)
+        assert all(f"process {rank} of {size}" in printed for rank in range(1, size + 1))
     assert content(tmp_path / "two" / "vectors") == content(tmp_path / "one" / "vectors")
     assert json.loads((tmp_path / "one" / "vectors" / shards.MANIFEST).read_text())["similarity"] == "cosine"
 
 
 @pytest.mark.slow
-def test_the_example_mines_and_evaluates_the_same_alone_and_by_two_processes(tiny_model_folder, tmp_path):
-    torchrun = ["-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "--standalone"]
-    example = [str(ROOT / "examples" / "shards.py"), "--model", str(tiny_model_folder), "--documents", "9"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for name, size, command in (("one", 1, []), ("two", 2, torchrun)):
-        output = ["--output", str(tmp_path / name), "--chunks-per-shard", "4"]
-        result = subprocess.run(
-            [sys.executable, *command, *example, *output],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=environment,
-            timeout=300,
-        )
-        assert result.returncode == 0, result.stderr[-4000:]
+def test_the_example_mines_and_evaluates_the_same_alone_and_by_two_processes_of_either_launcher(
+    tiny_model_folder, tmp_path
+):
+    evaluations, negatives = [], []
+    for name, size, launcher in (("one", 1, ()), ("torchrun", 2, TORCHRUN), ("accelerate", 2, ACCELERATE)):
+        options = tiny_model_folder, tmp_path / name, "--documents", "9"
+        printed = run_example("shards.py", *options, launcher=launcher)
         for step in ("encoded", "mined", "evaluated"):
-            assert f"process {size} of {size}: {step} in" in result.stdout
-    found = [json.loads((tmp_path / name / "evaluation.json").read_text()) for name in ("one", "two")]
-    assert found[0] == found[1]
-    rows = [parquet.read_table(tmp_path / name / "negatives.parquet").to_pydict() for name in ("one", "two")]
-    assert rows[0] == rows[1]
-    assert list(rows[0]) == ["anchor", "positive", "negative_1", "negative_2", "label"]
+            assert all(f"process {rank} of {size}: {step} in" in printed for rank in range(1, size + 1))
+        evaluations.append(json.loads((tmp_path / name / "evaluation.json").read_text()))
+        negatives.append(parquet.read_table(tmp_path / name / "negatives.parquet").to_pydict())
+    assert evaluations == evaluations[:1] * 3
+    assert evaluations[0]["name"] == tiny_model_folder.name
+    assert negatives == negatives[:1] * 3
+    assert list(negatives[0]) == ["anchor", "positive", "negative_1", "negative_2", "label"]
 
 
 def test_any_share_of_the_shards_can_be_encoded_without_a_launcher(corpus, tiny_model, tmp_path):

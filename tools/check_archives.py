@@ -9,13 +9,20 @@ import zipfile
 from pathlib import Path
 
 NEEDED = [  # what is read by its path, and so missed only when somebody uses it
+    "evaluation/report/assets/report.css",
+    "evaluation/report/assets/report.html.j2",
+    "evaluation/report/assets/report.js",
     "py.typed",
+    "questions/describe.txt",
+    "questions/instructions.txt",
     "questions/judge.txt",
-    "questions/prices.json",
-    "questions/prompt.txt",
+    "questions/several.txt",
     "sample/LICENSE",
+    "sample/general/passages.jsonl",
     "sample/handbook/lamp-desk.md",
     "sample/questions.jsonl",
+    "serving/answer.txt",
+    "serving/judge.txt",
 ]
 UNWANTED = (".pyc", ".ipynb_checkpoints", ".safetensors", ".sqlite", ".env", ".git/", ".venv/", "__pycache__")
 
