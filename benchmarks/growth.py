@@ -2,8 +2,8 @@
 
     python benchmarks/growth.py --chunks 10000 100000
 
-Texts of 60 words whose frequencies follow Zipf's law, ten chunks a document, one question for every tenth chunk, and one log
-entry for every tenth chunk. Vectors of 64 dimensions come from a table of random words, so that the model costs next to nothing.
+Texts of 60 words whose frequencies follow Zipf's law, ten chunks a document, one question for every tenth chunk up to 10,000, and a
+log entry for each. Vectors of 64 dimensions come from a table of random words, so that the model costs next to nothing.
 One thread. Each size runs in a process of its own. Printed are processor seconds, and the largest memory that the process held
 while a step ran, all that was made before it included (Linux).
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-DIM, NUM_WORDS = 64, 50_000
+DIM, NUM_WORDS, MAX_QUESTIONS = 64, 50_000, 10_000
 
 
 def peak_mb() -> float:
@@ -61,7 +61,7 @@ def run(size: int, folder: Path) -> None:
             text = " ".join(row)
             begin = (i % 10) * 1000
             chunks.append(et.Chunk(f"d{i // 10}#{i % 10}", f"d{i // 10}", text, begin, begin + len(text)))
-            if i % 10 == 0:
+            if i % max(10, size // MAX_QUESTIONS) == 0:
                 questions.append(et.Question(f"q{i}", f"what is {' '.join(row[10:18])}?", (chunks[-1].id,)))
     print(
         f"{size:,} chunks, {len(questions):,} questions; {peak_mb():.0f} MB with the libraries and the texts",
