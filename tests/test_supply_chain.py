@@ -67,7 +67,7 @@ def test_the_check_sees_what_it_looks_for(source):
 
 
 def test_each_dependency_has_a_lower_bound_and_a_reason():
-    lines = (Path(embedtune.__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8").splitlines()
+    lines = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8").splitlines()
     start = lines.index("dependencies = [") + 1
     listed = lines[start : lines.index("]", start)]
     assert len(listed) > 5
