@@ -287,7 +287,7 @@ def test_a_label_is_suspicious_where_all_runs_agree_on_another_chunk_with_as_man
 
 
 def test_the_share_of_words_is_that_of_the_questions_distinct_words():
-    texts = ["The pump, the PUMP!", "", *map(str, range(38))]
+    texts = ["The pump, the PUMP!", "...", *map(str, range(38))]
     data = dataset(1, texts=["question 0 and others", *texts[1:]])
     material = material_of(render(verdict_of(data, [1], [2]), data=data))
     assert material["questions"][0]["shared"] == pytest.approx(2 / 3, abs=1e-3)
