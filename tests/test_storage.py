@@ -203,6 +203,18 @@ def killed_after(step, write, *args):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
 
 
+def begun(target, writer):
+    """Write the first version of a folder, with a file of somebody else's in it; return what writes the next ones."""
+
+    def write(number):
+        with writer(target) as folder:
+            write_version(folder, number)
+
+    write(0)
+    (target / "mine").write_text("mine")
+    return write
+
+
 def interrupted_after(step, write, *args):
     """Run a function that Ctrl-C ends right after its n-th change of names; return whether it did."""
 
@@ -223,13 +235,7 @@ def test_a_writer_that_is_interrupted_at_any_step_leaves_the_old_folder_or_the_n
     tmp_path, writer, exchanges
 ):
     target = tmp_path / "data"
-
-    def write(number):
-        with writer(target) as folder:
-            write_version(folder, number)
-
-    write(0)
-    (target / "mine").write_text("mine")
+    write = begun(target, writer)
     steps = 0
     while interrupted_after(steps + 1, write, steps + 1):
         steps += 1
@@ -247,13 +253,7 @@ def test_a_writer_that_is_killed_at_any_step_leaves_the_old_folder_or_the_new_an
     tmp_path, writer, exchanges
 ):
     target = tmp_path / "data"
-
-    def write(number):
-        with writer(target) as folder:
-            write_version(folder, number)
-
-    write(0)
-    (target / "mine").write_text("mine")
+    write = begun(target, writer)
     steps = 0
     while killed_after(steps + 1, write, steps + 1):
         steps += 1
@@ -480,6 +480,16 @@ def test_of_writers_at_once_each_finishes_and_the_last_one_stays(tmp_path, write
     assert {len(one) for one in found} == {1}
     assert read_folder(target, versions) in ({"59"}, {"159"}, {"259"})
     assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.parametrize("writer", [replaced_folder, merged_folder])
+def test_a_folder_that_another_writer_sets_aside_meanwhile_is_not_taken_for_a_file(tmp_path, monkeypatch, writer):
+    target, is_dir = tmp_path / "data", Path.is_dir
+    write = begun(target, writer)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "is_dir", lambda path: path != target and is_dir(path))
+        write(1)
+    assert versions(target) == {"1"}
 
 
 def test_what_another_writer_puts_there_while_files_are_joined_is_neither_mixed_nor_lost(

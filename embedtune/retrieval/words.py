@@ -22,7 +22,7 @@ K1, B = (
 )  # of BM25, as in Anserini: Yang, Fang and Lin, "Anserini: Reproducible Ranking Baselines Using Lucene", 2018
 
 _MAX_COUNT = np.iinfo(np.uint16).max
-_TEXTS_PER_BLOCK = 5_000  # counted at once: the tokens as they are found take ten times the memory of their counts
+_TEXTS_PER_BLOCK = 5_000  # counted at once: the tokens as they are found take several times the memory of their counts
 
 
 @dataclass(frozen=True, eq=False)

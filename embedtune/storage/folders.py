@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -130,7 +131,11 @@ def read_folder(path: str | Path, read: Callable[[Path], _T]) -> _T:
 
 def _place(path: str | Path) -> Path:
     target = Path(path).resolve()
-    if target.exists() and not target.is_dir():
+    try:  # asked once: between two renames of another writer nothing stands there
+        is_other = not stat.S_ISDIR(target.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        is_other = False
+    if is_other:
         raise NotADirectoryError(errno.ENOTDIR, "A folder cannot replace a file. Choose another path", str(target))
     return target
 
